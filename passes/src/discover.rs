@@ -1,0 +1,313 @@
+//! What can be removed: units, grouped into sublayers.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use crate::ir::{Graph, NodeId, Slot, ValueId};
+use crate::observe::Observation;
+use crate::provenance::{Channel, Contraction, Provenance};
+
+/// What a unit is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An attention head: its channels take part in a product of two activations.
+    Head,
+    /// A neuron of a feed-forward network, gated or not.
+    Neuron,
+}
+
+/// Channels that can only go together.
+#[derive(Clone, Debug)]
+pub struct Unit {
+    /// The channel that stands for the class.
+    pub class: Channel,
+    /// The columns of the features, and rows of the projection, that belong to the unit.
+    pub columns: Vec<usize>,
+    /// Multiply-adds, counted as two operations, that its channels take part in, for one sample.
+    pub flops: f64,
+    /// Parameters that go with it.
+    pub parameters: usize,
+}
+
+/// The matrix product that ends a sublayer.
+#[derive(Clone, Debug)]
+pub struct Projection {
+    /// The operator, a `MatMul` or `Gemm`.
+    pub node: NodeId,
+    /// The input slot of the features.
+    pub features_slot: usize,
+    /// The features, whose last axis holds the columns.
+    pub features: ValueId,
+    /// The input slot of the weight.
+    pub weight_slot: usize,
+    /// The weight.
+    pub weight: ValueId,
+    /// Whether the weight is stored with its columns first.
+    pub transposed: bool,
+    /// Number of columns of the features.
+    pub width: usize,
+    /// Number of columns of the weight: the width of the stream.
+    pub outputs: usize,
+}
+
+/// Where a sublayer's output joins the residual stream.
+#[derive(Clone, Debug)]
+pub struct Residual {
+    /// The operators from the projection's output to the addition, which is the last of them.
+    pub path: Vec<NodeId>,
+    /// The input slot of the addition at which the sublayer's output arrives.
+    pub branch: usize,
+    /// The stream after the sublayer, before any normalisation on it.
+    pub output: ValueId,
+}
+
+impl Residual {
+    /// The addition.
+    pub fn add(&self) -> NodeId {
+        *self.path.last().expect("the path ends with the addition")
+    }
+}
+
+/// Units that end in the same projection.
+#[derive(Clone, Debug)]
+pub struct Sublayer {
+    /// The projection's name in the file.
+    pub name: String,
+    /// What its units are.
+    pub kind: Kind,
+    /// Where the units end.
+    pub projection: Projection,
+    /// Where the projection joins the stream.
+    pub residual: Residual,
+    /// The units, in the order of their columns.
+    pub units: Vec<Unit>,
+}
+
+impl Sublayer {
+    /// FLOPs of all units, for one sample.
+    pub fn flops(&self) -> f64 {
+        self.units.iter().map(|u| u.flops).sum()
+    }
+}
+
+/// Channels that cannot be removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declined {
+    /// The projection at which they end.
+    pub place: String,
+    /// Number of channels.
+    pub channels: usize,
+    /// Why they stay.
+    pub why: String,
+}
+
+/// The units of a model.
+#[derive(Debug)]
+pub struct Discovery {
+    /// Where every channel comes from and goes to.
+    pub provenance: Provenance,
+    /// The sublayers from input to output.
+    pub sublayers: Vec<Sublayer>,
+    /// What was looked at and declined.
+    pub declined: Vec<Declined>,
+}
+
+/// Finds the units of `graph`; `at` gives the lengths of the inputs' named axes that FLOPs are counted for.
+pub fn discover(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f64>) -> Discovery {
+    let provenance = Provenance::trace(graph, seen);
+    let mut ends: BTreeMap<Channel, BTreeSet<usize>> = BTreeMap::new();
+    for (i, contraction) in provenance.contractions.iter().enumerate() {
+        for &row in &contraction.rows {
+            ends.entry(provenance.channels.find(row)).or_default().insert(i);
+        }
+    }
+    let finder = Finder { graph, provenance: &provenance, ends: &ends, heads: heads(graph, &provenance) };
+    let mut sublayers = Vec::new();
+    let mut declined = Vec::new();
+    let mut reported = HashSet::new();
+    for i in 0..provenance.contractions.len() {
+        let classes = finder.classes(i);
+        match finder.sublayer(i, &classes) {
+            Ok(found) => sublayers.push(found),
+            Err(why) if reported.insert(classes) => declined.push(finder.declined(i, why)),
+            Err(_) => {}
+        }
+    }
+    let position: HashMap<_, _> = graph.sorted().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
+    sublayers.sort_by_key(|s| position[&s.residual.add()]);
+    let costs = Costs::count(graph, seen, &provenance, at);
+    for unit in sublayers.iter_mut().flat_map(|s| &mut s.units) {
+        unit.flops = costs.flops.get(&unit.class).copied().unwrap_or(0.0);
+        unit.parameters = costs.parameters.get(&unit.class).copied().unwrap_or(0.0).round() as usize;
+    }
+    Discovery { provenance, sublayers, declined }
+}
+
+/// Classes whose channels take part in a product of two activations.
+fn heads(graph: &Graph, provenance: &Provenance) -> HashSet<Channel> {
+    let products = provenance.products.iter();
+    let planes = products.flat_map(|&n| (0..2).flat_map(move |slot| provenance.planes_at(graph, n, slot)));
+    planes.flat_map(|p| p.0.iter()).map(|&c| provenance.channels.find(c)).collect()
+}
+
+struct Finder<'a> {
+    graph: &'a Graph,
+    provenance: &'a Provenance,
+    ends: &'a BTreeMap<Channel, BTreeSet<usize>>,
+    heads: HashSet<Channel>,
+}
+
+impl Finder<'_> {
+    fn contraction(&self, i: usize) -> &Contraction {
+        &self.provenance.contractions[i]
+    }
+
+    fn classes(&self, i: usize) -> BTreeSet<Channel> {
+        self.contraction(i).rows.iter().map(|&c| self.provenance.channels.find(c)).collect()
+    }
+
+    fn declined(&self, i: usize, why: String) -> Declined {
+        let contraction = self.contraction(i);
+        Declined { place: self.graph.label(contraction.node), channels: contraction.rows.len(), why }
+    }
+
+    /// The sublayer that ends in contraction `i`, or why there is none.
+    fn sublayer(&self, i: usize, classes: &BTreeSet<Channel>) -> Result<Sublayer, String> {
+        let contraction = self.contraction(i);
+        if let Some(frozen) = classes.iter().find_map(|&c| self.provenance.channels.frozen(c)) {
+            return Err(format!("{} {}", frozen.place, frozen.why));
+        }
+        if classes.iter().any(|class| self.ends[class].len() > 1) {
+            return Err("its channels end in several projections".into());
+        }
+        let projection = self.projection(contraction)?;
+        let residual = self.residual(&projection)?;
+        let mut units: Vec<Unit> = Vec::new();
+        let mut place: HashMap<Channel, usize> = HashMap::new();
+        for (column, &row) in contraction.rows.iter().enumerate() {
+            let class = self.provenance.channels.find(row);
+            let unit = *place.entry(class).or_insert_with(|| {
+                units.push(Unit { class, columns: Vec::new(), flops: 0.0, parameters: 0 });
+                units.len() - 1
+            });
+            units[unit].columns.push(column);
+        }
+        let is_head = units.iter().any(|u| self.heads.contains(&u.class));
+        let kind = if is_head { Kind::Head } else { Kind::Neuron };
+        let name = self.graph.operator(contraction.node).name.clone();
+        let name = if name.is_empty() { self.graph.name(projection.weight).to_string() } else { name };
+        Ok(Sublayer { name, kind, projection, residual, units })
+    }
+
+    fn projection(&self, contraction: &Contraction) -> Result<Projection, String> {
+        let operator = self.graph.operator(contraction.node);
+        let (features, weight) = match (operator.input(contraction.features), operator.input(contraction.weight)) {
+            (Some(features), Some(weight)) => (features, weight),
+            _ => return Err("an input is missing".into()),
+        };
+        let tensor = self.graph.constant(weight).ok_or("its weight is no constant")?;
+        if !tensor.element().is_float() {
+            return Err(format!("its weight is of type {}", tensor.element()));
+        }
+        if operator.float("alpha", 1.0) != 1.0 || operator.float("beta", 1.0) != 1.0 {
+            return Err("it scales its product, for which there is no rule".into());
+        }
+        let transposed = operator.int("transB", 0) != 0;
+        let (rows, columns) = (tensor.dims()[transposed as usize], tensor.dims()[!transposed as usize]);
+        Ok(Projection {
+            node: contraction.node,
+            features_slot: contraction.features,
+            features,
+            weight_slot: contraction.weight,
+            weight,
+            transposed,
+            width: rows,
+            outputs: columns,
+        })
+    }
+
+    /// Follows the projection's output to where it is added to a stream that it came from.
+    fn residual(&self, projection: &Projection) -> Result<Residual, String> {
+        let outside = || "its output is not added to a residual stream".to_string();
+        let upstream = self.graph.ancestors([projection.features]);
+        let mut path = Vec::new();
+        let mut branch = None;
+        let mut value = self.graph.operator(projection.node).output(0).ok_or_else(outside)?;
+        loop {
+            let &[(node, Slot::Input(slot))] = self.graph.consumers(value).as_slice() else { return Err(outside()) };
+            let operator = self.graph.operator(node);
+            path.push(node);
+            value = operator.output(0).ok_or_else(outside)?;
+            if operator.is("Identity") || operator.is("Dropout") {
+                continue;
+            }
+            let other = operator.input(1 - slot.min(1)).filter(|_| operator.is("Add")).ok_or_else(outside)?;
+            if self.graph.constant(other).is_some() {
+                continue;
+            }
+            branch.get_or_insert(slot);
+            let source = self.graph.producer(other);
+            if source.is_none_or(|(node, _)| upstream.contains(&node)) {
+                return Ok(Residual { path, branch: branch.unwrap_or(slot), output: value });
+            }
+            return Err(outside());
+        }
+    }
+}
+
+/// FLOPs and parameters by class.
+#[derive(Default)]
+struct Costs {
+    flops: HashMap<Channel, f64>,
+    parameters: HashMap<Channel, f64>,
+}
+
+impl Costs {
+    fn count(graph: &Graph, seen: &Observation, provenance: &Provenance, at: &BTreeMap<String, f64>) -> Self {
+        let mut costs = Self::default();
+        for node in graph.sorted() {
+            let operator = graph.operator(node);
+            if !(operator.is("MatMul") || operator.is("Gemm")) {
+                continue;
+            }
+            if let Some(flops) = product_flops(graph, seen, node, at) {
+                let mut share: HashMap<Channel, f64> = HashMap::new();
+                let inputs = (0..2).flat_map(|slot| provenance.planes_at(graph, node, slot));
+                for plane in inputs {
+                    let mut count: HashMap<Channel, usize> = HashMap::new();
+                    plane.0.iter().for_each(|&c| *count.entry(provenance.channels.find(c)).or_default() += 1);
+                    for (class, n) in count {
+                        let part = n as f64 / plane.0.len() as f64;
+                        share.entry(class).and_modify(|s| *s = s.max(part)).or_insert(part);
+                    }
+                }
+                share.into_iter().for_each(|(class, part)| *costs.flops.entry(class).or_default() += part * flops);
+            }
+        }
+        costs.count_parameters(graph, provenance);
+        costs
+    }
+
+    fn count_parameters(&mut self, graph: &Graph, provenance: &Provenance) {
+        let mut counted = HashSet::new();
+        for (node, slot, planes) in provenance.constant_uses() {
+            let Some(value) = graph.operator(node).input(slot) else { continue };
+            let Some(tensor) = graph.constant(value).filter(|_| counted.insert(value)) else { continue };
+            for plane in planes {
+                let each = tensor.count() as f64 / plane.0.len() as f64;
+                for &channel in &plane.0 {
+                    *self.parameters.entry(provenance.channels.find(channel)).or_default() += each;
+                }
+            }
+        }
+    }
+}
+
+/// Two operations for every multiply-add of a matrix product.
+fn product_flops(graph: &Graph, seen: &Observation, node: NodeId, at: &BTreeMap<String, f64>) -> Option<f64> {
+    let operator = graph.operator(node);
+    let left = seen.dims(operator.input(0)?)?;
+    let output = seen.dims(operator.output(0)?)?;
+    let inner = if operator.int("transA", 0) != 0 { left.first()? } else { left.last()? };
+    let size: f64 = output.iter().map(|&d| seen.extent(d, at)).product();
+    Some(2.0 * size * seen.extent(*inner, at))
+}

@@ -1,0 +1,14 @@
+//! The intermediate representation: a model as a graph of operators and values.
+
+mod element;
+mod graph;
+mod model;
+mod operator;
+mod tensor;
+
+pub use element::ElementType;
+pub(crate) use graph::SourceKind;
+pub use graph::{Graph, NodeId, Slot, ValueId};
+pub use model::Model;
+pub use operator::{Operator, attribute};
+pub use tensor::{EXTERNAL, Tensor, TensorError};

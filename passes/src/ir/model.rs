@@ -1,0 +1,44 @@
+//! A graph with what the file says around it.
+
+use super::{Graph, ValueId};
+use crate::onnx::schema::{GraphProto, ModelProto, SparseTensorProto};
+
+/// A model: a graph, and everything else that its file holds.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    /// The operators and values.
+    pub graph: Graph,
+    /// The file's other fields: versions, operator sets, functions, metadata. Its `graph` is empty.
+    pub(crate) header: ModelProto,
+    /// The graph's other fields: name, doc string, metadata, annotations. Its lists are empty.
+    pub(crate) graph_header: GraphProto,
+    /// Constants given by their non-zero elements; opaque to every pass.
+    pub(crate) sparse: Vec<(ValueId, SparseTensorProto)>,
+    /// The order in which declared types are listed.
+    pub(crate) listed: Vec<ValueId>,
+}
+
+impl Model {
+    /// The version of an operator set that the model imports; `""` is the standard one.
+    pub fn opset(&self, domain: &str) -> Option<i64> {
+        let standard = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_string() };
+        self.header
+            .opset_import
+            .iter()
+            .find(|o| standard(o.domain.as_deref().unwrap_or("")) == domain)
+            .and_then(|o| o.version)
+    }
+
+    /// The file's fields outside the graph.
+    pub fn header(&self) -> &ModelProto {
+        &self.header
+    }
+
+    /// Whether an operator is defined by a function of the model.
+    pub fn is_function(&self, domain: &str, op_type: &str) -> bool {
+        self.header
+            .functions
+            .iter()
+            .any(|f| f.domain.as_deref().unwrap_or("") == domain && f.name.as_deref().unwrap_or("") == op_type)
+    }
+}

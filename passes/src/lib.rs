@@ -1,0 +1,12 @@
+//! The IR and the passes of onnx-kprune.
+//!
+//! A pass is a function from a graph, and measurements, to a graph, a plan or a solution. Nothing in
+//! this package opens a file, starts a session or prints: where a pass needs numbers from a run, it
+//! returns a graph for the driver to run and takes the results as plain arrays.
+
+pub mod discover;
+pub mod ir;
+pub mod observe;
+pub mod onnx;
+pub mod provenance;
+pub mod signature;

@@ -1,0 +1,180 @@
+//! Shapes as they are seen in two runs of the model with different sizes.
+//!
+//! Nothing is inferred: a dimension that is the same in both runs is static, one that changes follows
+//! the sizes of the inputs. Every shape computation that an exporter writes is thereby understood
+//! without a rule for it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ndarray::ArrayD;
+
+use crate::ir::{ElementType, Graph, Model, ValueId};
+
+/// Values of at most this many integers are kept: shapes, axes, indices.
+const MOST_INTEGERS: usize = 1 << 16;
+
+/// Lengths of the named axes of the inputs in the two runs.
+pub type Sizes = BTreeMap<String, [usize; 2]>;
+
+/// What one run showed of one value.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its element type.
+    pub element: ElementType,
+    /// Its elements, where they are integers and not too many.
+    pub integers: Option<ArrayD<i64>>,
+}
+
+impl Seen {
+    /// Whether the elements of a value of this type and size should be handed over.
+    pub fn wants_integers(element: ElementType, count: usize) -> bool {
+        matches!(element, ElementType::I64 | ElementType::I32) && count <= MOST_INTEGERS
+    }
+}
+
+/// The graph to run twice: the model with every value as an output.
+pub fn observed_model(model: &Model) -> (Model, Vec<ValueId>) {
+    let mut seen = model.clone();
+    let graph = &mut seen.graph;
+    let mut values: Vec<ValueId> = Vec::new();
+    for node in graph.sorted() {
+        let operator = graph.operator(node);
+        if !operator.is("Constant") {
+            values.extend(operator.outputs().iter().flatten());
+        }
+    }
+    for &value in &values {
+        if !graph.outputs().contains(&value) {
+            graph.add_output(value);
+        }
+    }
+    (seen, values)
+}
+
+/// One dimension, as long as it was in each of the two runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dim(pub [usize; 2]);
+
+impl Dim {
+    /// The length, where it is the same whatever the inputs' sizes.
+    pub fn fixed(self) -> Option<usize> {
+        (self.0[0] == self.0[1]).then_some(self.0[0])
+    }
+}
+
+/// Shapes and integers of a model's values in two runs.
+#[derive(Clone, Debug, Default)]
+pub struct Observation {
+    sizes: Sizes,
+    seen: HashMap<ValueId, [Seen; 2]>,
+}
+
+impl Observation {
+    /// Puts two runs together; constants and inputs need not be among the values seen.
+    pub fn new(graph: &Graph, sizes: Sizes, runs: [HashMap<ValueId, Seen>; 2]) -> Self {
+        let [first, mut second] = runs;
+        let mut seen: HashMap<_, _> =
+            first.into_iter().filter_map(|(value, a)| Some((value, [a, second.remove(&value)?]))).collect();
+        for value in graph.initializers().into_iter().chain(constant_outputs(graph)) {
+            if let Some(tensor) = graph.constant(value) {
+                let element = tensor.element();
+                let wanted = Seen::wants_integers(element, tensor.count());
+                let integers = wanted.then(|| tensor.to_i64().ok()).flatten();
+                let one = Seen { shape: tensor.dims().to_vec(), element, integers };
+                seen.insert(value, [one.clone(), one]);
+            }
+        }
+        Self { sizes, seen }
+    }
+
+    /// The value's shape in the first run.
+    pub fn shape(&self, value: ValueId) -> Option<&[usize]> {
+        self.seen.get(&value).map(|[first, _]| first.shape.as_slice())
+    }
+
+    /// The value's dimensions; `None` where the value was not seen or its rank changed.
+    pub fn dims(&self, value: ValueId) -> Option<Vec<Dim>> {
+        let [a, b] = self.seen.get(&value)?;
+        let pairs = a.shape.iter().zip(&b.shape).map(|(&x, &y)| Dim([x, y])).collect();
+        (a.shape.len() == b.shape.len()).then_some(pairs)
+    }
+
+    /// The value's element type.
+    pub fn element(&self, value: ValueId) -> Option<ElementType> {
+        self.seen.get(&value).map(|[first, _]| first.element)
+    }
+
+    /// The value's integers in the first run.
+    pub fn integers(&self, value: ValueId) -> Option<&ArrayD<i64>> {
+        self.seen.get(&value)?[0].integers.as_ref()
+    }
+
+    /// The value's integers, where they are the same in both runs.
+    pub fn fixed_integers(&self, value: ValueId) -> Option<&ArrayD<i64>> {
+        let [a, b] = self.seen.get(&value)?;
+        a.integers.as_ref().filter(|ints| Some(*ints) == b.integers.as_ref())
+    }
+
+    /// Lengths of the inputs' named axes in the two runs.
+    pub fn sizes(&self) -> &Sizes {
+        &self.sizes
+    }
+
+    /// How long a dimension is when the named axes have the lengths `at`.
+    ///
+    /// A dimension is a number, or follows one axis with a factor or an offset, or two axes with a
+    /// factor; what follows none of these is taken to grow in proportion to the first axis that grew.
+    pub fn extent(&self, dim: Dim, at: &BTreeMap<String, f64>) -> f64 {
+        let [x, y] = dim.0;
+        if let Some(fixed) = dim.fixed() {
+            return fixed as f64;
+        }
+        let follows = |a: [usize; 2]| x * a[1] == y * a[0];
+        let point = |name: &str| at.get(name).copied().unwrap_or(1.0);
+        for (name, &size) in &self.sizes {
+            if follows(size) {
+                return x as f64 / size[0] as f64 * point(name);
+            }
+        }
+        for (name, &size) in &self.sizes {
+            if x as isize - size[0] as isize == y as isize - size[1] as isize {
+                return point(name) + x as f64 - size[0] as f64;
+            }
+        }
+        for (i, (first, &a)) in self.sizes.iter().enumerate() {
+            for (second, &b) in self.sizes.iter().skip(i) {
+                if follows([a[0] * b[0], a[1] * b[1]]) {
+                    return x as f64 / (a[0] * b[0]) as f64 * point(first) * point(second);
+                }
+            }
+        }
+        let grew = self.sizes.iter().find(|(_, s)| s[0] != s[1]);
+        grew.map_or(x as f64, |(name, s)| x as f64 * point(name) / s[0] as f64)
+    }
+}
+
+fn constant_outputs(graph: &Graph) -> Vec<ValueId> {
+    let constants = graph.sorted().into_iter().filter(|&n| graph.operator(n).is("Constant"));
+    constants.filter_map(|n| graph.operator(n).output(0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dimensions_follow_the_axes_they_were_seen_to_follow() {
+        let sizes = Sizes::from([("batch".into(), [2, 3]), ("seq".into(), [5, 7])]);
+        let seen = Observation { sizes, seen: HashMap::new() };
+        let at = BTreeMap::from([("batch".to_string(), 1.0), ("seq".to_string(), 12.5)]);
+        let extent = |x, y| seen.extent(Dim([x, y]), &at);
+        assert_eq!(extent(12, 12), 12.0);
+        assert_eq!(extent(24, 36), 12.0);
+        assert_eq!(extent(5, 7), 12.5);
+        assert_eq!(extent(6, 8), 13.5);
+        assert_eq!(extent(10, 21), 12.5);
+        assert_eq!(extent(25, 49), 156.25);
+    }
+}

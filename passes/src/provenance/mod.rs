@@ -1,0 +1,267 @@
+//! Channel provenance: which slices of which weights can only go together.
+//!
+//! Every index of every axis of every weight gets a channel of its own. The channels are carried
+//! through the graph, and wherever two meet they are united. What comes out are classes of channels;
+//! a class that meets an obstacle is frozen. No exporter or architecture is known here: there is one
+//! rule for an operator, and an operator without a rule freezes what it reads.
+
+mod channels;
+mod plane;
+mod rules;
+mod structural;
+
+use std::collections::HashMap;
+
+pub use channels::{Channel, Channels, Frozen};
+pub use plane::{Plane, Planes};
+
+use crate::ir::{Graph, NodeId, Slot, ValueId};
+use crate::observe::Observation;
+
+/// A matrix product that ends channels on the rows of a constant weight.
+#[derive(Clone, Debug)]
+pub struct Contraction {
+    /// The operator.
+    pub node: NodeId,
+    /// The input slot of the features.
+    pub features: usize,
+    /// The input slot of the weight.
+    pub weight: usize,
+    /// The channel of every row of the weight, which is also that of the features' column.
+    pub rows: Vec<Channel>,
+}
+
+/// Where every channel of a graph comes from and goes to.
+#[derive(Debug, Default)]
+pub struct Provenance {
+    /// The channels and their classes.
+    pub channels: Channels,
+    /// Matrix products with a constant weight.
+    pub contractions: Vec<Contraction>,
+    /// Matrix products of two activations that channels take part in.
+    pub products: Vec<NodeId>,
+    values: HashMap<ValueId, Planes>,
+    constants: HashMap<(NodeId, usize), Planes>,
+}
+
+impl Provenance {
+    /// Carries channels through `graph`.
+    pub fn trace(graph: &Graph, seen: &Observation) -> Self {
+        let mut this = Self::default();
+        for node in graph.sorted() {
+            this.trace_node(graph, seen, node);
+        }
+        for &value in graph.outputs() {
+            this.freeze_value(graph, value, "a graph output");
+        }
+        this.close_grids(graph);
+        this
+    }
+
+    /// The planes of a value that an operator makes, or of a constant of more than one axis.
+    pub fn planes(&self, value: ValueId) -> &[Plane] {
+        self.values.get(&value).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every constant that an operator reads as data, with its planes there.
+    pub fn constant_uses(&self) -> Vec<(NodeId, usize, &[Plane])> {
+        let mut uses: Vec<_> = self.constants.iter().map(|(&(n, s), p)| (n, s, p.as_slice())).collect();
+        uses.sort_unstable_by_key(|&(n, s, _)| (n, s));
+        uses
+    }
+
+    /// The planes of whatever an operator reads at `slot`.
+    pub fn planes_at(&self, graph: &Graph, node: NodeId, slot: usize) -> &[Plane] {
+        match self.constants.get(&(node, slot)) {
+            Some(planes) => planes,
+            None => graph.operator(node).input(slot).map_or(&[], |v| self.planes(v)),
+        }
+    }
+
+    fn trace_node(&mut self, graph: &Graph, seen: &Observation, node: NodeId) {
+        let operator = graph.operator(node);
+        if operator.is("Constant") {
+            return;
+        }
+        for &value in operator.captures() {
+            self.freeze_value(graph, value, &format!("{} reads it in a subgraph", graph.label(node)));
+        }
+        let mut scene = Scene { graph, seen, node, provenance: self };
+        match rules::apply(&mut scene) {
+            Ok(outputs) => {
+                for (slot, planes) in outputs.into_iter().enumerate() {
+                    if let Some(value) = operator.output(slot).filter(|_| !planes.is_empty()) {
+                        self.values.insert(value, planes);
+                    }
+                }
+            }
+            Err(Decline(why)) => {
+                for slot in 0..operator.inputs().len() {
+                    if let Ok(operand) = scene.operand(slot) {
+                        operand.planes.iter().for_each(|plane| scene.freeze(plane, &why));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The planes of a constant where it is read. A vector is a new one at each place (it can be cut
+    /// differently there); a matrix or larger table is the same one everywhere.
+    fn constant_planes(&mut self, value: ValueId, shape: &[usize], node: NodeId, slot: usize) -> Planes {
+        if let Some(planes) = self.constants.get(&(node, slot)) {
+            return planes.clone();
+        }
+        let axes: Vec<_> = (0..shape.len()).filter(|&a| shape[a] > 1).collect();
+        let shared = (axes.len() > 1).then(|| self.values.get(&value).cloned()).flatten();
+        let planes = shared.unwrap_or_else(|| {
+            axes.iter().map(|&a| Plane::along(shape.len(), a, self.channels.fresh(shape[a]))).collect()
+        });
+        if axes.len() > 1 {
+            self.values.insert(value, planes.clone());
+        }
+        self.constants.insert((node, slot), planes.clone());
+        planes
+    }
+
+    /// Freezes all that is known of a value, at all places where a constant is read.
+    fn freeze_value(&mut self, graph: &Graph, value: ValueId, why: &str) {
+        let reason = self.channels.reason(format!("value {:?}", graph.name(value)), why);
+        let mut planes = self.planes(value).to_vec();
+        if graph.constant(value).is_some() {
+            for (node, slot) in graph.consumers(value) {
+                if let Slot::Input(slot) = slot {
+                    planes.extend(self.constants.get(&(node, slot)).cloned().unwrap_or_default());
+                }
+            }
+        }
+        for channel in planes.iter().flat_map(|p| p.0.iter()) {
+            self.channels.freeze(*channel, reason);
+        }
+    }
+
+    /// Unites channels until every class can be cut out of every value as whole indices of one axis:
+    /// a class that took ragged pieces of several axes could not be removed physically.
+    fn close_grids(&mut self, graph: &Graph) {
+        let mut values: Vec<_> = self.values.iter().filter(|(v, _)| graph.constant(**v).is_none()).collect();
+        values.sort_unstable_by_key(|(v, _)| **v);
+        let planes = values.into_iter().flat_map(|(_, planes)| planes);
+        let spread: Vec<Plane> = planes.filter(|plane| plane.axes().len() > 1).cloned().collect();
+        let mut changed = true;
+        while changed {
+            changed = false;
+            for plane in &spread {
+                let axes = plane.axes();
+                if !axes.iter().any(|&axis| self.is_whole_along(plane, axis)) {
+                    self.unite_along(plane, axes[0]);
+                    changed = true;
+                }
+            }
+        }
+    }
+
+    /// Whether every index of `axis` belongs to one class.
+    fn is_whole_along(&self, plane: &Plane, axis: usize) -> bool {
+        plane.0.axis_iter(ndarray::Axis(axis)).all(|slice| {
+            let mut classes = slice.iter().map(|&c| self.channels.find(c));
+            let first = classes.next();
+            classes.all(|class| Some(class) == first)
+        })
+    }
+
+    fn unite_along(&mut self, plane: &Plane, axis: usize) {
+        for slice in plane.0.axis_iter(ndarray::Axis(axis)) {
+            let first = slice.iter().next().copied();
+            for &channel in slice.iter().skip(1) {
+                self.channels.unite(first.unwrap_or(channel), channel);
+            }
+        }
+    }
+}
+
+/// Why a rule does not apply.
+struct Decline(String);
+
+impl<T: Into<String>> From<T> for Decline {
+    fn from(why: T) -> Self {
+        Self(why.into())
+    }
+}
+
+/// What an operator reads at one slot.
+struct Operand {
+    shape: Vec<usize>,
+    planes: Planes,
+}
+
+/// One operator, as its rule sees it.
+struct Scene<'a> {
+    graph: &'a Graph,
+    seen: &'a Observation,
+    node: NodeId,
+    provenance: &'a mut Provenance,
+}
+
+impl Scene<'_> {
+    fn operator(&self) -> &crate::ir::Operator {
+        self.graph.operator(self.node)
+    }
+
+    fn has_input(&self, slot: usize) -> bool {
+        self.operator().input(slot).is_some()
+    }
+
+    fn value(&self, slot: usize) -> Result<ValueId, Decline> {
+        self.operator().input(slot).ok_or_else(|| format!("has no input {slot}").into())
+    }
+
+    /// The value at `slot` read as data: its shape in the first run, and its planes.
+    fn operand(&mut self, slot: usize) -> Result<Operand, Decline> {
+        let value = self.value(slot)?;
+        let shape = self.seen.shape(value).ok_or("reads a value of unknown shape")?.to_vec();
+        let planes = match self.graph.constant(value) {
+            Some(_) => self.provenance.constant_planes(value, &shape, self.node, slot),
+            None => self.provenance.planes(value).to_vec(),
+        };
+        Ok(Operand { shape, planes })
+    }
+
+    /// All inputs read as data.
+    fn operands(&mut self) -> Result<Vec<Operand>, Decline> {
+        let given: Vec<_> = (0..self.operator().inputs().len()).filter(|&s| self.has_input(s)).collect();
+        given.into_iter().map(|slot| self.operand(slot)).collect()
+    }
+
+    fn output_shape(&self, slot: usize) -> Result<Vec<usize>, Decline> {
+        let value = self.operator().output(slot).ok_or_else(|| format!("has no output {slot}"))?;
+        Ok(self.seen.shape(value).ok_or("makes a value of unknown shape")?.to_vec())
+    }
+
+    /// The integers read at `slot` in the first run, and whether they are the same in both.
+    fn integers(&self, slot: usize) -> Result<(Vec<i64>, bool), Decline> {
+        let value = self.value(slot)?;
+        let seen = self.seen.integers(value).ok_or("reads integers that were not seen")?;
+        Ok((seen.iter().copied().collect(), self.seen.fixed_integers(value).is_some()))
+    }
+
+    /// An axis attribute or value as an index into `rank` axes.
+    fn axis(axis: i64, rank: usize) -> Result<usize, Decline> {
+        let index = if axis < 0 { axis + rank as i64 } else { axis };
+        usize::try_from(index)
+            .ok()
+            .filter(|&a| a < rank)
+            .ok_or_else(|| format!("names the impossible axis {axis}").into())
+    }
+
+    fn freeze(&mut self, plane: &Plane, why: &str) {
+        let reason = self.provenance.channels.reason(self.graph.label(self.node), why);
+        for &channel in &plane.0 {
+            self.provenance.channels.freeze(channel, reason);
+        }
+    }
+
+    fn freeze_varying(&mut self, planes: &[Plane], axes: &[usize], why: &str) {
+        for plane in planes.iter().filter(|p| axes.iter().any(|&a| p.varies(a))) {
+            self.freeze(plane, why);
+        }
+    }
+}

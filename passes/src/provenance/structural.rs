@@ -1,0 +1,201 @@
+//! Rules for operators that move, pick and join elements without computing.
+
+use ndarray::{ArrayD, Axis, IxDyn};
+
+use super::plane::{self, Plane, Planes};
+use super::{Decline, Operand, Scene};
+
+/// The planes of every output of an operator that rearranges its inputs.
+pub(super) fn apply(scene: &mut Scene, op_type: &str) -> Result<Vec<Planes>, Decline> {
+    match op_type {
+        "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => reshape(scene),
+        "Transpose" => transpose(scene),
+        "Split" => split(scene),
+        "Slice" => slice(scene),
+        "Gather" => gather(scene),
+        "Concat" => concat(scene),
+        "Expand" => expand(scene),
+        "ConstantOfShape" => Ok(vec![elastic(scene, &[])?]),
+        _ => Err("is an operator without a rule".into()),
+    }
+}
+
+fn reshape(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let operand = scene.operand(0)?;
+    let shape = scene.output_shape(0)?;
+    let moved = operand.planes.iter().map(|p| p.reshaped(&operand.shape, &shape)).collect();
+    Ok(vec![plane::merge(moved, &mut scene.provenance.channels)])
+}
+
+fn transpose(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let operand = scene.operand(0)?;
+    let rank = operand.shape.len();
+    let order: Vec<usize> = match scene.operator().ints("perm") {
+        Some(perm) => perm.iter().map(|&a| Scene::axis(a, rank)).collect::<Result<_, _>>()?,
+        None => (0..rank).rev().collect(),
+    };
+    Ok(vec![operand.planes.iter().map(|p| p.transposed(&order)).collect()])
+}
+
+fn split(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let operand = scene.operand(0)?;
+    let axis = Scene::axis(scene.operator().int("axis", 0), operand.shape.len())?;
+    let mut start = 0;
+    let mut parts = Vec::new();
+    for slot in 0..scene.operator().outputs().len() {
+        let end = start + scene.output_shape(slot)?[axis];
+        let keep: Vec<_> = (start..end).collect();
+        parts.push(operand.planes.iter().map(|p| p.selected(axis, &keep)).collect());
+        start = end;
+    }
+    Ok(parts)
+}
+
+fn slice(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let Operand { shape, mut planes } = scene.operand(0)?;
+    let rank = shape.len();
+    let (starts, starts_fixed) = scene.integers(1)?;
+    let (ends, ends_fixed) = scene.integers(2)?;
+    let axes: Vec<usize> = match scene.has_input(3) {
+        true => scene.integers(3)?.0.iter().map(|&a| Scene::axis(a, rank)).collect::<Result<_, _>>()?,
+        false => (0..starts.len()).collect(),
+    };
+    let steps = if scene.has_input(4) { scene.integers(4)?.0 } else { vec![1; starts.len()] };
+    for (i, &axis) in axes.iter().enumerate() {
+        let whole = starts[i] == 0 && ends[i] >= shape[axis] as i64 && steps[i] == 1;
+        if !whole && (!starts_fixed || !ends_fixed || steps[i] != 1) {
+            scene.freeze_varying(&planes, &[axis], "picks a range of it that can change");
+        }
+        let keep = range(shape[axis], starts[i], ends[i], steps[i]);
+        planes = planes.iter().map(|p| p.selected(axis, &keep)).collect();
+    }
+    planes.retain(|p| !p.is_uniform());
+    Ok(vec![planes])
+}
+
+/// The indices that `Slice` takes of an axis of length `len`.
+pub(crate) fn range(len: usize, start: i64, end: i64, step: i64) -> Vec<usize> {
+    let len = len as i64;
+    let place = |i: i64| if i < 0 { i.saturating_add(len) } else { i };
+    let mut picked = Vec::new();
+    if step > 0 {
+        let (mut i, end) = (place(start).clamp(0, len), place(end).clamp(0, len));
+        while i < end {
+            picked.push(i as usize);
+            i = i.saturating_add(step);
+        }
+    } else if step < 0 {
+        let (mut i, end) = (place(start).clamp(-1, len - 1), place(end).clamp(-1, len - 1));
+        while i > end {
+            picked.push(i as usize);
+            i = i.saturating_add(step);
+        }
+    }
+    picked
+}
+
+fn gather(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let operand = scene.operand(0)?;
+    let axis = Scene::axis(scene.operator().int("axis", 0), operand.shape.len())?;
+    let index = scene.value(1)?;
+    let index_shape = scene.seen.shape(index).ok_or("reads indices of unknown shape")?.to_vec();
+    let index_planes = scene.provenance.planes(index).to_vec();
+    index_planes.iter().for_each(|p| scene.freeze(p, "reads it as an index"));
+    let fixed = scene.seen.fixed_integers(index).cloned();
+    let len = operand.shape[axis] as i64;
+    let mut gathered = Planes::new();
+    for plane in &operand.planes {
+        let picked = match &fixed {
+            _ if !plane.varies(axis) => Some(plane.clone()),
+            Some(ints) => {
+                let keep: Vec<_> = ints.iter().map(|&i| if i < 0 { i + len } else { i } as usize).collect();
+                Some(Plane(plane.0.select(Axis(axis), &keep)))
+            }
+            None => {
+                scene.freeze(plane, "looks entries up in it");
+                plane::summed(plane, axis, &mut scene.provenance.channels)
+            }
+        };
+        if let Some(plane) = picked {
+            gathered.push(with_axes(plane, axis, &index_shape));
+        }
+    }
+    Ok(vec![plane::merge(gathered, &mut scene.provenance.channels)])
+}
+
+/// The plane with `axis` replaced by axes of lengths `index`, or of length 1 where it does not vary.
+fn with_axes(plane: Plane, axis: usize, index: &[usize]) -> Plane {
+    let mut shape = plane.0.shape().to_vec();
+    let along = shape.remove(axis);
+    let inner: Vec<_> = if along == 1 { vec![1; index.len()] } else { index.to_vec() };
+    shape.splice(axis..axis, inner);
+    Plane(plane.0.into_shape_with_order(IxDyn(&shape)).expect("the picked indices have the shape of the index"))
+}
+
+fn concat(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let shape = scene.output_shape(0)?;
+    let axis = Scene::axis(scene.operator().int("axis", 0), shape.len())?;
+    let operands = scene.operands()?;
+    let tracked = |o: &Operand| o.planes.iter().any(|p| p.varies(axis));
+    let along = operands.iter().any(tracked);
+    let mut pieces = Vec::new();
+    let mut others = Vec::new();
+    for operand in operands {
+        let (on, off): (Planes, Planes) = operand.planes.into_iter().partition(|p| p.varies(axis));
+        if along {
+            pieces.push((on.into_iter().next(), operand.shape.clone()));
+        }
+        let mut shape = operand.shape;
+        shape[axis] = 1;
+        others.push(Operand { shape, planes: off });
+    }
+    let mut flat = shape.clone();
+    flat[axis] = 1;
+    let mut planes = super::rules::join(scene, others, &flat);
+    if along {
+        planes.push(stack(scene, pieces, axis));
+    }
+    Ok(vec![plane::merge(planes, &mut scene.provenance.channels)])
+}
+
+/// Lays planes that vary on `axis` one behind the other; a piece without channels cannot be cut.
+fn stack(scene: &mut Scene, pieces: Vec<(Option<Plane>, Vec<usize>)>, axis: usize) -> Plane {
+    let rank = pieces[0].1.len();
+    let wide = |a: usize| pieces.iter().filter_map(|(p, _)| p.as_ref()).any(|p| p.varies(a));
+    let wide: Vec<bool> = (0..rank).map(|a| a == axis || wide(a)).collect();
+    let mut parts: Vec<ArrayD<u32>> = Vec::new();
+    for (piece, shape) in &pieces {
+        let target: Vec<_> = (0..rank).map(|a| if wide[a] { shape[a] } else { 1 }).collect();
+        let plane = piece.clone().unwrap_or_else(|| {
+            let plane = Plane::along(rank, axis, scene.provenance.channels.fresh(shape[axis]));
+            if shape[axis] > 0 {
+                scene.freeze(&plane, "joins it with a value that cannot be cut");
+            }
+            plane
+        });
+        parts.push(plane.0.broadcast(IxDyn(&target)).expect("a plane broadcasts to its value's shape").to_owned());
+    }
+    let views: Vec<_> = parts.iter().map(|p| p.view()).collect();
+    Plane(ndarray::concatenate(Axis(axis), &views).expect("the pieces agree on all other axes"))
+}
+
+fn expand(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let operand = scene.operand(0)?;
+    let rank = scene.output_shape(0)?.len();
+    let mut shape = vec![1; rank - operand.shape.len()];
+    shape.extend(&operand.shape);
+    let mut planes: Planes = operand.planes.into_iter().map(|p| p.aligned(rank)).collect();
+    planes.extend(elastic(scene, &shape)?);
+    Ok(vec![planes])
+}
+
+/// New channels for axes that the operator makes longer than `from`: they hold no data of their own,
+/// so they follow whatever they are joined with.
+fn elastic(scene: &mut Scene, from: &[usize]) -> Result<Planes, Decline> {
+    let shape = scene.output_shape(0)?;
+    let output = scene.operator().output(0).ok_or("has no output")?;
+    let dims = scene.seen.dims(output).ok_or("makes a value whose rank changes")?;
+    let grown = |&a: &usize| shape[a] > 1 && from.get(a).is_none_or(|&n| n == 1) && dims[a].fixed().is_some();
+    let axes = (0..shape.len()).filter(grown);
+    Ok(axes.map(|a| Plane::along(shape.len(), a, scene.provenance.channels.fresh(shape[a]))).collect())
+}

@@ -1,0 +1,97 @@
+//! What a model takes: its inputs with their element types and axes.
+
+use std::collections::HashMap;
+
+use crate::ir::{ElementType, Graph, Model, Slot, ValueId};
+use crate::onnx::schema::{TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
+
+/// One axis of an input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// Always this long.
+    Fixed(usize),
+    /// As long as the caller likes; axes of the same name are equally long. Axes that the file leaves
+    /// without a name are called after their index.
+    Named(String),
+}
+
+/// One input of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// The value in the graph.
+    pub value: ValueId,
+    /// Its name.
+    pub name: String,
+    /// Its element type; `None` where it is no tensor or of an unknown type.
+    pub element: Option<ElementType>,
+    /// Its axes; `None` where not even the rank is declared.
+    pub axes: Option<Vec<Axis>>,
+}
+
+/// The inputs that a caller must give, in order; initializers listed as inputs are left out.
+pub fn inputs(model: &Model) -> Vec<Input> {
+    let graph = &model.graph;
+    let given = graph.inputs().iter().filter(|&&v| graph.constant(v).is_none());
+    given.map(|&value| input(graph, value)).collect()
+}
+
+fn input(graph: &Graph, value: ValueId) -> Input {
+    let name = graph.name(value).to_string();
+    let tensor = graph.info(value).and_then(tensor_type);
+    let element = tensor.and_then(|t| ElementType::from_code(t.elem_type()));
+    let axes = tensor.and_then(|t| t.shape.as_ref()).map(|shape| {
+        let axis = |(i, dim): (usize, &tensor_shape_proto::Dimension)| match &dim.value {
+            Some(tensor_shape_proto::dimension::Value::DimValue(n)) if *n > 0 => Axis::Fixed(*n as usize),
+            Some(tensor_shape_proto::dimension::Value::DimParam(p)) if !p.is_empty() => Axis::Named(p.clone()),
+            _ => Axis::Named(format!("axis {i}")),
+        };
+        shape.dim.iter().enumerate().map(axis).collect()
+    });
+    Input { value, name, element, axes }
+}
+
+/// How many rows the tables have that an integer input looks entries up in; the smallest of each.
+///
+/// An input that reaches a table only through arithmetic has no limit here.
+pub fn limits(graph: &Graph) -> HashMap<ValueId, usize> {
+    let mut limits = HashMap::new();
+    for &input in graph.inputs() {
+        let mut names = vec![input];
+        while let Some(value) = names.pop() {
+            for (node, slot) in graph.consumers(value) {
+                let Slot::Input(slot) = slot else { continue };
+                let operator = graph.operator(node);
+                if operator.is("Identity") || operator.is("Cast") {
+                    names.extend(operator.output(0));
+                } else if operator.is("Gather") && slot == 1 && operator.int("axis", 0) == 0 {
+                    if let Some(table) =
+                        operator.input(0).and_then(|t| graph.constant(t)).filter(|t| t.dims().len() > 1)
+                    {
+                        let limit = limits.entry(input).or_insert(usize::MAX);
+                        *limit = table.dims()[0].min(*limit);
+                    }
+                }
+            }
+        }
+    }
+    limits
+}
+
+/// The tensor type that a declaration gives, if it gives one.
+pub fn tensor_type(info: &ValueInfoProto) -> Option<&type_proto::Tensor> {
+    match info.r#type.as_ref()?.value.as_ref()? {
+        type_proto::Value::TensorType(tensor) => Some(tensor),
+        _ => None,
+    }
+}
+
+/// A declaration of a tensor of `rank` axes of any length.
+pub fn declare(name: &str, element: ElementType, rank: usize) -> ValueInfoProto {
+    let shape = crate::onnx::schema::TensorShapeProto { dim: vec![Default::default(); rank] };
+    let tensor = type_proto::Tensor { elem_type: Some(element.code()), shape: Some(shape) };
+    ValueInfoProto {
+        name: Some(name.to_string()),
+        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() }),
+        ..Default::default()
+    }
+}

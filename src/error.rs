@@ -1,0 +1,138 @@
+//! What can go wrong, in words that name the file, node or value and say what to do.
+
+use std::path::{Path, PathBuf};
+
+use miette::Diagnostic;
+use thiserror::Error;
+
+/// An error of the program.
+#[derive(Debug, Error, Diagnostic)]
+pub enum Error {
+    /// A file cannot be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// "read", "write", ...
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The input is no model that can be worked on.
+    #[error("{}: {source}", path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: kprune_passes::onnx::ReadError,
+    },
+    /// Something about the model is not supported.
+    #[error("{}: {reason}", path.display())]
+    #[diagnostic(help("{help}"))]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        help: String,
+    },
+    /// The library that was asked for cannot be used.
+    #[error("cannot load ONNX Runtime from {}: {reason}", path.display())]
+    #[diagnostic(help("give the file libonnxruntime.so of ONNX Runtime 1.17 or newer, or leave the option away"))]
+    Library {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No library was found.
+    #[error("ONNX Runtime was not found{}", tried_list(tried))]
+    #[diagnostic(help(
+        "install it with: pip install onnxruntime\n(or name a library with --onnxruntime PATH or ORT_DYLIB_PATH)"
+    ))]
+    NoLibrary {
+        /// Files that did not load, with reasons.
+        tried: Vec<String>,
+    },
+    /// The execution provider that was asked for is not there.
+    #[error("the CUDA provider was asked for and cannot be used: {reason}")]
+    #[diagnostic(help("install onnxruntime-gpu and a driver for the device, or use --provider cpu"))]
+    Provider {
+        /// What ONNX Runtime says.
+        reason: String,
+    },
+    /// ONNX Runtime refuses a graph or fails to run it.
+    #[error("ONNX Runtime failed while {doing}: {reason}")]
+    Runtime {
+        /// What was being done.
+        doing: String,
+        /// What ONNX Runtime says.
+        reason: String,
+    },
+    /// Calibration data that do not fit the model.
+    #[error("calibration data {}: {reason}", source_name(path))]
+    #[diagnostic(help("{help}"))]
+    Calibration {
+        /// The file; empty for data that the program makes.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        help: String,
+    },
+    /// A use that makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// The result does not agree with the masked original.
+    #[error("the pruned model does not agree with the masked original: {reason}; nothing was written")]
+    #[diagnostic(help("this is a defect of onnx-kprune: please report it with the model"))]
+    Verify {
+        /// Where and by how much they differ.
+        reason: String,
+    },
+    /// Ctrl-C.
+    #[error("interrupted; nothing was written")]
+    Interrupted,
+    /// A defect of the program.
+    #[error("internal error: {0}")]
+    #[diagnostic(help("this is a defect of onnx-kprune: please report it"))]
+    Internal(String),
+}
+
+impl Error {
+    /// A failure to `action` the file at `path`.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// Calibration data at `path` that do not fit, with advice.
+    pub fn calibration(path: &Path, reason: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Calibration { path: path.to_path_buf(), reason: reason.into(), help: help.into() }
+    }
+
+    /// A defect of the program.
+    pub fn internal(what: impl Into<String>) -> Self {
+        Self::Internal(what.into())
+    }
+
+    /// A failure of ONNX Runtime while `doing` something.
+    pub fn runtime(doing: &str) -> impl FnOnce(ort::Error) -> Self {
+        let doing = doing.to_string();
+        move |e| Self::Runtime { doing, reason: e.to_string() }
+    }
+
+    /// The exit status for this error.
+    pub fn status(&self) -> u8 {
+        if matches!(self, Self::Usage(_)) { 2 } else { 1 }
+    }
+}
+
+fn tried_list(tried: &[String]) -> String {
+    if tried.is_empty() { String::new() } else { format!("; these did not load:\n  {}", tried.join("\n  ")) }
+}
+
+fn source_name(path: &Path) -> String {
+    if path.as_os_str().is_empty() { "made for this model".into() } else { path.display().to_string() }
+}

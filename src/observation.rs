@@ -1,0 +1,99 @@
+//! Runs a model twice with different sizes, for the pass that observes shapes.
+
+use std::collections::{BTreeMap, HashMap};
+
+use kprune_passes::ir::{Model, ValueId};
+use kprune_passes::observe::{Observation, Seen, Sizes, observed_model};
+use kprune_passes::signature::{self, Axis, Input};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::calibration::{Calibration, fill};
+use crate::error::Error;
+use crate::runtime::{self, Runtime, Session};
+
+/// Lengths of an axis in the two runs that are tried in turn: some models take only multiples of a
+/// window, others nothing shorter than a kernel.
+const TRIED: &[[usize; 2]] = &[[7, 11], [16, 32], [64, 128], [224, 256]];
+
+/// Lengths of the batch axis in the two runs.
+const BATCHES: [usize; 2] = [2, 3];
+
+/// Shapes and integers of all values, seen in two runs.
+///
+/// # Errors
+/// Where the model does not run with any of the sizes tried.
+pub fn observe(runtime: &Runtime, model: &Model, calibration: &Calibration) -> Result<Observation, Error> {
+    let inputs = signature::inputs(model);
+    let (observed, values) = observed_model(model);
+    let mut session = runtime.session(&observed, "observing shapes", false)?;
+    let mut failure = None;
+    for lengths in TRIED {
+        let sizes = sizes(&inputs, *lengths);
+        let mut run = |i| look(&mut session, model, &inputs, &values, &sizes, i, calibration.mask_input());
+        match run(0).and_then(|first| Ok([first, run(1)?])) {
+            Ok(runs) => return Ok(Observation::new(&model.graph, sizes, runs)),
+            Err(e @ Error::Runtime { .. }) => failure = failure.or(Some(e)),
+            Err(e) => return Err(e),
+        }
+    }
+    Err(failure.unwrap_or_else(|| Error::internal("no sizes were tried")))
+}
+
+/// Lengths of every named axis: batches on first axes, `lengths` elsewhere, each name a little different.
+fn sizes(inputs: &[Input], lengths: [usize; 2]) -> Sizes {
+    let mut sizes = Sizes::new();
+    let mut others = 0;
+    for input in inputs {
+        for (i, axis) in input.axes.iter().flatten().enumerate() {
+            if let Axis::Named(name) = axis {
+                if !sizes.contains_key(name) {
+                    let size = if i == 0 { BATCHES } else { lengths.map(|n| n * (others + 1)) };
+                    others += (i > 0) as usize;
+                    sizes.insert(name.clone(), size);
+                }
+            }
+        }
+    }
+    sizes
+}
+
+fn look(
+    session: &mut Session,
+    model: &Model,
+    inputs: &[Input],
+    values: &[ValueId],
+    sizes: &BTreeMap<String, [usize; 2]>,
+    run: usize,
+    mask: Option<&str>,
+) -> Result<HashMap<ValueId, Seen>, Error> {
+    let mut random = ChaCha8Rng::seed_from_u64(0);
+    let mut seen = HashMap::new();
+    let mut feeds = Vec::new();
+    for input in inputs {
+        let axes = input.axes.as_ref().ok_or_else(|| {
+            Error::internal(format!("input {:?} has no declared rank, which is needed to make inputs", input.name))
+        })?;
+        let length = |axis: &Axis| match axis {
+            Axis::Fixed(n) => *n,
+            Axis::Named(name) => sizes[name][run],
+        };
+        let dims: Vec<_> = axes.iter().map(length).collect();
+        let tensor = fill(model, input, &dims, mask.unwrap_or("attention_mask"), &mut random)?;
+        let integers = Seen::wants_integers(tensor.element(), tensor.count()).then(|| tensor.to_i64().ok()).flatten();
+        // What an input holds is chance: its integers are different in the two runs and so never fixed.
+        let integers = integers.map(|ints| ints + run as i64);
+        seen.insert(input.value, Seen { shape: dims, element: tensor.element(), integers });
+        feeds.push((input.name.as_str(), runtime::host(&tensor)?));
+    }
+    let results = session.run(feeds.iter().map(|(name, held)| (*name, held.value())))?;
+    for &value in values {
+        let Some(result) = results.get(model.graph.name(value)) else { continue };
+        let (Some(shape), Some(element)) = (result.dtype().tensor_shape(), runtime::element(result)) else { continue };
+        let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
+        let wanted = Seen::wants_integers(element, shape.iter().product());
+        let integers = wanted.then(|| runtime::integers(result).ok()).flatten();
+        seen.insert(value, Seen { shape, element, integers });
+    }
+    Ok(seen)
+}

@@ -1,0 +1,92 @@
+//! Finding the ONNX Runtime library without the user's help.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::error::Error;
+
+/// Loads ONNX Runtime and says where it was found.
+///
+/// The order: `given`, or the variable `ORT_DYLIB_PATH`; beside the executable; the `onnxruntime`
+/// package of the Python environment that is active or on PATH (found without importing it); the
+/// system's library path.
+///
+/// # Errors
+/// Where a given library cannot be loaded, or none is found; the message names the command that
+/// installs it.
+pub(super) fn load(given: Option<&Path>) -> Result<(ort::environment::Environment, PathBuf), Error> {
+    let variable = std::env::var_os("ORT_DYLIB_PATH").filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(path) = given.map(Path::to_path_buf).or(variable) {
+        let file = if path.is_dir() { libraries_in(&path).into_iter().next() } else { Some(path.clone()) };
+        let file = file.ok_or_else(|| Error::Library { path: path.clone(), reason: "no library there".into() })?;
+        return open(&file).map_err(|reason| Error::Library { path: file, reason });
+    }
+    let mut tried = Vec::new();
+    for file in candidates() {
+        match open(&file) {
+            Ok(found) => return Ok(found),
+            Err(reason) => tried.push(format!("{}: {reason}", file.display())),
+        }
+    }
+    Err(Error::NoLibrary { tried })
+}
+
+fn open(path: &Path) -> Result<(ort::environment::Environment, PathBuf), String> {
+    let builder = ort::init_from(path).map_err(|e| e.to_string())?;
+    let environment = builder.with_name("onnx-kprune").with_telemetry(false).build().map_err(|e| e.to_string())?;
+    environment.set_log_level(ort::logging::LogLevel::Error);
+    Ok((environment, path.to_path_buf()))
+}
+
+fn candidates() -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    if let Some(folder) = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf)) {
+        files.extend(libraries_in(&folder));
+        files.extend(libraries_in(&folder.join("lib")));
+    }
+    for folder in python_folders() {
+        files.extend(libraries_in(&folder.join("onnxruntime/capi")));
+    }
+    files.push(PathBuf::from(system_name()));
+    files
+}
+
+fn system_name() -> String {
+    format!("{}onnxruntime{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX)
+}
+
+/// The ONNX Runtime libraries of a folder, under their plain or versioned names.
+fn libraries_in(folder: &Path) -> Vec<PathBuf> {
+    let plain = system_name();
+    let is_library = |name: &str| {
+        let stem = format!("{}onnxruntime", std::env::consts::DLL_PREFIX);
+        let versioned = name.strip_prefix(&stem).is_some_and(|rest| rest.starts_with('.'));
+        name == plain || (versioned && name.contains(std::env::consts::DLL_SUFFIX))
+    };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut found: Vec<_> =
+        entries.filter(|e| e.file_name().to_str().is_some_and(is_library)).map(|e| e.path()).collect();
+    found.sort();
+    found
+}
+
+/// Folders of the Python environments at hand that may hold packages.
+fn python_folders() -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"] {
+        if let Some(prefix) = std::env::var_os(variable).map(PathBuf::from) {
+            folders.push(prefix.join("Lib/site-packages"));
+            let versions = std::fs::read_dir(prefix.join("lib")).into_iter().flatten().flatten();
+            folders.extend(versions.map(|v| v.path().join("site-packages")));
+        }
+    }
+    let script = "import site, sysconfig; p = sysconfig.get_paths(); \
+                  print('\\n'.join([p['platlib'], p['purelib'], site.getusersitepackages()]))";
+    for python in ["python3", "python"] {
+        let answer = Command::new(python).args(["-c", script]).stdin(Stdio::null()).stderr(Stdio::null()).output();
+        if let Ok(answer) = answer {
+            folders.extend(String::from_utf8_lossy(&answer.stdout).lines().map(PathBuf::from));
+        }
+    }
+    folders
+}

@@ -1,0 +1,162 @@
+//! ONNX Runtime: the library, the execution provider, sessions, and tensors on the host.
+
+mod library;
+mod session;
+mod tensors;
+mod weights;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ort::ep::{CUDA, ExecutionProvider};
+use ort::session::Session as OrtSession;
+use ort::session::builder::SessionBuilder;
+
+pub use session::{Session, Values};
+pub use tensors::{Held, element, host, integers, numbers, scalars};
+
+use crate::error::Error;
+use weights::Weights;
+
+/// Which execution provider to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// CUDA where the library and a device are there, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The CUDA device with this number, or an error.
+    Cuda(i32),
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().ok().filter(|&n: &i32| n >= 0);
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", device)) => {
+                number(device).map(Self::Cuda).ok_or_else(|| format!("{device:?} is no device number"))
+            }
+            _ => Err("expected auto, cpu, cuda or cuda:N".into()),
+        }
+    }
+}
+
+/// The execution provider that is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provider {
+    /// The CPU.
+    Cpu,
+    /// The CUDA device with this number.
+    Cuda(i32),
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(device) => write!(f, "cuda:{device}"),
+        }
+    }
+}
+
+/// A loaded ONNX Runtime with the settings that all sessions share.
+pub struct Runtime {
+    environment: ort::environment::Environment,
+    library: PathBuf,
+    provider: Provider,
+    threads: usize,
+    weights: RefCell<Weights>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Runtime {
+    /// Finds and loads ONNX Runtime. `threads` 0 leaves their number to the machine.
+    ///
+    /// # Errors
+    /// Where no library is found, or the provider asked for is not there.
+    pub fn load(library: Option<&Path>, choice: Choice, threads: usize) -> Result<Self, Error> {
+        let (environment, library) = library::load(library)?;
+        let threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let mut this =
+            Self { environment, library, provider: Provider::Cpu, threads, weights: RefCell::default(), cancelled };
+        this.provider = this.choose(choice)?;
+        Ok(this)
+    }
+
+    fn choose(&self, choice: Choice) -> Result<Provider, Error> {
+        match choice {
+            Choice::Cpu => Ok(Provider::Cpu),
+            Choice::Cuda(device) => {
+                self.try_cuda(device).map(|()| Provider::Cuda(device)).map_err(|reason| Error::Provider { reason })
+            }
+            Choice::Auto => Ok(self.try_cuda(0).map_or(Provider::Cpu, |()| Provider::Cuda(0))),
+        }
+    }
+
+    /// Whether a session can be made on a CUDA device.
+    fn try_cuda(&self, device: i32) -> Result<(), String> {
+        let available = CUDA::is_available().map_err(|e| e.to_string())?;
+        if !available {
+            return Err(format!("{} has no CUDA provider", self.library.display()));
+        }
+        let builder = OrtSession::builder(&self.environment).map_err(|e| e.to_string())?;
+        with_cuda(builder, device).map(|_| ()).map_err(|e| e.to_string())
+    }
+
+    /// Where the library was found.
+    pub fn library(&self) -> &Path {
+        &self.library
+    }
+
+    /// The execution provider of all sessions.
+    pub fn provider(&self) -> Provider {
+        self.provider
+    }
+
+    /// Threads of all sessions.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// A flag that ends the work at the next batch when it is set.
+    pub fn cancel_flag(&self) -> Arc<AtomicBool> {
+        self.cancelled.clone()
+    }
+
+    /// # Errors
+    /// [`Error::Interrupted`] once the flag is set.
+    pub fn check_cancelled(&self) -> Result<(), Error> {
+        if self.cancelled.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    fn builder(&self, optimise: bool) -> Result<SessionBuilder, ort::Error> {
+        use ort::session::builder::GraphOptimizationLevel::{Disable, Level3};
+        let builder = OrtSession::builder(&self.environment)?
+            .with_intra_threads(self.threads)
+            .and_then(|b| b.with_optimization_level(if optimise { Level3 } else { Disable }))
+            .and_then(|b| b.with_memory_pattern(false))?;
+        match self.provider {
+            Provider::Cpu => Ok(builder),
+            Provider::Cuda(device) => with_cuda(builder, device),
+        }
+    }
+}
+
+/// CUDA with full f32 products, so that results do not depend on the device's short cuts.
+fn with_cuda(builder: SessionBuilder, device: i32) -> Result<SessionBuilder, ort::Error> {
+    let cuda = CUDA::default().with_device_id(device).with_tf32(false).build().error_on_failure();
+    Ok(builder.with_execution_providers([cuda])?)
+}

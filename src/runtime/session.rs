@@ -1,0 +1,69 @@
+//! Sessions: a graph, ready to run.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use kprune_passes::ir::Model;
+use kprune_passes::onnx::write_detached;
+use ort::value::DynValue;
+
+use super::{Runtime, weights};
+use crate::error::Error;
+
+/// Constants from this many bytes on are handed to a session by reference.
+const BY_REFERENCE: usize = 4096;
+
+/// What a session gave, by name.
+pub type Values = HashMap<String, DynValue>;
+
+/// A graph that can be run.
+pub struct Session {
+    inner: ort::session::Session,
+    doing: String,
+    _weights: Vec<weights::Held>,
+}
+
+impl Runtime {
+    /// Makes a session of `model`, with graph optimisation or without; `doing` says what for in errors.
+    ///
+    /// # Errors
+    /// Where ONNX Runtime refuses the graph.
+    pub fn session(&self, model: &Model, doing: &str, optimise: bool) -> Result<Session, Error> {
+        self.check_cancelled()?;
+        let detached = write_detached(model, BY_REFERENCE);
+        let mut builder = self.builder(optimise).map_err(Error::runtime(doing))?;
+        let mut held = Vec::new();
+        for (name, tensor) in &detached.constants {
+            let weight = self.weights.borrow_mut().value(tensor)?;
+            builder = builder
+                .with_external_initializer(name, weight.value.clone())
+                .map_err(|e| Error::runtime(doing)(e.into()))?;
+            held.push(weight);
+        }
+        let inner = builder.commit_from_memory(&detached.bytes).map_err(Error::runtime(doing))?;
+        Ok(Session { inner, doing: doing.to_string(), _weights: held })
+    }
+
+    /// Makes a session of a model file, as any user of the file would.
+    ///
+    /// # Errors
+    /// Where ONNX Runtime refuses the file.
+    pub fn session_of_file(&self, path: &Path, doing: &str) -> Result<Session, Error> {
+        let builder = self.builder(true);
+        let inner = builder.and_then(|mut b| b.commit_from_file(path)).map_err(Error::runtime(doing))?;
+        Ok(Session { inner, doing: doing.to_string(), _weights: Vec::new() })
+    }
+}
+
+impl Session {
+    /// Runs the graph on inputs given by name; returns every output.
+    ///
+    /// # Errors
+    /// Where ONNX Runtime fails.
+    pub fn run<'a>(&mut self, feeds: impl IntoIterator<Item = (&'a str, &'a DynValue)>) -> Result<Values, Error> {
+        let feeds: Vec<_> =
+            feeds.into_iter().map(|(name, value)| (name, ort::session::SessionInputValue::from(value))).collect();
+        let outputs = self.inner.run(feeds).map_err(Error::runtime(&self.doing))?;
+        Ok(outputs.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
+    }
+}

@@ -1,0 +1,96 @@
+//! Constants handed to sessions by reference.
+
+use std::collections::HashMap;
+use std::ptr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kprune_passes::ir::{ElementType, Tensor};
+use ort::AsPointer;
+use ort::memory::{Allocator, MemoryInfo};
+use ort::value::DynValue;
+
+use crate::error::Error;
+
+/// The constants that sessions share, each made once.
+#[derive(Default)]
+pub(super) struct Weights {
+    made: HashMap<(usize, usize), Held>,
+}
+
+/// A constant as sessions see it, with the memory that it lies in.
+#[derive(Clone)]
+pub(super) struct Held {
+    pub(super) value: Arc<DynValue>,
+    /// The bytes that identify the constant, and those that sessions read.
+    _memory: [Bytes; 2],
+}
+
+impl Weights {
+    /// The value of a constant, without a copy where its bytes lie at a place fit for its type.
+    ///
+    /// Constants that share their bytes share the value too, across sessions. Who uses the value keeps
+    /// all of what is returned.
+    pub(super) fn value(&mut self, tensor: &Tensor) -> Result<Held, Error> {
+        let bytes = tensor.bytes().map_err(|e| Error::internal(e.to_string()))?;
+        let key = (bytes.as_ptr() as usize, bytes.len());
+        if let Some(held) = self.made.get(&key).filter(|h| shape_is(&h.value, tensor.dims())) {
+            return Ok(held.clone());
+        }
+        let aligned = aligned(&bytes, tensor.element());
+        let value = Arc::new(borrow(&aligned, tensor.element(), tensor.dims())?);
+        let held = Held { value, _memory: [bytes, aligned] };
+        self.made.insert(key, held.clone());
+        Ok(held)
+    }
+}
+
+fn shape_is(value: &DynValue, dims: &[usize]) -> bool {
+    value.dtype().tensor_shape().is_some_and(|s| s.iter().map(|&d| d as usize).eq(dims.iter().copied()))
+}
+
+/// The bytes themselves where they are aligned, otherwise a copy that is.
+pub(super) fn aligned(bytes: &Bytes, element: ElementType) -> Bytes {
+    let size = element.bits().div_ceil(8).max(1);
+    if (bytes.as_ptr() as usize).is_multiple_of(size) {
+        return bytes.clone();
+    }
+    let mut words = vec![0u128; bytes.len().div_ceil(16)];
+    // SAFETY: `u128`s without padding, read as as many bytes as they take.
+    let target = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), words.len() * 16) };
+    target[..bytes.len()].copy_from_slice(bytes);
+    Bytes::from_owner(Words(words)).slice(..bytes.len())
+}
+
+struct Words(Vec<u128>);
+
+impl AsRef<[u8]> for Words {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * 16) }
+    }
+}
+
+/// A tensor over memory that the caller keeps.
+pub(super) fn borrow(bytes: &Bytes, element: ElementType, dims: &[usize]) -> Result<DynValue, Error> {
+    let place = MemoryInfo::default();
+    let shape: Vec<i64> = dims.iter().map(|&d| d as i64).collect();
+    let mut value = ptr::null_mut();
+    // SAFETY: the code of an element type is the one of the enumeration below (checked by a test); the
+    // pointers live through the call; the caller keeps the bytes as long as the value.
+    unsafe {
+        let kind = std::mem::transmute::<i32, ort::sys::ONNXTensorElementDataType>(element.code());
+        let status = (ort::api().CreateTensorWithDataAsOrtValue)(
+            place.ptr(),
+            bytes.as_ptr().cast_mut().cast(),
+            bytes.len(),
+            shape.as_ptr(),
+            shape.len(),
+            kind,
+            &mut value,
+        );
+        ort::Error::result_from_status(status).map_err(|e| Error::internal(e.to_string()))?;
+        let value = ptr::NonNull::new(value).ok_or_else(|| Error::internal("a tensor was not made".to_string()))?;
+        Ok(DynValue::from_ptr(value, Some(&Allocator::default())))
+    }
+}
