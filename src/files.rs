@@ -147,6 +147,11 @@ impl Staged {
         onnx::read(bytes, &mut files).map_err(|source| Error::Model { path: self.target.clone(), source })
     }
 
+    /// Where the model file is until it is published.
+    pub fn path(&self) -> &Path {
+        self.model.path()
+    }
+
     /// Puts the files in place: the data first, then the model, each at once.
     ///
     /// # Errors

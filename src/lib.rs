@@ -5,3 +5,4 @@ pub mod error;
 pub mod files;
 pub mod observation;
 pub mod runtime;
+pub mod verify;

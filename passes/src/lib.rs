@@ -6,7 +6,10 @@
 
 pub mod discover;
 pub mod ir;
+pub mod mask;
 pub mod observe;
 pub mod onnx;
+pub mod plan;
 pub mod provenance;
+pub mod remove;
 pub mod signature;

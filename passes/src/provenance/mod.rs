@@ -10,6 +10,8 @@ mod plane;
 mod rules;
 mod structural;
 
+pub(crate) use structural::range;
+
 use std::collections::HashMap;
 
 pub use channels::{Channel, Channels, Frozen};

@@ -107,11 +107,11 @@ fn gather(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     for plane in &operand.planes {
         let picked = match &fixed {
             _ if !plane.varies(axis) => Some(plane.clone()),
-            Some(ints) => {
+            Some(ints) if ints.ndim() <= 1 => {
                 let keep: Vec<_> = ints.iter().map(|&i| if i < 0 { i + len } else { i } as usize).collect();
                 Some(Plane(plane.0.select(Axis(axis), &keep)))
             }
-            None => {
+            _ => {
                 scene.freeze(plane, "looks entries up in it");
                 plane::summed(plane, axis, &mut scene.provenance.channels)
             }

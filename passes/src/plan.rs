@@ -1,0 +1,145 @@
+//! What is decided about every sublayer: which units stay, and with which projection.
+
+use ndarray::{Array1, Array2};
+
+use crate::discover::{Discovery, Kind, Sublayer};
+use crate::ir::{Graph, Operator, Slot, Tensor, TensorError};
+
+/// The decision about one sublayer.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// For every unit, whether it stays.
+    pub keep: Vec<bool>,
+    /// The tuned projection; `None` leaves the original rows as they are.
+    pub tuned: Option<Tuned>,
+}
+
+/// A tuned projection.
+#[derive(Clone, Debug)]
+pub struct Tuned {
+    /// Weights, features by outputs, of all columns of the features: zero where a unit goes.
+    pub weight: Array2<f64>,
+    /// What is added to the bias.
+    pub bias: Array1<f64>,
+}
+
+impl Decision {
+    /// Keeps everything as it is.
+    pub fn untouched(sublayer: &Sublayer) -> Self {
+        Self { keep: vec![true; sublayer.units.len()], tuned: None }
+    }
+
+    /// Number of units that stay.
+    pub fn kept(&self) -> usize {
+        self.keep.iter().filter(|&&k| k).count()
+    }
+
+    /// The columns of the features that stay, in ascending order.
+    pub fn columns(&self, sublayer: &Sublayer) -> Vec<usize> {
+        let kept = sublayer.units.iter().zip(&self.keep).filter(|(_, keep)| **keep);
+        let mut columns: Vec<_> = kept.flat_map(|(unit, _)| unit.columns.iter().copied()).collect();
+        columns.sort_unstable();
+        columns
+    }
+
+    /// FLOPs of what stays.
+    pub fn flops(&self, sublayer: &Sublayer) -> f64 {
+        sublayer.units.iter().zip(&self.keep).filter(|(_, keep)| **keep).map(|(unit, _)| unit.flops).sum()
+    }
+}
+
+/// One decision for every sublayer, in their order.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The decisions.
+    pub decisions: Vec<Decision>,
+}
+
+impl Plan {
+    /// Keeps everything.
+    pub fn untouched(discovery: &Discovery) -> Self {
+        Self { decisions: discovery.sublayers.iter().map(Decision::untouched).collect() }
+    }
+
+    /// Sublayers with their decisions.
+    pub fn each<'a>(&'a self, discovery: &'a Discovery) -> impl Iterator<Item = (&'a Sublayer, &'a Decision)> {
+        discovery.sublayers.iter().zip(&self.decisions)
+    }
+
+    /// Kept units of sublayers of one kind.
+    pub fn kept(&self, discovery: &Discovery, kind: Kind) -> Vec<usize> {
+        self.each(discovery).filter(|(s, _)| s.kind == kind).map(|(_, d)| d.kept()).collect()
+    }
+}
+
+/// Writes the tuned projections into a graph in which nothing has been removed yet.
+///
+/// # Errors
+/// Where a weight is of no floating-point type.
+pub fn write_projections(graph: &mut Graph, discovery: &Discovery, plan: &Plan) -> Result<(), TensorError> {
+    for (sublayer, decision) in plan.each(discovery) {
+        if let Some(tuned) = &decision.tuned {
+            write_weight(graph, sublayer, &tuned.weight)?;
+            if tuned.bias.iter().any(|&b| b != 0.0) {
+                write_bias(graph, sublayer, &tuned.bias)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_weight(graph: &mut Graph, sublayer: &Sublayer, weight: &Array2<f64>) -> Result<(), TensorError> {
+    let projection = &sublayer.projection;
+    let old = graph.constant(projection.weight).ok_or(TensorError::Missing)?.clone();
+    let stored = if projection.transposed { weight.t().to_owned() } else { weight.clone() };
+    let new = Tensor::from_floats(old.element(), &stored.into_dyn())?;
+    let name = graph.name(projection.weight).to_string();
+    let value = graph.add_constant(&format!("{name}_tuned"), new);
+    let placed = graph.constant(value).cloned().ok_or(TensorError::Missing)?.placed_like(&old);
+    graph.set_constant(value, placed);
+    graph.set_input(projection.node, projection.weight_slot, Some(value));
+    Ok(())
+}
+
+/// Adds to the bias constant behind the projection, or adds a bias where there is none.
+fn write_bias(graph: &mut Graph, sublayer: &Sublayer, bias: &Array1<f64>) -> Result<(), TensorError> {
+    let projection = &sublayer.projection;
+    let element = graph.constant(projection.weight).ok_or(TensorError::Missing)?.element();
+    if let Some((node, slot, old)) = bias_of(graph, sublayer) {
+        let sum = old.to_f64()? + bias.view().into_dyn();
+        let new = Tensor::from_floats(old.element(), &sum)?;
+        let value = graph.add_constant(&format!("{}_tuned", old.proto().name()), new);
+        let placed = graph.constant(value).cloned().ok_or(TensorError::Missing)?.placed_like(&old);
+        graph.set_constant(value, placed);
+        graph.set_input(node, slot, Some(value));
+        return Ok(());
+    }
+    let tensor = Tensor::from_floats(element, &bias.clone().into_dyn())?;
+    let bias = graph.add_constant(&format!("{}_bias", sublayer.name), tensor);
+    let output = graph.operator(projection.node).output(0).ok_or(TensorError::Missing)?;
+    let readers = graph.consumers(output);
+    let hint = format!("{}_biased", graph.name(output));
+    let sum = graph.add(Operator::new("Add"), &[output, bias], &hint);
+    for (node, slot) in readers {
+        if let Slot::Input(slot) = slot {
+            graph.set_input(node, slot, Some(sum));
+        }
+    }
+    Ok(())
+}
+
+/// Where the bias of a sublayer's projection is read, and the bias; one number for every output.
+pub fn bias_of(graph: &Graph, sublayer: &Sublayer) -> Option<(crate::ir::NodeId, usize, Tensor)> {
+    let outputs = sublayer.projection.outputs;
+    let is_bias = |t: &&Tensor| t.dims() == [outputs] && t.element().is_float();
+    let at = |node, slot| {
+        let value = graph.operator(node).input(slot)?;
+        graph.constant(value).filter(is_bias).map(|t| (node, slot, t.clone()))
+    };
+    if graph.operator(sublayer.projection.node).is("Gemm") {
+        return at(sublayer.projection.node, 2);
+    }
+    let before_add = &sublayer.residual.path[..sublayer.residual.path.len() - 1];
+    let adds = before_add.iter().filter(|&&n| graph.operator(n).is("Add"));
+    adds.flat_map(|&n| [0, 1].map(|slot| at(n, slot))).flatten().next()
+}

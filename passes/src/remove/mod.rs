@@ -1,0 +1,217 @@
+//! Physical removal: smaller weights, rewritten shapes, nothing left behind.
+
+mod rewrite;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use ndarray::{ArrayD, Axis, IxDyn};
+use thiserror::Error;
+
+use crate::discover::{Discovery, Sublayer};
+use crate::ir::{ElementType, Graph, Model, NodeId, Tensor, TensorError, ValueId};
+use crate::observe::Observation;
+use crate::onnx::schema::tensor_shape_proto::dimension;
+use crate::onnx::schema::type_proto;
+use crate::plan::{Decision, Plan, bias_of, write_projections};
+use crate::provenance::{Channel, Plane, Provenance};
+
+/// Why units cannot be cut out of a graph.
+#[derive(Debug, Error)]
+pub enum RemoveError {
+    /// What would be left of a value is no array.
+    #[error("what is left of {0} would have ragged edges")]
+    Ragged(String),
+    /// An operator cannot be rewritten for smaller inputs.
+    #[error("{node} cannot be rewritten: {why}")]
+    Rewrite {
+        /// The operator.
+        node: String,
+        /// What stands in the way.
+        why: String,
+    },
+    /// A constant that cannot be cut.
+    #[error("constant {name:?} {source}")]
+    Constant {
+        /// The constant.
+        name: String,
+        /// What is wrong.
+        source: TensorError,
+    },
+}
+
+/// Cuts what `plan` removes out of `model` and writes the tuned projections.
+///
+/// # Errors
+/// Where something cannot be cut; the model is then left in no defined state.
+pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &Plan) -> Result<Model, RemoveError> {
+    let mut pruned = model.clone();
+    let graph = &mut pruned.graph;
+    let constant = |source| RemoveError::Constant { name: "of a projection".into(), source };
+    write_projections(graph, discovery, plan).map_err(constant)?;
+    let mut removed = HashSet::new();
+    for (sublayer, decision) in plan.each(discovery) {
+        if decision.kept() == 0 {
+            bypass(graph, sublayer, decision).map_err(constant)?;
+        } else {
+            let gone = sublayer.units.iter().zip(&decision.keep).filter(|(_, keep)| !**keep);
+            removed.extend(gone.map(|(unit, _)| unit.class));
+        }
+    }
+    graph.remove_dead();
+    let cut = Cut { provenance: &discovery.provenance, seen, removed };
+    cut.slice_constants(graph)?;
+    for node in graph.sorted() {
+        rewrite::rewrite(graph, node, &cut)?;
+    }
+    cut.declare_shapes(graph)?;
+    graph.remove_dead();
+    Ok(pruned)
+}
+
+/// Takes a sublayer that lost all its units out of the graph: what stays is its bias.
+fn bypass(graph: &mut Graph, sublayer: &Sublayer, decision: &Decision) -> Result<(), TensorError> {
+    let element = graph.constant(sublayer.projection.weight).map_or(ElementType::F32, Tensor::element);
+    // The tuned bias has been added to this one already, if there is one.
+    let bias = match (bias_of(graph, sublayer), &decision.tuned) {
+        (Some((_, _, bias)), _) => bias.to_f64()?,
+        (None, Some(tuned)) => tuned.bias.clone().into_dyn(),
+        (None, None) => ArrayD::zeros(IxDyn(&[sublayer.projection.outputs])),
+    };
+    let constant = Tensor::from_floats(element, &bias)?;
+    let value = graph.add_constant(&format!("{}_bias", sublayer.name), constant);
+    let first_add = sublayer.residual.path.iter().find(|&&n| {
+        let operator = graph.operator(n);
+        operator.is("Add") && operator.inputs().iter().flatten().all(|&v| graph.constant(v).is_none())
+    });
+    let add = first_add.copied().unwrap_or(sublayer.residual.add());
+    graph.set_input(add, sublayer.residual.branch, Some(value));
+    Ok(())
+}
+
+/// Which channels go.
+struct Cut<'a> {
+    provenance: &'a Provenance,
+    seen: &'a Observation,
+    removed: HashSet<Channel>,
+}
+
+impl Cut<'_> {
+    fn goes(&self, channel: Channel) -> bool {
+        self.removed.contains(&self.provenance.channels.find(channel))
+    }
+
+    /// The indices of `axis` that stay, or `None` where all do.
+    fn kept_of(&self, plane: &Plane, axis: usize) -> Option<Vec<usize>> {
+        let stays = |i: &usize| !plane.0.index_axis(Axis(axis), *i).iter().all(|&c| self.goes(c));
+        let len = plane.0.len_of(Axis(axis));
+        let kept: Vec<_> = (0..len).filter(stays).collect();
+        (plane.varies(axis) && kept.len() < len).then_some(kept)
+    }
+
+    fn kept(&self, planes: &[Plane], axis: usize) -> Option<Vec<usize>> {
+        planes.iter().find(|p| p.varies(axis)).and_then(|p| self.kept_of(p, axis))
+    }
+
+    /// How long an axis of a value becomes, or `None` where it stays as it is.
+    fn new_len(&self, value: ValueId, axis: usize) -> Option<usize> {
+        self.kept(self.provenance.planes(value), axis).map(|kept| kept.len())
+    }
+
+    /// Whether what goes from a plane is whole indices of axes.
+    fn is_grid(&self, plane: &Plane) -> bool {
+        let gone: Vec<Vec<bool>> = (0..plane.0.ndim())
+            .map(|axis| {
+                let mut gone = vec![false; plane.0.len_of(Axis(axis))];
+                if let Some(kept) = self.kept_of(plane, axis) {
+                    gone.fill(true);
+                    kept.into_iter().for_each(|i| gone[i] = false);
+                }
+                gone
+            })
+            .collect();
+        plane.0.indexed_iter().all(|(index, &channel)| {
+            let cut = (0..plane.0.ndim()).any(|axis| gone[axis][index[axis]]);
+            cut == self.goes(channel)
+        })
+    }
+
+    fn slice_constants(&self, graph: &mut Graph) -> Result<(), RemoveError> {
+        type Cuts = BTreeMap<usize, Vec<usize>>;
+        let alive: HashSet<NodeId> = graph.sorted().into_iter().collect();
+        let mut made: HashMap<(ValueId, Cuts), ValueId> = HashMap::new();
+        for (node, slot, planes) in self.provenance.constant_uses() {
+            let Some(value) = alive.contains(&node).then(|| graph.operator(node).input(slot)).flatten() else {
+                continue;
+            };
+            let cuts: Cuts = planes
+                .iter()
+                .flat_map(|p| p.axes().into_iter().filter_map(|a| Some((a, self.kept_of(p, a)?))))
+                .collect();
+            if cuts.is_empty() {
+                continue;
+            }
+            let new = match made.get(&(value, cuts.clone())) {
+                Some(&new) => new,
+                None => {
+                    let new = slice_constant(graph, value, &cuts)?;
+                    made.insert((value, cuts), new);
+                    new
+                }
+            };
+            graph.set_input(node, slot, Some(new));
+        }
+        Ok(())
+    }
+
+    /// Corrects the declared shapes of values that became smaller, after checking that they are whole.
+    fn declare_shapes(&self, graph: &mut Graph) -> Result<(), RemoveError> {
+        let nodes = graph.sorted();
+        let values: Vec<ValueId> = nodes
+            .iter()
+            .flat_map(|&n| graph.operator(n).outputs().iter().copied().flatten().collect::<Vec<_>>())
+            .collect();
+        for value in values {
+            let planes = self.provenance.planes(value);
+            if !planes.iter().all(|p| self.is_grid(p)) {
+                return Err(RemoveError::Ragged(format!("value {:?}", graph.name(value))));
+            }
+            let Some(mut info) = graph.info(value).cloned() else { continue };
+            let tensor = info.r#type.as_mut().and_then(|t| t.value.as_mut());
+            let Some(type_proto::Value::TensorType(tensor)) = tensor else { continue };
+            let mut changed = false;
+            for (axis, dim) in tensor.shape.iter_mut().flat_map(|s| &mut s.dim).enumerate() {
+                let new = planes.iter().all(|p| axis < p.0.ndim()).then(|| self.new_len(value, axis)).flatten();
+                if let (Some(new), Some(dimension::Value::DimValue(old))) = (new, &mut dim.value) {
+                    *old = new as i64;
+                    changed = true;
+                }
+            }
+            if changed {
+                graph.set_info(value, Some(info));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn slice_constant(
+    graph: &mut Graph,
+    value: ValueId,
+    cuts: &BTreeMap<usize, Vec<usize>>,
+) -> Result<ValueId, RemoveError> {
+    let name = graph.name(value).to_string();
+    let wrong = |source| RemoveError::Constant { name: name.clone(), source };
+    let old = graph.constant(value).ok_or_else(|| wrong(TensorError::Missing))?.clone();
+    let mut tensor = old.clone();
+    for (&axis, keep) in cuts {
+        tensor = tensor.select(axis, keep).map_err(wrong)?;
+    }
+    let new = graph.add_constant(&format!("{name}_pruned"), tensor);
+    let named = graph.constant(new).cloned().ok_or_else(|| wrong(TensorError::Missing))?;
+    graph.set_constant(new, named.placed_like(&old));
+    Ok(new)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
