@@ -101,6 +101,29 @@ pub fn stage(model: &Model, source: &Path, target: &Path) -> Result<Staged, Erro
     Ok(Staged { model: temporary, data, target: target.to_path_buf(), bytes })
 }
 
+/// Writes a small file, whole or not at all.
+///
+/// # Errors
+/// Where the folder cannot be written or the disk is full.
+pub fn write_whole(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let folder = folder_or_here(path.parent().unwrap_or(Path::new("")));
+    let write = || -> std::io::Result<NamedTempFile> {
+        let mut file = temporary(folder)?;
+        file.write_all(content)?;
+        file.as_file().sync_all()?;
+        Ok(file)
+    };
+    persist(write().map_err(Error::io("write", path))?, path)
+}
+
+/// Size in bytes of a model file and the external files that it refers to.
+pub fn size_with_data(path: &Path, model: &Model) -> u64 {
+    let size = |path: &Path| std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let locations = onnx::external_locations(model);
+    size(path) + locations.iter().map(|l| size(&folder.join(l))).sum::<u64>()
+}
+
 fn temporary(folder: &Path) -> std::io::Result<NamedTempFile> {
     tempfile::Builder::new().prefix(".onnx-kprune-").suffix(".tmp").tempfile_in(folder)
 }
@@ -145,6 +168,11 @@ impl Staged {
             map(file.path()).map_err(|e| e.to_string())
         };
         onnx::read(bytes, &mut files).map_err(|source| Error::Model { path: self.target.clone(), source })
+    }
+
+    /// Whether the model has no external data.
+    pub fn is_one_file(&self) -> bool {
+        self.data.is_empty()
     }
 
     /// Where the model file is until it is published.

@@ -1,7 +1,5 @@
 //! The last check before a file is written: the pruned model against the masked original.
 
-use std::path::Path;
-
 use kprune_passes::discover::{Discovery, Sublayer};
 use kprune_passes::ir::{ElementType, Model};
 use kprune_passes::mask::mask_units;
@@ -10,6 +8,7 @@ use ndarray::ArrayD;
 
 use crate::calibration::Batch;
 use crate::error::Error;
+use crate::files::Staged;
 use crate::runtime::{self, Runtime, Values};
 
 /// Batches that are compared, spread over the lengths of the calibration set.
@@ -38,10 +37,11 @@ pub fn masked_original(model: &Model, discovery: &Discovery, plan: &Plan) -> Res
             mask_units(&mut masked.graph, sublayer, &decision.keep, element).map_err(internal)?;
         }
     }
+    masked.graph.remove_dead();
     Ok(masked)
 }
 
-/// Compares the model at `written` with the masked original on calibration batches; returns the
+/// Compares the model that was staged, and read back as `pruned`, with the masked original on calibration batches; returns the
 /// largest difference of an output, relative to the largest value of that output.
 ///
 /// # Errors
@@ -50,14 +50,19 @@ pub fn masked_original(model: &Model, discovery: &Discovery, plan: &Plan) -> Res
 pub fn verify(
     runtime: &Runtime,
     pruned: &Model,
-    written: &Path,
+    staged: &Staged,
     masked: &Model,
     discovery: &Discovery,
     batches: &[Batch],
 ) -> Result<f64, Error> {
     same_interface(masked, pruned)?;
     let mut original = runtime.session(masked, "running the masked original", true)?;
-    let mut result = runtime.session_of_file(written, "running the pruned model")?;
+    let doing = "running the pruned model";
+    // External data are still under temporary names, where only the model that was read back finds them.
+    let mut result = match staged.is_one_file() {
+        true => runtime.session_of_file(staged.path(), doing)?,
+        false => runtime.session(pruned, doing, true)?,
+    };
     let mut worst: f64 = 0.0;
     for batch in spread(batches) {
         runtime.check_cancelled()?;

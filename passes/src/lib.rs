@@ -4,12 +4,19 @@
 //! this package opens a file, starts a session or prints: where a pass needs numbers from a run, it
 //! returns a graph for the driver to run and takes the results as plain arrays.
 
+pub mod differentiate;
 pub mod discover;
+pub mod emit;
 pub mod ir;
+pub mod loss;
 pub mod mask;
+pub mod measure;
 pub mod observe;
 pub mod onnx;
 pub mod plan;
 pub mod provenance;
 pub mod remove;
+pub mod search;
 pub mod signature;
+pub mod suffix;
+pub mod tune;

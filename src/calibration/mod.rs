@@ -62,6 +62,11 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The tensor of the input called `name`.
+    pub fn find(&self, name: &str) -> Option<&ort::value::DynValue> {
+        self.feeds.iter().find(|(n, _)| n == name).map(|(_, held)| held.value())
+    }
+
     /// The tensors by name, for a session.
     pub fn feeds(&self) -> impl Iterator<Item = (&str, &ort::value::DynValue)> {
         self.feeds.iter().map(|(name, held)| (name.as_str(), held.value()))

@@ -56,6 +56,20 @@ impl Runtime {
 }
 
 impl Session {
+    /// Runs the graph on inputs that `find` gives by name; returns every output.
+    ///
+    /// # Errors
+    /// Where an input is not found, or ONNX Runtime fails.
+    pub fn run_with<'a>(&mut self, find: impl Fn(&str) -> Option<&'a DynValue>) -> Result<Values, Error> {
+        let names: Vec<String> = self.inner.inputs().iter().map(|i| i.name().to_string()).collect();
+        let mut feeds = Vec::new();
+        for name in &names {
+            let missing = || Error::internal(format!("nothing gives input {name:?} while {}", self.doing));
+            feeds.push((name.as_str(), find(name).ok_or_else(missing)?));
+        }
+        self.run(feeds)
+    }
+
     /// Runs the graph on inputs given by name; returns every output.
     ///
     /// # Errors

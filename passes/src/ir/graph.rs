@@ -399,6 +399,40 @@ impl Graph {
         }
     }
 
+    /// Makes an inner value an input of the graph: what made it no longer does.
+    pub fn make_input(&mut self, info: ValueInfoProto) -> ValueId {
+        let value = self.declare(info.name.as_deref().unwrap_or_default());
+        let readers = self.consumers(value);
+        if let Some((node, slot)) = self.producer(value) {
+            let edges: Vec<_> =
+                self.net.edges_directed(node, Outgoing).filter(|e| e.weight().value == value).map(|e| e.id()).collect();
+            for edge in edges {
+                self.net.remove_edge(edge);
+            }
+            self.operator_mut(node).outputs[slot] = None;
+        }
+        self.values[value.0].source = Some(self.net.add_node(Vertex::Input));
+        self.values[value.0].info = Some(info);
+        self.inputs.push(value);
+        for (node, slot) in readers {
+            self.connect(value, node, slot);
+        }
+        value
+    }
+
+    /// Makes `outputs` the only outputs.
+    pub fn set_outputs(&mut self, outputs: &[ValueId]) {
+        self.net.retain_nodes(|net, node| !matches!(net[node], Vertex::Output));
+        self.outputs.clear();
+        outputs.iter().for_each(|&value| self.add_output(value));
+    }
+
+    /// Drops the inputs that nothing reads.
+    pub fn remove_unread_inputs(&mut self) {
+        let inputs = std::mem::take(&mut self.inputs);
+        self.inputs = inputs.into_iter().filter(|&v| !self.consumers(v).is_empty()).collect();
+    }
+
     /// Removes operators and initializers that no output depends on. Inputs stay.
     pub fn remove_dead(&mut self) {
         let mut alive: HashSet<NodeId> = HashSet::new();

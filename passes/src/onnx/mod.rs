@@ -5,7 +5,7 @@ pub mod schema;
 mod write;
 
 pub use read::{ReadError, read};
-pub use write::{Detached, ExternalFile, Written, write, write_detached};
+pub use write::{Detached, ExternalFile, Written, external_locations, write, write_detached};
 
 use schema::{StringStringEntryProto, TensorProto};
 

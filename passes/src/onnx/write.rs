@@ -58,10 +58,20 @@ pub fn write(model: &Model, rename: &dyn Fn(&str) -> String) -> Written {
     Written { model: proto, files: files.into_values().map(|layout| layout.file).collect() }
 }
 
+/// The external-data files that a model was read from, as it names them.
+pub fn external_locations(model: &Model) -> Vec<String> {
+    let external = constants(&model.graph).filter(|t| t.external().is_some());
+    let mut locations: Vec<_> = external.filter_map(|t| location(t.proto())).map(str::to_string).collect();
+    locations.sort();
+    locations.dedup();
+    locations
+}
+
 /// Encodes a model for a session: constants of at least `threshold` bytes are returned beside it.
 pub fn write_detached(model: &Model, threshold: usize) -> Detached {
     let mut constants = Vec::new();
-    for value in model.graph.initializers() {
+    // A runtime drops constants that nothing reads, and then misses those it is given.
+    for value in model.graph.initializers().into_iter().filter(|&v| !model.graph.consumers(v).is_empty()) {
         if let Some(tensor) = model.graph.constant(value) {
             let large = tensor.element().packed_len(tensor.count()).is_some_and(|len| len >= threshold);
             if tensor.external().is_some() || large {

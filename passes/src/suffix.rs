@@ -1,0 +1,83 @@
+//! Parts of a graph: what lies above a sublayer, and what lies between two.
+//!
+//! What lies below the sublayer in hand never changes again. The values that cross into it are kept,
+//! and only the part of the graph above is run.
+
+use std::collections::HashSet;
+
+use crate::discover::Discovery;
+use crate::ir::{ElementType, Graph, Model, NodeId, ValueId};
+use crate::observe::Observation;
+use crate::signature;
+
+/// For every sublayer, the values that cross into it from below; one entry more for what is above all.
+#[derive(Clone, Debug)]
+pub struct Crossings {
+    values: Vec<Vec<ValueId>>,
+}
+
+impl Crossings {
+    /// Finds the crossing values of every sublayer.
+    pub fn find(graph: &Graph, discovery: &Discovery) -> Self {
+        let streams: Vec<ValueId> = discovery.sublayers.iter().map(|s| s.residual.output).collect();
+        let needed = graph.ancestors(graph.outputs().iter().chain(&streams).copied());
+        let values = (0..=streams.len()).map(|t| {
+            let below = graph.ancestors(streams[..t].iter().copied());
+            crossing(graph, &needed, &below)
+        });
+        Self { values: values.collect() }
+    }
+
+    /// The values that cross into sublayer `t` (0 is the first; the graph's inputs cross into it).
+    pub fn at(&self, t: usize) -> &[ValueId] {
+        &self.values[t]
+    }
+}
+
+/// Values made below, or given, and read above or by the caller.
+fn crossing(graph: &Graph, needed: &HashSet<NodeId>, below: &HashSet<NodeId>) -> Vec<ValueId> {
+    let mut values = Vec::new();
+    let mut seen = HashSet::new();
+    let is_above = |n: &NodeId| needed.contains(n) && !below.contains(n);
+    for node in graph.sorted().into_iter().filter(is_above) {
+        let operator = graph.operator(node);
+        for &value in operator.inputs().iter().flatten().chain(operator.captures()) {
+            let from_above = graph.producer(value).is_some_and(|(n, _)| !below.contains(&n));
+            if !from_above && graph.constant(value).is_none() && seen.insert(value) {
+                values.push(value);
+            }
+        }
+    }
+    let made_below = |v: &ValueId| graph.producer(*v).is_none_or(|(n, _)| below.contains(&n));
+    values.extend(graph.outputs().iter().copied().filter(|v| made_below(v) && !seen.contains(v)));
+    values
+}
+
+/// The part of a model between `inputs` and `outputs`; all values keep their ids and names.
+///
+/// Inputs that are made within the model are declared as they were observed.
+pub fn extract(model: &Model, seen: &Observation, inputs: &[ValueId], outputs: &[ValueId]) -> Model {
+    let mut part = model.clone();
+    let graph = &mut part.graph;
+    for &value in inputs {
+        if graph.producer(value).is_some() {
+            let rank = seen.dims(value).map_or(0, |d| d.len());
+            let element = seen.element(value).unwrap_or(ElementType::F32);
+            graph.make_input(signature::declare(&graph.name(value).to_string(), element, rank));
+        }
+    }
+    finish(&mut part, outputs);
+    part
+}
+
+/// Keeps only what `outputs` need, as the outputs of the model.
+pub fn finish(part: &mut Model, outputs: &[ValueId]) {
+    part.graph.set_outputs(outputs);
+    part.graph.remove_dead();
+    part.graph.remove_unread_inputs();
+    part.graph.remove_dead();
+}
+
+#[cfg(test)]
+#[path = "suffix_tests.rs"]
+mod tests;

@@ -1,0 +1,68 @@
+//! The program: see the library for what it does.
+
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+use clap::Parser;
+use onnx_kprune::cli::Cli;
+use onnx_kprune::error::Error;
+use onnx_kprune::pipeline::prune;
+use onnx_kprune::progress::Progress;
+use onnx_kprune::report::Report;
+use onnx_kprune::runtime::Runtime;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let status = error.status();
+            eprintln!("{:?}", miette::Report::new(error));
+            ExitCode::from(status)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Error> {
+    cli.check_paths()?;
+    let runtime = Runtime::load(cli.onnxruntime.as_deref(), cli.provider, cli.threads.unwrap_or(0))?;
+    let cancel = runtime.cancel_flag();
+    // A second Ctrl-C ends the program at once.
+    let _ = ctrlc::set_handler(move || {
+        if cancel.swap(true, Ordering::Relaxed) {
+            std::process::exit(1);
+        }
+    });
+    if !cli.quiet {
+        eprintln!(
+            "ONNX Runtime: {} ({}, {} threads)",
+            runtime.library().display(),
+            runtime.provider(),
+            runtime.threads()
+        );
+    }
+    let progress = if cli.quiet { Progress::silent() } else { Progress::visible() };
+    let report = prune(&runtime, &cli.input, &cli.output, &cli.options(), &progress)?;
+    if let Some(path) = &cli.report {
+        report.save(path)?;
+    }
+    if !cli.quiet {
+        show(&report, cli.verbose);
+    }
+    Ok(())
+}
+
+fn show(report: &Report, verbose: bool) {
+    for warning in &report.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if verbose {
+        for output in &report.objective {
+            println!("output {:?} taken for {}", output.name, output.kind);
+        }
+        for declined in &report.declined {
+            println!("not pruned: {} channels of {}: {}", declined.channels, declined.place, declined.why);
+        }
+    }
+    print!("{}", report.table());
+}
