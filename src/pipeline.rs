@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use kprune_passes::discover::{Discovery, Sublayer, discover};
+use kprune_passes::fold::fold_identities;
 use kprune_passes::ir::{Model, ValueId};
 use kprune_passes::loss::Objective;
 use kprune_passes::measure::Measuring;
@@ -36,7 +37,8 @@ pub fn prune(
     progress: &Progress,
 ) -> Result<Report, Error> {
     let mut clock = Clock::start();
-    let model = files::read_model(input)?;
+    let mut model = files::read_model(input)?;
+    fold_identities(&mut model.graph);
     check_supported(&model, input)?;
     let calibration = Calibration::gather(&model, input, &options.sources)?;
     let batches = calibration.batches(options.batch_size)?;

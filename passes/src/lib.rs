@@ -7,6 +7,7 @@
 pub mod differentiate;
 pub mod discover;
 pub mod emit;
+pub mod fold;
 pub mod ir;
 pub mod loss;
 pub mod mask;

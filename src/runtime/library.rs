@@ -25,7 +25,8 @@ pub(super) fn load(given: Option<&Path>) -> Result<(ort::environment::Environmen
     for file in candidates() {
         match open(&file) {
             Ok(found) => return Ok(found),
-            Err(reason) => tried.push(format!("{}: {reason}", file.display())),
+            Err(reason) if file.exists() => tried.push(format!("{}: {reason}", file.display())),
+            Err(_) => {}
         }
     }
     Err(Error::NoLibrary { tried })
