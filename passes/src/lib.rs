@@ -21,3 +21,6 @@ pub mod search;
 pub mod signature;
 pub mod suffix;
 pub mod tune;
+
+#[cfg(test)]
+mod testing;

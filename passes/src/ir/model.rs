@@ -1,7 +1,7 @@
 //! A graph with what the file says around it.
 
 use super::{Graph, ValueId};
-use crate::onnx::schema::{GraphProto, ModelProto, SparseTensorProto};
+use crate::onnx::schema::{GraphProto, ModelProto, OperatorSetIdProto, SparseTensorProto};
 
 /// A model: a graph, and everything else that its file holds.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +19,15 @@ pub struct Model {
 }
 
 impl Model {
+    /// A model of `graph` alone, for version `opset` of the standard operator set.
+    pub fn new(graph: Graph, opset: i64) -> Self {
+        let import = OperatorSetIdProto { domain: Some(String::new()), version: Some(opset) };
+        // IR version 8 belongs to operator sets up to 18, and newer runtimes read it.
+        let header = ModelProto { ir_version: Some(8), opset_import: vec![import], ..ModelProto::default() };
+        let graph_header = GraphProto { name: Some("graph".into()), ..GraphProto::default() };
+        Self { graph, header, graph_header, ..Self::default() }
+    }
+
     /// The version of an operator set that the model imports; `""` is the standard one.
     pub fn opset(&self, domain: &str) -> Option<i64> {
         let standard = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_string() };

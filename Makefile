@@ -1,0 +1,40 @@
+# The two commands of the README are `make demo` and `make test`; both install what they need.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+export VIRTUAL_ENV := $(abspath $(VENV))
+BINARY := target/release/onnx-kprune
+FIXTURE := fixtures/reviews
+
+.PHONY: demo test lint setup bench
+
+demo: setup
+	cargo build --release
+	mkdir -p demo
+	$(BINARY) $(FIXTURE)/model.onnx demo/pruned.onnx --calibration $(FIXTURE)/calibration.npz \
+	    --compression 0.5 --report demo/report.json
+	@$(PYTHON) fixtures/evaluate.py $(FIXTURE)/eval.npz $(FIXTURE)/model.onnx demo/pruned.onnx
+
+test: setup
+	cargo build --release
+	cargo test --workspace --release
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --release -- -D warnings
+
+bench: setup
+	cargo bench
+
+# OpenBLAS from the system's packages, ONNX Runtime into a local Python environment.
+setup: $(VENV)/ready
+
+$(VENV)/ready: fixtures/requirements.txt
+	@pkg-config --exists openblas 2>/dev/null && python3 -c 'import ensurepip' 2>/dev/null || { \
+	    echo "installing build tools, OpenBLAS and python3-venv"; \
+	    $(SUDO) apt-get update -q && \
+	    $(SUDO) apt-get install -q -y build-essential pkg-config libopenblas-dev python3-venv; }
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install -q --disable-pip-version-check -r fixtures/requirements.txt
+	touch $@
