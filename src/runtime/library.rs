@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use ort::environment::Environment;
 
 use crate::error::Error;
 
@@ -14,7 +17,20 @@ use crate::error::Error;
 /// # Errors
 /// Where a given library cannot be loaded, or none is found; the message names the command that
 /// installs it.
-pub(super) fn load(given: Option<&Path>) -> Result<(ort::environment::Environment, PathBuf), Error> {
+pub(super) fn load(given: Option<&Path>) -> Result<(Environment, PathBuf), Error> {
+    let mut loaded = LOADED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(loaded) = loaded.as_ref() {
+        return Ok(loaded.clone());
+    }
+    let found = search(given)?;
+    *loaded = Some(found.clone());
+    Ok(found)
+}
+
+/// A process can load ONNX Runtime once; whoever comes later gets what was loaded first.
+static LOADED: Mutex<Option<(Environment, PathBuf)>> = Mutex::new(None);
+
+fn search(given: Option<&Path>) -> Result<(Environment, PathBuf), Error> {
     let variable = std::env::var_os("ORT_DYLIB_PATH").filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(path) = given.map(Path::to_path_buf).or(variable) {
         let file = if path.is_dir() { libraries_in(&path).into_iter().next() } else { Some(path.clone()) };
@@ -32,7 +48,7 @@ pub(super) fn load(given: Option<&Path>) -> Result<(ort::environment::Environmen
     Err(Error::NoLibrary { tried })
 }
 
-fn open(path: &Path) -> Result<(ort::environment::Environment, PathBuf), String> {
+fn open(path: &Path) -> Result<(Environment, PathBuf), String> {
     let builder = ort::init_from(path).map_err(|e| e.to_string())?;
     let environment = builder.with_name("onnx-kprune").with_telemetry(false).build().map_err(|e| e.to_string())?;
     environment.set_log_level(ort::logging::LogLevel::Error);
