@@ -240,7 +240,7 @@ impl Report {
 
     fn sublayer_table(&self) -> String {
         let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+        table.load_style(presets::NOTHING);
         table.set_header(["", "sublayer", "kept", "of", "error untuned", "tuned"]);
         for column in [0, 2, 3, 4, 5] {
             if let Some(column) = table.column_mut(column) {

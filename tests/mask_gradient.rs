@@ -1,0 +1,165 @@
+//! Mask gradients and energies of a whole model against finite differences of the loss.
+#![allow(missing_docs)]
+
+mod support;
+
+use kprune_passes::discover::{Discovery, discover};
+use kprune_passes::emit::Emit;
+use kprune_passes::ir::{ElementType, Model, Operator};
+use kprune_passes::loss::{self, Objective, SAMPLES, teacher_input};
+use kprune_passes::measure::Measuring;
+use kprune_passes::observe::Observation;
+use kprune_passes::signature::declare;
+use kprune_passes::suffix::Crossings;
+use ndarray::{Array1, ArrayD, IxDyn};
+use onnx_kprune::calibration::{Batch, Calibration, Sources};
+use onnx_kprune::files::read_model;
+use onnx_kprune::observation::observe;
+use onnx_kprune::runtime::{Held, Runtime, numbers, scalars};
+use support::{cpu, fixtures};
+
+const TEMPERATURE: f64 = 2.0;
+
+struct Setting {
+    runtime: Runtime,
+    model: Model,
+    seen: Observation,
+    discovery: Discovery,
+    batches: Vec<Batch>,
+}
+
+impl Setting {
+    fn of(fixture: &str) -> Self {
+        let runtime = cpu();
+        let path = fixtures().join(fixture);
+        let mut model = read_model(&path).unwrap();
+        kprune_passes::fold::fold_identities(&mut model.graph);
+        let sources = Sources { seq_len: Some(6), ..Sources::default() };
+        let calibration = Calibration::gather(&model, &path, &sources).unwrap();
+        let seen = observe(&runtime, &model, &calibration).unwrap();
+        let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
+        let batches = calibration.batches(4).unwrap();
+        Self { runtime, model, seen, discovery, batches }
+    }
+
+    fn measuring(&self) -> Measuring<'_> {
+        let mask = self.model.graph.find("attention_mask");
+        Measuring {
+            model: &self.model,
+            seen: &self.seen,
+            discovery: &self.discovery,
+            crossings: Crossings::find(&self.model.graph, &self.discovery),
+            objective: Objective::guess(&self.model, &self.seen, mask),
+            temperature: TEMPERATURE,
+            mask,
+        }
+    }
+
+    fn teacher(&self) -> Held {
+        let logits = [0.9, -0.4, -1.2, 0.3, 0.1, 0.8, 2.0, -0.5];
+        numbers(&ArrayD::from_shape_vec(IxDyn(&[4, 2]), logits.to_vec()).unwrap()).unwrap()
+    }
+
+    /// The loss of the first batch when the features of sublayer `l` are multiplied by `mask`.
+    fn losses(&self, l: usize, masks: &[Array1<f64>]) -> Vec<f64> {
+        let measuring = self.measuring();
+        let mut model = self.model.clone();
+        let projection = &self.discovery.sublayers[l].projection;
+        let mask = model.graph.add_input(declare("test_mask", ElementType::F32, 1));
+        let masked = model.graph.add(Operator::new("Mul"), &[projection.features, mask], "masked");
+        model.graph.set_input(projection.node, projection.features_slot, Some(masked));
+        let mut emit = Emit::new(&mut model.graph, 17, "test");
+        let loss = loss::append(&mut emit, &self.seen, &measuring.objective, TEMPERATURE, measuring.mask);
+        model.graph.add_output(loss.value);
+        let mut session = self.runtime.session(&model, "testing", true).unwrap_or_else(|e| panic!("{e}"));
+        let (teacher, samples) = (self.teacher(), numbers(&ArrayD::from_elem(IxDyn(&[]), 4.0)).unwrap());
+        let name = teacher_input("logits");
+        let value = |mask: &Array1<f64>| {
+            let mask = numbers(&mask.clone().into_dyn()).unwrap();
+            let values = session.run_with(|n| match n {
+                "test_mask" => Some(mask.value()),
+                SAMPLES => Some(samples.value()),
+                n if n == name => Some(teacher.value()),
+                n => self.batches[0].find(n),
+            });
+            scalars(&values.unwrap()[model.graph.name(loss.value)]).unwrap().sum()
+        };
+        masks.iter().map(value).collect()
+    }
+}
+
+#[test]
+fn mask_gradients_are_those_of_the_loss() {
+    for fixture in ["tiny/torchscript-eager-13.onnx", "tiny/torchscript-sdpa-17.onnx", "tiny/dynamo-eager-20.onnx"] {
+        let setting = Setting::of(fixture);
+        let measuring = setting.measuring();
+        let graph = measuring.knowledge(0).unwrap();
+        let mut session = setting.runtime.session(&graph.model, "testing", true).unwrap_or_else(|e| panic!("{e}"));
+        let (teacher, samples) = (setting.teacher(), numbers(&ArrayD::from_elem(IxDyn(&[]), 4.0)).unwrap());
+        let name = teacher_input("logits");
+        let sums = session.run_with(|n| match n {
+            SAMPLES => Some(samples.value()),
+            n if n == name => Some(teacher.value()),
+            n => setting.batches[0].find(n),
+        });
+        let sums = sums.unwrap();
+        assert_eq!(graph.outputs.len(), 4);
+        for unit in &graph.outputs {
+            let gradient = scalars(&sums[unit.gradient.as_ref().unwrap()]).unwrap();
+            let width = setting.discovery.sublayers[unit.sublayer].projection.width;
+            assert_eq!(gradient.shape(), [width]);
+            let columns: Vec<usize> = (0..width).step_by(7).collect();
+            let step = 0.02;
+            let moved = |c: usize, by: f64| {
+                let mut mask = Array1::ones(width);
+                mask[c] += by;
+                mask
+            };
+            let masks: Vec<_> = columns.iter().flat_map(|&c| [moved(c, step), moved(c, -step)]).collect();
+            let losses = setting.losses(unit.sublayer, &masks);
+            let scale = gradient.iter().fold(0.0f64, |m, g| m.max(g.abs()));
+            assert!(scale > 1e-3, "there is something to compare");
+            for (pair, &column) in losses.chunks(2).zip(&columns) {
+                let expected = (pair[0] - pair[1]) / (2.0 * step);
+                let found = gradient[[column]];
+                assert!((found - expected).abs() < 0.02 * scale, "{fixture}, sublayer {}, column {column}: {found} and not {expected}", unit.sublayer);
+            }
+        }
+    }
+}
+
+#[test]
+fn energies_are_the_squared_features_of_real_tokens() {
+    let setting = Setting::of("tiny/torchscript-eager-17.onnx");
+    let measuring = setting.measuring();
+    let graph = measuring.knowledge(0).unwrap();
+    let mut plain = setting.model.clone();
+    let features = setting.discovery.sublayers[1].projection.features;
+    plain.graph.set_outputs(&[features]);
+    // The second half of every sample is padding.
+    let mut mask = ArrayD::ones(IxDyn(&[4, 6]));
+    mask.indexed_iter_mut().for_each(|(i, m)| *m = if i[1] < 3 { 1.0 } else { 0.0 });
+    let ints: Vec<u8> = mask.iter().flat_map(|&m: &f64| (m as i64).to_le_bytes()).collect();
+    let tensor = kprune_passes::ir::Tensor::from_raw("m", ElementType::I64, &[4, 6], ints.into()).unwrap();
+    let held = onnx_kprune::runtime::host(&tensor).unwrap();
+    let feed = |n: &str| if n == "attention_mask" { Some(held.value()) } else { setting.batches[0].find(n) };
+    let mut session = setting.runtime.session(&plain, "testing", true).unwrap();
+    let values = session.run_with(feed).unwrap();
+    let values = scalars(&values[plain.graph.name(features)]).unwrap();
+    let (teacher, samples) = (setting.teacher(), numbers(&ArrayD::from_elem(IxDyn(&[]), 4.0)).unwrap());
+    let name = teacher_input("logits");
+    let mut session = setting.runtime.session(&graph.model, "testing", true).unwrap();
+    let sums = session.run_with(|n| match n {
+        SAMPLES => Some(samples.value()),
+        n if n == name => Some(teacher.value()),
+        n => feed(n),
+    });
+    let energy = scalars(&sums.unwrap()[&graph.outputs[1].energy]).unwrap();
+    let mut expected = ArrayD::<f64>::zeros(energy.raw_dim());
+    for (index, value) in values.indexed_iter() {
+        if index[1] < 3 {
+            expected[[index[2]]] += value * value;
+        }
+    }
+    assert!((&energy - &expected).iter().zip(&expected).all(|(d, e)| d.abs() <= 1e-4 * e.max(1e-3)));
+}
