@@ -46,12 +46,11 @@ fn sizes(inputs: &[Input], lengths: [usize; 2]) -> Sizes {
     let mut others = 0;
     for input in inputs {
         for (i, axis) in input.axes.iter().flatten().enumerate() {
-            if let Axis::Named(name) = axis {
-                if !sizes.contains_key(name) {
-                    let size = if i == 0 { BATCHES } else { lengths.map(|n| n * (others + 1)) };
-                    others += (i > 0) as usize;
-                    sizes.insert(name.clone(), size);
-                }
+            let Axis::Named(name) = axis else { continue };
+            if !sizes.contains_key(name) {
+                let size = if i == 0 { BATCHES } else { lengths.map(|n| n * (others + 1)) };
+                others += (i > 0) as usize;
+                sizes.insert(name.clone(), size);
             }
         }
     }

@@ -71,7 +71,7 @@ pub fn verify(
             let name = masked.graph.name(output);
             let (difference, allowed) = compare(name, &expected, &found)?;
             worst = worst.max(difference);
-            if !(difference <= allowed) {
+            if difference > allowed {
                 let place = first_difference(runtime, pruned, masked, discovery, batch)?;
                 let reason = format!("output {name:?} differs by {difference:.2e} of its largest value; {place}");
                 return Err(Error::Verify { reason });
@@ -148,7 +148,7 @@ fn first_difference(
     for (i, sublayer) in discovery.sublayers.iter().enumerate() {
         let name = masked.graph.name(sublayer.residual.output);
         let (difference, allowed) = compare(name, &expected, &found)?;
-        if !(difference <= allowed) {
+        if difference > allowed {
             return Ok(format!("sublayer {} ({}) differs first", i + 1, sublayer.name));
         }
     }

@@ -54,7 +54,8 @@ impl Case<'_> {
         let (graph, inputs, output) = self.build(make);
         let plain = model(graph, self.opset);
         let data = self.data();
-        let feeds = |data: &[ArrayD<f64>]| -> Vec<(&str, ArrayD<f64>)> { NAMES.into_iter().zip(data.to_vec()).collect() };
+        let feeds =
+            |data: &[ArrayD<f64>]| -> Vec<(&str, ArrayD<f64>)> { NAMES.into_iter().zip(data.to_vec()).collect() };
         let borrowed = feeds(&data);
         let borrowed: Vec<_> = borrowed.iter().map(|(n, a)| (*n, a)).collect();
         let seen = observe(&runtime, &plain, &borrowed);
@@ -129,7 +130,9 @@ fn integers(g: &mut Graph, values: &[i64]) -> ValueId {
 
 #[test]
 fn functions_of_one_variable() {
-    for name in ["Neg", "Exp", "Abs", "Sin", "Cos", "Tanh", "Sigmoid", "Softplus", "Relu", "Erf", "Identity", "Reciprocal"] {
+    for name in
+        ["Neg", "Exp", "Abs", "Sin", "Cos", "Tanh", "Sigmoid", "Softplus", "Relu", "Erf", "Identity", "Reciprocal"]
+    {
         unary(17, op(name), false);
     }
     for name in ["Log", "Sqrt"] {
@@ -179,7 +182,9 @@ fn choices() {
 
 #[test]
 fn products() {
-    for shapes in [[&[2, 3][..], &[3, 4][..]], [&[5, 2, 3], &[3, 4]], [&[5, 2, 3], &[5, 3, 4]], [&[1, 2, 3], &[5, 3, 4]]] {
+    for shapes in
+        [[&[2, 3][..], &[3, 4][..]], [&[5, 2, 3], &[3, 4]], [&[5, 2, 3], &[5, 3, 4]], [&[1, 2, 3], &[5, 3, 4]]]
+    {
         let case = Case { opset: 17, shapes: &shapes, by: &[0, 1], positive: false };
         case.check("MatMul", &|g, v| g.add(op("MatMul"), v, "y"));
     }
@@ -280,7 +285,8 @@ fn picks() {
         g.add(op("Slice"), &[v[0], starts, ends, axes], "y")
     });
     case.check("Slice with steps", &|g, v| {
-        let (starts, ends, axes, steps) = (integers(g, &[-1]), integers(g, &[-9]), integers(g, &[1]), integers(g, &[-2]));
+        let (starts, ends, axes, steps) =
+            (integers(g, &[-1]), integers(g, &[-9]), integers(g, &[1]), integers(g, &[-2]));
         g.add(op("Slice"), &[v[0], starts, ends, axes, steps], "y")
     });
 }

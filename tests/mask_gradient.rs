@@ -122,7 +122,11 @@ fn mask_gradients_are_those_of_the_loss() {
             for (pair, &column) in losses.chunks(2).zip(&columns) {
                 let expected = (pair[0] - pair[1]) / (2.0 * step);
                 let found = gradient[[column]];
-                assert!((found - expected).abs() < 0.02 * scale, "{fixture}, sublayer {}, column {column}: {found} and not {expected}", unit.sublayer);
+                assert!(
+                    (found - expected).abs() < 0.02 * scale,
+                    "{fixture}, sublayer {}, column {column}: {found} and not {expected}",
+                    unit.sublayer
+                );
             }
         }
     }

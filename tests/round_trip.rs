@@ -176,9 +176,11 @@ fn missing_and_escaping_external_data_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = with_external_data(folder.path());
     let sound = second_reader(&path);
-    for (location, expected) in
-        [("gone.data", "cannot read"), ("../secret.data", "inside the model's folder"), ("/etc/passwd", "inside the model's folder")]
-    {
+    for (location, expected) in [
+        ("gone.data", "cannot read"),
+        ("../secret.data", "inside the model's folder"),
+        ("/etc/passwd", "inside the model's folder"),
+    ] {
         let mut model = sound.clone();
         for tensor in &mut model.graph.as_mut().unwrap().initializer {
             tensor.external_data.iter_mut().filter(|e| e.key == "location").for_each(|e| e.value = location.into());

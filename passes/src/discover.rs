@@ -123,6 +123,10 @@ pub fn discover(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f64>) -
     let finder = Finder { graph, provenance: &provenance, ends: &ends, heads: heads(graph, &provenance) };
     let mut sublayers = Vec::new();
     let mut declined = Vec::new();
+    for &(node, channels) in &provenance.untracked {
+        let why = "its features do not come from a weight".to_string();
+        declined.push(Declined { place: graph.label(node), channels, why });
+    }
     let mut reported = HashSet::new();
     for i in 0..provenance.contractions.len() {
         let classes = finder.classes(i);

@@ -10,10 +10,9 @@ pub fn fold_identities(graph: &mut Graph) {
         if !operator.is("Identity") {
             continue;
         }
-        if let (Some(input), Some(output)) = (operator.input(0), operator.output(0)) {
-            if graph.constant(input).is_some() {
-                graph.replace_reads(output, input);
-            }
+        let constant = operator.input(0).filter(|&v| graph.constant(v).is_some());
+        if let (Some(input), Some(output)) = (constant, operator.output(0)) {
+            graph.replace_reads(output, input);
         }
     }
     graph.remove_dead();

@@ -64,16 +64,14 @@ pub fn limits(graph: &Graph) -> HashMap<ValueId, usize> {
                 if operator.is("Identity") || operator.is("Cast") {
                     names.extend(operator.output(0));
                 } else if operator.is("Gather") && slot == 1 && operator.int("axis", 0) == 0 {
-                    if let Some(table) =
-                        operator.input(0).and_then(|t| graph.constant(t)).filter(|t| t.dims().len() > 1)
-                    {
-                        let limit = limits.entry(input).or_insert(usize::MAX);
-                        *limit = table.dims()[0].min(*limit);
-                    }
+                    let table = operator.input(0).and_then(|t| graph.constant(t)).filter(|t| t.dims().len() > 1);
+                    let limit = limits.entry(input).or_insert(usize::MAX);
+                    *limit = table.map_or(*limit, |t| t.dims()[0].min(*limit));
                 }
             }
         }
     }
+    limits.retain(|_, limit| *limit < usize::MAX);
     limits
 }
 

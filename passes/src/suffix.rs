@@ -63,7 +63,8 @@ pub fn extract(model: &Model, seen: &Observation, inputs: &[ValueId], outputs: &
         if graph.producer(value).is_some() {
             let rank = seen.dims(value).map_or(0, |d| d.len());
             let element = seen.element(value).unwrap_or(ElementType::F32);
-            graph.make_input(signature::declare(&graph.name(value).to_string(), element, rank));
+            let info = signature::declare(graph.name(value), element, rank);
+            graph.make_input(info);
         }
     }
     finish(&mut part, outputs);

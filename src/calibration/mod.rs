@@ -314,13 +314,13 @@ fn check(model: &Model, inputs: &[Input], arrays: &[Tensor], path: &Path) -> Res
         if array.dims().first() != Some(&samples) {
             return Err(wrong(format!("holds {:?} samples, another array {samples}", array.dims().first())));
         }
-        if let Ok(floats) = array.to_f64() {
-            if let Some(i) = floats.iter().position(|x| !x.is_finite()) {
-                return Err(wrong(format!("holds a value that is not finite (element {i})")));
-            }
+        let odd = array.to_f64().ok().and_then(|floats| floats.iter().position(|x| !x.is_finite()));
+        if let Some(i) = odd {
+            return Err(wrong(format!("holds a value that is not finite (element {i})")));
         }
-        if let (Some(&limit), Ok(ids)) = (limits.get(&input.value), array.to_i64()) {
-            if let Some(id) = ids.iter().find(|&&id| id < 0 || id >= limit as i64) {
+        if let Some(&limit) = limits.get(&input.value) {
+            let outside = |id: &i64| *id < 0 || *id >= limit as i64;
+            if let Some(id) = array.to_i64().ok().and_then(|ids| ids.iter().copied().find(outside)) {
                 return Err(wrong(format!("holds the id {id}, and the model's table has {limit} entries")));
             }
         }

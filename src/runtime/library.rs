@@ -51,7 +51,8 @@ fn search(given: Option<&Path>) -> Result<(Environment, PathBuf), Error> {
 fn open(path: &Path) -> Result<(Environment, PathBuf), String> {
     let builder = ort::init_from(path).map_err(|e| e.to_string())?;
     let environment = builder.with_name("onnx-kprune").with_telemetry(false).build().map_err(|e| e.to_string())?;
-    environment.set_log_level(ort::logging::LogLevel::Error);
+    // What goes wrong is returned as an error; ONNX Runtime need not print it too.
+    environment.set_log_level(ort::logging::LogLevel::Fatal);
     Ok((environment, path.to_path_buf()))
 }
 

@@ -144,10 +144,9 @@ impl Runtime {
 
     fn builder(&self, optimise: bool) -> Result<SessionBuilder, ort::Error> {
         use ort::session::builder::GraphOptimizationLevel::{Disable, Level3};
-        let builder = OrtSession::builder(&self.environment)?
-            .with_intra_threads(self.threads)
-            .and_then(|b| b.with_optimization_level(if optimise { Level3 } else { Disable }))
-            .and_then(|b| b.with_memory_pattern(false))?;
+        let builder = OrtSession::builder(&self.environment)?.with_intra_threads(self.threads)?;
+        let builder = builder.with_optimization_level(if optimise { Level3 } else { Disable })?;
+        let builder = builder.with_memory_pattern(false)?;
         match self.provider {
             Provider::Cpu => Ok(builder),
             Provider::Cuda(device) => with_cuda(builder, device),

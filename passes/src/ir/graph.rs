@@ -32,7 +32,7 @@ pub enum Slot {
 enum Vertex {
     Input,
     Initializer,
-    Operator(Operator),
+    Operator(Box<Operator>),
     Output,
 }
 
@@ -292,7 +292,7 @@ impl Graph {
         let inputs = operator.inputs.clone();
         let captures = operator.captures.clone();
         let outputs = operator.outputs.clone();
-        let node = self.net.add_node(Vertex::Operator(operator));
+        let node = self.net.add_node(Vertex::Operator(Box::new(operator)));
         for value in outputs.into_iter().flatten() {
             self.values[value.0].source = Some(node);
         }

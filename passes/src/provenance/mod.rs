@@ -40,6 +40,9 @@ pub struct Provenance {
     pub channels: Channels,
     /// Matrix products with a constant weight.
     pub contractions: Vec<Contraction>,
+    /// Matrix products with a constant weight whose features carry no channels of their own, with the
+    /// number of rows.
+    pub untracked: Vec<(NodeId, usize)>,
     /// Matrix products of two activations that channels take part in.
     pub products: Vec<NodeId>,
     values: HashMap<ValueId, Planes>,

@@ -236,10 +236,13 @@ fn note(scene: &mut Scene, features: &Operand, weight: &Operand, rows: usize) ->
     }
     let last = features.shape.len() - 1;
     let alone = features.planes.iter().find(|p| p.axes() == [last]);
-    if let (Some(plane), 2) = (alone, weight.shape.len()) {
-        let channels = plane.0.iter().copied().collect::<Vec<_>>();
-        debug_assert_eq!(channels.len(), rows);
-        scene.provenance.contractions.push(Contraction { node: scene.node, features: 0, weight: 1, rows: channels });
+    match (alone, weight.shape.len()) {
+        (Some(plane), 2) => {
+            let channels = plane.0.iter().copied().collect();
+            let contraction = Contraction { node: scene.node, features: 0, weight: 1, rows: channels };
+            scene.provenance.contractions.push(contraction);
+        }
+        _ => scene.provenance.untracked.push((scene.node, rows)),
     }
     Ok(())
 }
