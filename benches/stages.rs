@@ -1,0 +1,112 @@
+//! The stages of a run on the trained fixture, one by one.
+#![allow(missing_docs)]
+
+use std::path::Path;
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use kprune_passes::discover::{Discovery, discover};
+use kprune_passes::ir::Model;
+use kprune_passes::loss::Objective;
+use kprune_passes::measure::Measuring;
+use kprune_passes::observe::Observation;
+use kprune_passes::plan::Plan;
+use kprune_passes::remove::remove;
+use kprune_passes::suffix::Crossings;
+use kprune_passes::tune::Sums;
+use ndarray::Array2;
+use onnx_kprune::calibration::{Batch, Calibration, Sources};
+use onnx_kprune::files::read_model;
+use onnx_kprune::knowledge::Walk;
+use onnx_kprune::observation::observe;
+use onnx_kprune::progress::Progress;
+use onnx_kprune::runtime::{Choice, Runtime, Values};
+
+struct Setting {
+    runtime: Runtime,
+    model: Model,
+    seen: Observation,
+    discovery: Discovery,
+    calibration: Calibration,
+    batches: Vec<Batch>,
+}
+
+fn setting() -> Setting {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reviews");
+    let path = folder.join("model.onnx");
+    let runtime = Runtime::load(None, Choice::Cpu, 1).expect("ONNX Runtime is installed");
+    let model = read_model(&path).expect("the fixture is there");
+    let sources = Sources { files: vec![folder.join("calibration.npz")], ..Sources::default() };
+    let calibration = Calibration::gather(&model, &path, &sources).expect("the data fit");
+    let seen = observe(&runtime, &model, &calibration).expect("the model runs");
+    let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
+    let batches = calibration.batches(32).expect("there are samples");
+    Setting { runtime, model, seen, discovery, calibration, batches }
+}
+
+impl Setting {
+    fn measuring(&self) -> Measuring<'_> {
+        let mask = self.model.graph.find("attention_mask");
+        Measuring {
+            model: &self.model,
+            seen: &self.seen,
+            discovery: &self.discovery,
+            crossings: Crossings::find(&self.model.graph, &self.discovery),
+            objective: Objective::guess(&self.model, &self.seen, mask),
+            temperature: 2.0,
+            mask,
+        }
+    }
+
+    fn teacher(&self) -> Vec<Values> {
+        let mut session = self.runtime.session(&self.model, "the teacher", true).expect("the model runs");
+        self.batches.iter().map(|b| session.run(b.feeds()).expect("the model runs")).collect()
+    }
+}
+
+fn analysis(c: &mut Criterion) {
+    let s = setting();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reviews/model.onnx");
+    c.bench_function("read", |b| b.iter(|| read_model(&path).expect("the fixture is there")));
+    c.bench_function("observe", |b| b.iter(|| observe(&s.runtime, &s.model, &s.calibration).expect("it runs")));
+    let at = s.calibration.lengths(None);
+    c.bench_function("discover", |b| b.iter(|| discover(&s.model.graph, &s.seen, &at)));
+    let mut plan = Plan::untouched(&s.discovery);
+    for decision in &mut plan.decisions {
+        decision.keep.iter_mut().step_by(2).for_each(|k| *k = false);
+    }
+    c.bench_function("remove", |b| b.iter(|| remove(&s.model, &s.discovery, &s.seen, &plan).expect("it can be cut")));
+}
+
+fn measuring(c: &mut Criterion) {
+    let s = setting();
+    let measuring = s.measuring();
+    let progress = Progress::silent();
+    let mut group = c.benchmark_group("calibration set");
+    group.sample_size(10);
+    group.bench_function("forward", |b| b.iter(|| s.teacher()));
+    let walk = || Walk::new(&s.runtime, &measuring, &s.batches, s.teacher(), &progress);
+    group.bench_function("knowledge", |b| {
+        b.iter_batched(walk, |mut w| w.knowledge(0).expect("it runs"), BatchSize::PerIteration);
+    });
+    let columns: Vec<usize> = (0..96).collect();
+    group.bench_function("gram", |b| {
+        b.iter_batched(walk, |mut w| w.gram(0, &columns).expect("it runs"), BatchSize::PerIteration);
+    });
+}
+
+fn tuning(c: &mut Criterion) {
+    let kept = 600;
+    let features = Array2::from_shape_fn((2 * kept, kept + 1), |(i, j)| ((i * 31 + j * 17) % 101) as f64 / 101.0);
+    let target = Array2::from_shape_fn((2 * kept, 384), |(i, j)| ((i * 13 + j * 7) % 89) as f64 / 89.0);
+    let sums = Sums {
+        gram: features.t().dot(&features),
+        cross: features.t().dot(&target),
+        energy: target.mapv(|y| y * y).sum(),
+    };
+    let mut group = c.benchmark_group("tune");
+    group.sample_size(10);
+    group.bench_function("600 features", |b| b.iter(|| sums.solve(true)));
+}
+
+criterion_group!(benches, analysis, measuring, tuning);
+criterion_main!(benches);
