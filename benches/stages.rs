@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 use std::path::Path;
+use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use kprune_passes::discover::{Discovery, discover};
@@ -33,7 +34,7 @@ struct Setting {
 fn setting() -> Setting {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reviews");
     let path = folder.join("model.onnx");
-    let runtime = Runtime::load(None, Choice::Cpu, 1).expect("ONNX Runtime is installed");
+    let runtime = Runtime::load(None, Choice::Cpu, 1, Arc::default()).expect("ONNX Runtime is installed");
     let model = read_model(&path).expect("the fixture is there");
     let sources = Sources { files: vec![folder.join("calibration.npz")], ..Sources::default() };
     let calibration = Calibration::gather(&model, &path, &sources).expect("the data fit");

@@ -17,6 +17,15 @@ use crate::error::Error;
 use crate::progress::Progress;
 use crate::runtime::{self, Held, Runtime, Values};
 
+/// What measuring costs per sublayer, against running one: about as much again backward, and the sums.
+const KNOWLEDGE_WORK: usize = 3;
+
+/// The work of a whole run over `batches`, in batches through one sublayer.
+pub fn work(sublayers: usize, batches: usize) -> usize {
+    let measuring: usize = (1..=sublayers).map(|above| KNOWLEDGE_WORK * above).sum();
+    batches * (measuring + 2 * sublayers - 1)
+}
+
 /// Values that cross into the sublayer in hand, for one batch.
 type State = HashMap<String, DynValue>;
 
@@ -79,11 +88,11 @@ impl<'a> Walk<'a> {
             .map_err(|e| Error::Runtime { doing: "measuring knowledge".into(), reason: e.to_string() })?;
         let mut session = self.runtime.session(&graph.model, "measuring knowledge", true)?;
         let widths: Vec<usize> = graph.outputs.iter().map(|s| self.sublayer(s.sublayer).projection.width).collect();
-        let mut gradients: Vec<Array1<f64>> = widths.iter().map(|&w| Array1::zeros(w)).collect();
-        let mut energies = gradients.clone();
+        let zeros = || -> Vec<Array1<f64>> { widths.iter().map(|&w| Array1::zeros(w)).collect() };
+        let (mut gradients, mut squares, mut energies) = (zeros(), zeros(), zeros());
         for (i, batch) in self.batches.iter().enumerate() {
             self.runtime.check_cancelled()?;
-            let samples = scalar(batch.samples as f64)?;
+            let samples = scalar(batch.mini_batch_samples as f64)?;
             let state = &self.student[i];
             let outputs = &self.outputs[i];
             let teacher: HashMap<String, &DynValue> = outputs.iter().map(|(n, v)| (teacher_input(n), v)).collect();
@@ -93,19 +102,26 @@ impl<'a> Walk<'a> {
             })?;
             for (j, unit) in graph.outputs.iter().enumerate() {
                 if let Some(gradient) = &unit.gradient {
-                    gradients[j] += &vector(&sums, gradient)?.mapv(|g| g * g);
+                    gradients[j] += &vector(&sums, gradient)?;
                 }
                 energies[j] += &vector(&sums, &unit.energy)?;
             }
-            self.progress.tick();
+            // A mini-batch is squared as a whole, in however many parts it was run.
+            if self.batches.get(i + 1).is_none_or(|next| next.mini_batch != batch.mini_batch) {
+                for (gradient, square) in gradients.iter_mut().zip(&mut squares) {
+                    *square += &gradient.mapv(|g| g * g);
+                    gradient.fill(0.0);
+                }
+            }
+            self.progress.advance(KNOWLEDGE_WORK * graph.outputs.len());
         }
         let samples: usize = self.batches.iter().map(|b| b.samples).sum();
         let tokens: usize = self.batches.iter().map(|b| b.tokens).sum();
         let mut knowledge = Vec::new();
-        for ((unit, gradients), energies) in graph.outputs.iter().zip(&gradients).zip(&energies) {
+        for ((unit, gradients), energies) in graph.outputs.iter().zip(&squares).zip(&energies) {
             let sublayer = self.sublayer(unit.sublayer);
-            let squares = original_weight(self.measuring.model, sublayer)?.mapv(|w| w * w);
-            let mean_squares = squares.mean_axis(ndarray::Axis(1)).unwrap_or_default();
+            let weights = original_weight(self.measuring.model, sublayer)?.mapv(|w| w * w);
+            let mean_squares = weights.mean_axis(ndarray::Axis(1)).unwrap_or_default();
             let mean = |columns: &[usize], of: &dyn Fn(usize) -> f64| {
                 columns.iter().map(|&c| of(c)).sum::<f64>() / columns.len() as f64
             };
@@ -145,7 +161,7 @@ impl<'a> Walk<'a> {
             part.gram += &matrix(&values, &gram.outputs.gram)?;
             part.cross += &matrix(&values, &gram.outputs.cross)?;
             part.energy += value(&values, &gram.outputs.energy)?.sum();
-            self.progress.tick();
+            self.progress.advance(1);
         }
         Ok(sums)
     }
@@ -159,7 +175,7 @@ impl<'a> Walk<'a> {
         for (i, batch) in self.batches.iter().enumerate() {
             self.runtime.check_cancelled()?;
             region.advance(&mut self.student[i], batch)?;
-            self.progress.tick();
+            self.progress.advance(1);
         }
         Ok(())
     }

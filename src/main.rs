@@ -1,7 +1,8 @@
 //! The program: see the library for what it does.
 
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 use onnx_kprune::cli::Cli;
@@ -25,14 +26,9 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<(), Error> {
     cli.check_paths()?;
-    let runtime = Runtime::load(cli.onnxruntime.as_deref(), cli.provider, cli.threads.unwrap_or(0))?;
-    let cancel = runtime.cancel_flag();
-    // A second Ctrl-C ends the program at once.
-    let _ = ctrlc::set_handler(move || {
-        if cancel.swap(true, Ordering::Relaxed) {
-            std::process::exit(1);
-        }
-    });
+    let options = cli.options();
+    let runtime =
+        Runtime::load(options.onnxruntime.as_deref(), options.provider, options.threads, cancel_on_interrupt())?;
     if !cli.quiet {
         eprintln!(
             "ONNX Runtime: {} ({}, {} threads)",
@@ -42,7 +38,7 @@ fn run(cli: &Cli) -> Result<(), Error> {
         );
     }
     let progress = if cli.quiet { Progress::silent() } else { Progress::visible() };
-    let report = prune(&runtime, &cli.input, &cli.output, &cli.options(), &progress)?;
+    let report = prune(&runtime, &cli.input, &cli.output, &options, &progress)?;
     if let Some(path) = &cli.report {
         report.save(path)?;
     }
@@ -50,6 +46,21 @@ fn run(cli: &Cli) -> Result<(), Error> {
         show(&report, cli.verbose);
     }
     Ok(())
+}
+
+/// A flag that Ctrl-C sets; a second Ctrl-C ends the program at once.
+fn cancel_on_interrupt() -> Arc<AtomicBool> {
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let flag = cancelled.clone();
+    let handler = move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(1);
+        }
+    };
+    if let Err(error) = ctrlc::set_handler(handler) {
+        eprintln!("warning: Ctrl-C will end the program without tidying up: {error}");
+    }
+    cancelled
 }
 
 fn show(report: &Report, verbose: bool) {

@@ -18,7 +18,7 @@ use crate::calibration::{Batch, Calibration};
 use crate::config::Options;
 use crate::error::Error;
 use crate::files::{self, Staged};
-use crate::knowledge::{TuningSums, Walk, candidates, original_weight};
+use crate::knowledge::{TuningSums, Walk, candidates, original_weight, work};
 use crate::observation::observe;
 use crate::progress::Progress;
 use crate::report::{self, Report};
@@ -52,6 +52,7 @@ pub fn prune(
     }
     clock.stage("discover");
 
+    progress.expect(work(discovery.sublayers.len(), batches.len()));
     let teacher = run_teacher(runtime, &model, &batches, progress)?;
     let forward = clock.stage("teacher");
 
@@ -118,7 +119,6 @@ fn run_teacher(runtime: &Runtime, model: &Model, batches: &[Batch], progress: &P
         .iter()
         .map(|batch| {
             runtime.check_cancelled()?;
-            progress.tick();
             session.run(batch.feeds())
         })
         .collect()
@@ -154,7 +154,6 @@ fn choose(
     if options.compression == 0.0 {
         return Ok(outcome);
     }
-    progress.expect(3 * sublayers.len());
     let mut left = budget;
     for (t, sublayer) in sublayers.iter().enumerate() {
         let place = format!("sublayer {} of {}", t + 1, sublayers.len());

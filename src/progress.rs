@@ -29,10 +29,10 @@ impl Progress {
         Self { bar: Some(bar), lines: false }
     }
 
-    /// Says how many ticks there will be in all.
-    pub fn expect(&self, ticks: usize) {
+    /// Says how much work there will be in all, in the units of [`Progress::advance`].
+    pub fn expect(&self, work: usize) {
         if let Some(bar) = &self.bar {
-            bar.set_length(ticks as u64);
+            bar.set_length(work as u64);
         }
     }
 
@@ -50,10 +50,10 @@ impl Progress {
         }
     }
 
-    /// One step further.
-    pub fn tick(&self) {
+    /// Goes on by some work; a unit is one batch through one sublayer.
+    pub fn advance(&self, work: usize) {
         if let Some(bar) = &self.bar {
-            bar.inc(1);
+            bar.inc(work as u64);
         }
     }
 

@@ -280,6 +280,10 @@ fn picks() {
         let index = integers(g, &[2, 0, 2]);
         g.add(op("Gather").with(attribute::int("axis", 1)), &[v[0], index], "y")
     });
+    case.check("GatherElements", &|g, v| {
+        let index = g.add_constant("index", Tensor::from_i64s(&[2, 2, 3], &[0, 1, 2, 3, 0, 1, 2, 2, 2, 0, 0, 3]));
+        g.add(op("GatherElements").with(attribute::int("axis", 1)), &[v[0], index], "y")
+    });
     case.check("Slice", &|g, v| {
         let (starts, ends, axes) = (integers(g, &[1, 0]), integers(g, &[-1, 2]), integers(g, &[1, 2]));
         g.add(op("Slice"), &[v[0], starts, ends, axes], "y")

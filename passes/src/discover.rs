@@ -52,7 +52,8 @@ pub struct Projection {
 /// Where a sublayer's output joins the residual stream.
 #[derive(Clone, Debug)]
 pub struct Residual {
-    /// The operators from the projection's output to the addition, which is the last of them.
+    /// The operators from the projection's output to the addition, which is the last of them; those
+    /// before it add or multiply by constants, or change nothing.
     pub path: Vec<NodeId>,
     /// The input slot of the addition at which the sublayer's output arrives.
     pub branch: usize,
@@ -244,9 +245,17 @@ impl Finder<'_> {
             if operator.is("Identity") || operator.is("Dropout") {
                 continue;
             }
-            let other = operator.input(1 - slot.min(1)).filter(|_| operator.is("Add")).ok_or_else(outside)?;
-            if self.graph.constant(other).is_some() {
-                continue;
+            let is_affine = operator.is("Add") || operator.is("Mul");
+            let other = operator.input(1 - slot.min(1)).filter(|_| is_affine).ok_or_else(outside)?;
+            if let Some(constant) = self.graph.constant(other) {
+                let each = constant.count() == 1 || constant.dims() == [projection.outputs];
+                if each && constant.element().is_float() {
+                    continue;
+                }
+                return Err("what it adds or multiplies to its output is no vector".into());
+            }
+            if !operator.is("Add") {
+                return Err(outside());
             }
             branch.get_or_insert(slot);
             let source = self.graph.producer(other);
@@ -293,7 +302,7 @@ impl Costs {
 
     fn count_parameters(&mut self, graph: &Graph, provenance: &Provenance) {
         let mut counted = HashSet::new();
-        for (node, slot, planes) in provenance.constant_uses() {
+        for (node, slot, planes) in provenance.cut_uses() {
             let Some(value) = graph.operator(node).input(slot) else { continue };
             let Some(tensor) = graph.constant(value).filter(|_| counted.insert(value)) else { continue };
             for plane in planes {

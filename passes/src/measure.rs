@@ -6,6 +6,7 @@ use crate::emit::Emit;
 use crate::ir::{ElementType, Model, Operator, ValueId, attribute};
 use crate::loss::{self, Objective};
 use crate::observe::{Dim, Observation};
+use crate::plan::scale_of;
 use crate::signature;
 use crate::suffix::{Crossings, extract, finish};
 
@@ -126,7 +127,8 @@ impl Measuring<'_> {
     /// With the features F and the projection W of the unpruned sublayer on the student's values below,
     /// the target is Y = R_T - R_S - b, R_S the student's stream before the sublayer. What is computed is
     /// R_T minus the student's stream *after* the unpruned sublayer, plus F W: the same, without a need to
-    /// know how the sublayer's output reaches the stream.
+    /// know how the sublayer's output reaches the stream. Where it is scaled on its way, the difference is
+    /// divided by that.
     ///
     /// Inputs: what crosses into `t`, the teacher's stream after it, the kept columns.
     pub fn gram(&self, t: usize) -> Graph<GramSums> {
@@ -163,7 +165,13 @@ impl Measuring<'_> {
             false => projection.weight,
         };
         let output = emit.op("MatMul", &[features, weight]);
-        let missing = emit.op("Sub", &[teacher, stream]);
+        let mut missing = emit.op("Sub", &[teacher, stream]);
+        if let Some(scale) = scale_of(&self.model.graph, sublayer) {
+            // An output that is scaled to nothing cannot repair anything.
+            let inverse = scale.mapv(|s| if s == 0.0 { 0.0 } else { 1.0 / s });
+            let inverse = emit.array(ElementType::F32, &inverse.into_dyn());
+            missing = emit.op("Mul", &[missing, inverse]);
+        }
         let stream_dims = self.seen.dims(stream).unwrap_or_default();
         let missing = self.only_real(&mut emit, missing, &stream_dims, mask);
         let missing = flat(&mut emit, missing, outputs);

@@ -1,9 +1,9 @@
 //! What is decided about every sublayer: which units stay, and with which projection.
 
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayD};
 
 use crate::discover::{Discovery, Kind, Sublayer};
-use crate::ir::{Graph, Operator, Slot, Tensor, TensorError};
+use crate::ir::{Graph, NodeId, Operator, Slot, Tensor, TensorError};
 
 /// The decision about one sublayer.
 #[derive(Clone, Debug)]
@@ -129,7 +129,7 @@ fn write_bias(graph: &mut Graph, sublayer: &Sublayer, bias: &Array1<f64>) -> Res
 }
 
 /// Where the bias of a sublayer's projection is read, and the bias; one number for every output.
-pub fn bias_of(graph: &Graph, sublayer: &Sublayer) -> Option<(crate::ir::NodeId, usize, Tensor)> {
+pub fn bias_of(graph: &Graph, sublayer: &Sublayer) -> Option<(NodeId, usize, Tensor)> {
     let outputs = sublayer.projection.outputs;
     let is_bias = |t: &&Tensor| t.dims() == [outputs] && t.element().is_float();
     let at = |node, slot| {
@@ -140,6 +140,39 @@ pub fn bias_of(graph: &Graph, sublayer: &Sublayer) -> Option<(crate::ir::NodeId,
         return at(sublayer.projection.node, 2);
     }
     let before_add = &sublayer.residual.path[..sublayer.residual.path.len() - 1];
-    let adds = before_add.iter().filter(|&&n| graph.operator(n).is("Add"));
+    let unscaled = before_add.iter().take_while(|&&n| !graph.operator(n).is("Mul"));
+    let adds = unscaled.filter(|&&n| graph.operator(n).is("Add"));
     adds.flat_map(|&n| [0, 1].map(|slot| at(n, slot))).flatten().next()
+}
+
+/// The constant at one input of an operator that adds or multiplies by it.
+fn constant_operand(graph: &Graph, node: NodeId) -> Option<ArrayD<f64>> {
+    let constants = graph.operator(node).inputs().iter().flatten().filter_map(|&v| graph.constant(v));
+    constants.filter_map(|t| t.to_f64().ok()).next()
+}
+
+/// What the operators between the projection and the stream multiply its output by, one factor for
+/// every output (layer scale); `None` where they do not.
+pub fn scale_of(graph: &Graph, sublayer: &Sublayer) -> Option<Array1<f64>> {
+    let scaling = sublayer.residual.path.iter().filter(|&&n| graph.operator(n).is("Mul"));
+    let mut scale: Option<Array1<f64>> = None;
+    for factor in scaling.filter_map(|&n| constant_operand(graph, n)) {
+        let ones = Array1::ones(sublayer.projection.outputs).into_dyn();
+        let factor = (ones * factor).into_dimensionality().ok()?;
+        scale = Some(scale.map_or(factor.clone(), |s| s * &factor));
+    }
+    scale
+}
+
+/// What a projection's output `start` becomes on its way to the stream.
+pub fn along_path(graph: &Graph, sublayer: &Sublayer, start: Array1<f64>) -> Array1<f64> {
+    let mut value = start.into_dyn();
+    for &node in &sublayer.residual.path[..sublayer.residual.path.len() - 1] {
+        match (constant_operand(graph, node), graph.operator(node).is("Mul")) {
+            (Some(constant), true) => value = value * constant,
+            (Some(constant), false) => value = value + constant,
+            (None, _) => {}
+        }
+    }
+    value.into_dimensionality().unwrap_or_else(|_| Array1::zeros(sublayer.projection.outputs))
 }

@@ -59,6 +59,10 @@ pub struct Batch {
     pub samples: usize,
     /// Number of real tokens.
     pub tokens: usize,
+    /// Which mini-batch the samples belong to; a mini-batch may be run in several batches.
+    pub mini_batch: usize,
+    /// Number of samples of that mini-batch.
+    pub mini_batch_samples: usize,
 }
 
 impl Batch {
@@ -147,9 +151,10 @@ impl Calibration {
         lengths
     }
 
-    /// The samples in batches of `size`, grouped by length, each cut to its longest member.
+    /// The samples in mini-batches of `size`, grouped by length, each cut to its longest member.
     ///
-    /// A model of fixed batch size takes batches of that size; samples that do not fill one are left out.
+    /// A mini-batch is one batch, or several where the model takes only batches of a fixed size; samples
+    /// that do not fill one are then left out.
     ///
     /// # Errors
     /// Where there are too few samples for one batch.
@@ -158,16 +163,19 @@ impl Calibration {
             Axis::Fixed(n) => Some(*n),
             Axis::Named(_) => None,
         });
-        let size = fixed.unwrap_or(size);
         let mut order: Vec<usize> = (0..self.samples()).collect();
         if let Some(mask) = &self.mask {
             order.sort_by_key(|&i| mask.lengths[i]);
         }
-        let whole = |rows: &&[usize]| fixed.is_none() || rows.len() == size;
-        let batches: Vec<_> =
-            order.chunks(size).filter(whole).map(|rows| self.batch(rows)).collect::<Result<_, _>>()?;
+        let (each, usable) = fixed.map_or((size, order.len()), |n| (n, order.len() / n * n));
+        let mut batches = Vec::new();
+        for (mini_batch, rows) in order[..usable].chunks(size.next_multiple_of(each)).enumerate() {
+            for part in rows.chunks(each) {
+                batches.push(Batch { mini_batch, mini_batch_samples: rows.len(), ..self.batch(part)? });
+            }
+        }
         if batches.is_empty() {
-            let reason = format!("has {} samples, and the model takes batches of {size}", self.samples());
+            let reason = format!("has {} samples, and the model takes batches of {each}", self.samples());
             return Err(Error::calibration(Path::new(&self.source), reason, "give more samples"));
         }
         Ok(batches)
@@ -187,7 +195,7 @@ impl Calibration {
             Some(mask) => rows.iter().map(|&r| mask.tokens[r]).sum(),
             None => rows.len(),
         };
-        Ok(Batch { feeds, samples: rows.len(), tokens })
+        Ok(Batch { feeds, samples: rows.len(), tokens, mini_batch: 0, mini_batch_samples: rows.len() })
     }
 
     /// Whether the second axis of an input runs over the same tokens as the mask.

@@ -50,30 +50,33 @@ fn encode(path: &Path, lines: Vec<String>, inputs: &[Input], tokenizer: &Path) -
     let longest = fixed.or(tokens.get_truncation().map(|t| t.max_length)).unwrap_or(LONGEST);
     let truncation = tokenizers::TruncationParams { max_length: longest, ..Default::default() };
     tokens.with_truncation(Some(truncation)).map_err(unusable)?;
+    let padding = tokens.get_padding().map_or(0, |p| i64::from(p.pad_id));
     tokens.with_padding(None);
     let encodings = tokens.encode_batch(lines, true).map_err(unusable)?;
     let length = fixed.unwrap_or_else(|| encodings.iter().map(|e| e.len()).max().unwrap_or(0));
-    inputs.iter().map(|input| array(path, input, &encodings, length)).collect()
+    inputs.iter().map(|input| array(path, input, &encodings, length, padding)).collect()
 }
 
 /// The array of one input, recognised by what tokenizers call their outputs.
-fn array(path: &Path, input: &Input, encodings: &[Encoding], length: usize) -> Result<Tensor, Error> {
+fn array(path: &Path, input: &Input, encodings: &[Encoding], length: usize, padding: i64) -> Result<Tensor, Error> {
     let name = input.name.as_str();
-    let values = |e: &Encoding| -> Option<Vec<i64>> {
+    // The values of a text, and what fills the rest of the row.
+    let values = |e: &Encoding| -> Option<(Vec<i64>, i64)> {
         let wide = |ids: &[u32]| ids.iter().map(|&i| i.into()).collect();
         match name {
-            _ if name.contains("position") => Some((0..e.len() as i64).collect()),
-            _ if name.contains("mask") => Some(wide(e.get_attention_mask())),
-            _ if name.contains("type") || name.contains("segment") => Some(wide(e.get_type_ids())),
-            _ if name.contains("ids") || name.contains("token") => Some(wide(e.get_ids())),
+            _ if name.contains("position") => Some(((0..e.len() as i64).collect(), 0)),
+            _ if name.contains("mask") => Some((wide(e.get_attention_mask()), 0)),
+            _ if name.contains("type") || name.contains("segment") => Some((wide(e.get_type_ids()), 0)),
+            _ if name.contains("ids") || name.contains("token") => Some((wide(e.get_ids()), padding)),
             _ => None,
         }
     };
     let wrong = |reason: String| Error::calibration(path, reason, "give arrays with --calibration FILE.npz");
     let mut flat = Vec::with_capacity(encodings.len() * length);
     for encoding in encodings {
-        let ids = values(encoding).ok_or_else(|| wrong(format!("text gives no values for the input {name:?}")))?;
-        flat.extend(ids.iter().copied().chain(std::iter::repeat(0)).take(length));
+        let missing = || wrong(format!("text gives no values for the input {name:?}"));
+        let (ids, fill) = values(encoding).ok_or_else(missing)?;
+        flat.extend(ids.into_iter().chain(std::iter::repeat(fill)).take(length));
     }
     let bytes: Vec<u8> = match input.element {
         Some(ElementType::I64) => flat.iter().flat_map(|i| i.to_le_bytes()).collect(),

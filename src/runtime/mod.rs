@@ -79,17 +79,22 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Finds and loads ONNX Runtime. `threads` 0 leaves their number to the machine.
+    /// Finds and loads ONNX Runtime. `threads` 0 leaves their number to the machine; once `cancelled` is
+    /// set, the work ends at the next batch.
     ///
     /// # Errors
     /// Where no library is found, or the provider asked for is not there.
-    pub fn load(library: Option<&Path>, choice: Choice, threads: usize) -> Result<Self, Error> {
+    pub fn load(
+        library: Option<&Path>,
+        choice: Choice,
+        threads: usize,
+        cancelled: Arc<AtomicBool>,
+    ) -> Result<Self, Error> {
         let (environment, library) = library::load(library)?;
         let threads = match threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        let cancelled = Arc::new(AtomicBool::new(false));
         let mut this =
             Self { environment, library, provider: Provider::Cpu, threads, weights: RefCell::default(), cancelled };
         this.provider = this.choose(choice)?;
@@ -129,11 +134,6 @@ impl Runtime {
     /// Threads of all sessions.
     pub fn threads(&self) -> usize {
         self.threads
-    }
-
-    /// A flag that ends the work at the next batch when it is set.
-    pub fn cancel_flag(&self) -> Arc<AtomicBool> {
-        self.cancelled.clone()
     }
 
     /// # Errors

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use kprune_passes::ir::{Graph, Model, ValueId};
 use kprune_passes::observe::{Observation, Seen, Sizes, observed_model};
@@ -59,7 +60,7 @@ pub fn python() -> Option<PathBuf> {
 }
 
 pub fn cpu() -> Runtime {
-    Runtime::load(None, Choice::Cpu, 1).expect("ONNX Runtime is installed for tests")
+    Runtime::load(None, Choice::Cpu, 1, Arc::default()).expect("ONNX Runtime is installed for tests")
 }
 
 pub fn run(runtime: &Runtime, model: &Model, feeds: &[(&str, &ArrayD<f64>)]) -> Values {

@@ -19,6 +19,7 @@ pub(super) fn backward(step: &mut Step, op_type: &str) -> Result<Inputs, Decline
         "Concat" => concat(step),
         "Gather" => gather(step),
         "Slice" => slice(step),
+        "GatherElements" => gather_elements(step),
         _ => Err("there is no rule for this operator".into()),
     }
 }
@@ -115,6 +116,19 @@ fn gather(step: &mut Step) -> Result<Inputs, Decline> {
         _ => return Err("it picks with a table of indices".into()),
     }
     Ok(vec![(0, scatter(step, x, g, places, axis as usize, index_rank > 0)?)])
+}
+
+fn gather_elements(step: &mut Step) -> Result<Inputs, Decline> {
+    let (g, x, index) = (step.gradient()?, step.input(0)?, step.input(1)?);
+    if step.emit.opset() < 16 {
+        return Err("picking entries needs operator set 16 to be differentiated".into());
+    }
+    let shape = step.emit.op("Shape", &[x]);
+    let base = zeros(step, shape)?;
+    let operator = Operator::new("ScatterElements")
+        .with(attribute::int("axis", step.operator.int("axis", 0)))
+        .with(attribute::text("reduction", "add"));
+    Ok(vec![(0, step.emit.with(operator, &[base, index, g]))])
 }
 
 /// Undoes one axis after the other, so each is a pick of known places.

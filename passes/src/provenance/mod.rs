@@ -12,7 +12,7 @@ mod structural;
 
 pub(crate) use structural::range;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 pub use channels::{Channel, Channels, Frozen};
 pub use plane::{Plane, Planes};
@@ -46,19 +46,24 @@ pub struct Provenance {
     /// Matrix products of two activations that channels take part in.
     pub products: Vec<NodeId>,
     values: HashMap<ValueId, Planes>,
-    constants: HashMap<(NodeId, usize), Planes>,
+    /// Planes of what is cut where it is read: constants, and values that several readers share.
+    uses: HashMap<(NodeId, usize), Planes>,
+    /// Where a value broadcasts over axes of another that carry channels: operator, wider, narrower plane.
+    broadcasts: Vec<(NodeId, Plane, Plane)>,
+    shared: HashSet<ValueId>,
 }
 
 impl Provenance {
     /// Carries channels through `graph`.
     pub fn trace(graph: &Graph, seen: &Observation) -> Self {
-        let mut this = Self::default();
+        let mut this = Self { shared: shared_values(graph, seen), ..Self::default() };
         for node in graph.sorted() {
             this.trace_node(graph, seen, node);
         }
         for &value in graph.outputs() {
             this.freeze_value(graph, value, "a graph output");
         }
+        this.settle_broadcasts(graph);
         this.close_grids(graph);
         this
     }
@@ -68,16 +73,17 @@ impl Provenance {
         self.values.get(&value).map_or(&[], Vec::as_slice)
     }
 
-    /// Every constant that an operator reads as data, with its planes there.
-    pub fn constant_uses(&self) -> Vec<(NodeId, usize, &[Plane])> {
-        let mut uses: Vec<_> = self.constants.iter().map(|(&(n, s), p)| (n, s, p.as_slice())).collect();
+    /// Everything that is cut where it is read, with its planes there: constants, and values that several
+    /// readers share.
+    pub fn cut_uses(&self) -> Vec<(NodeId, usize, &[Plane])> {
+        let mut uses: Vec<_> = self.uses.iter().map(|(&(n, s), p)| (n, s, p.as_slice())).collect();
         uses.sort_unstable_by_key(|&(n, s, _)| (n, s));
         uses
     }
 
     /// The planes of whatever an operator reads at `slot`.
     pub fn planes_at(&self, graph: &Graph, node: NodeId, slot: usize) -> &[Plane] {
-        match self.constants.get(&(node, slot)) {
+        match self.uses.get(&(node, slot)) {
             Some(planes) => planes,
             None => graph.operator(node).input(slot).map_or(&[], |v| self.planes(v)),
         }
@@ -110,22 +116,71 @@ impl Provenance {
         }
     }
 
-    /// The planes of a constant where it is read. A vector is a new one at each place (it can be cut
-    /// differently there); a matrix or larger table is the same one everywhere.
-    fn constant_planes(&mut self, value: ValueId, shape: &[usize], node: NodeId, slot: usize) -> Planes {
-        if let Some(planes) = self.constants.get(&(node, slot)) {
+    /// The planes of a constant where it is read. A vector or a table is a new one at each place, for it
+    /// can be cut differently there; a weight of matrix products is the same one everywhere.
+    fn constant_planes(
+        &mut self,
+        value: ValueId,
+        shape: &[usize],
+        node: NodeId,
+        slot: usize,
+        is_weight: bool,
+    ) -> Planes {
+        if let Some(planes) = self.uses.get(&(node, slot)) {
             return planes.clone();
         }
         let axes: Vec<_> = (0..shape.len()).filter(|&a| shape[a] > 1).collect();
-        let shared = (axes.len() > 1).then(|| self.values.get(&value).cloned()).flatten();
+        let is_weight = axes.len() > 1 && is_weight;
+        let shared = is_weight.then(|| self.values.get(&value).cloned()).flatten();
         let planes = shared.unwrap_or_else(|| {
             axes.iter().map(|&a| Plane::along(shape.len(), a, self.channels.fresh(shape[a]))).collect()
         });
-        if axes.len() > 1 {
+        if is_weight {
             self.values.insert(value, planes.clone());
         }
-        self.constants.insert((node, slot), planes.clone());
+        self.uses.insert((node, slot), planes.clone());
         planes
+    }
+
+    /// The planes of a value that several readers share, where one of them reads it: each can pick what
+    /// it needs, and the value itself stays whole.
+    fn shared_planes(&mut self, graph: &Graph, value: ValueId, node: NodeId, slot: usize) -> Planes {
+        if let Some(planes) = self.uses.get(&(node, slot)) {
+            return planes.clone();
+        }
+        self.freeze_value(graph, value, "several readers pick from it");
+        let fresh = self.planes(value).to_vec().into_iter().map(|plane| {
+            let mut channels = self.channels.fresh(plane.0.len());
+            Plane(plane.0.mapv(|_| channels.next().unwrap_or_default()))
+        });
+        let fresh: Planes = fresh.collect();
+        self.uses.insert((node, slot), fresh.clone());
+        fresh
+    }
+
+    /// Settles what was left open where a value broadcasts over axes of another that carry channels.
+    ///
+    /// If whole indices of the other axes go together anyway (a vector over the width of all heads, and
+    /// heads that go as a whole), the narrower value stays as it is. Otherwise its channels go with all
+    /// that it meets (a number for each head, and all channels of that head).
+    fn settle_broadcasts(&mut self, graph: &Graph) {
+        let mut open = std::mem::take(&mut self.broadcasts);
+        while !open.is_empty() {
+            let before = open.len();
+            open.retain(|(node, wide, narrow)| {
+                let rest = |a: &usize| !narrow.varies(*a);
+                let stays = wide.axes().into_iter().filter(rest).any(|axis| self.is_whole_along(wide, axis));
+                if stays {
+                    let reason = self.channels.reason(graph.label(*node), "repeats it along another axis that is cut");
+                    narrow.0.iter().for_each(|&c| self.channels.freeze(c, reason));
+                }
+                !stays
+            });
+            if open.len() == before {
+                let (_, wide, narrow) = open.remove(0);
+                plane::pair(&wide, &narrow, &mut self.channels);
+            }
+        }
     }
 
     /// Freezes all that is known of a value, at all places where a constant is read.
@@ -135,7 +190,7 @@ impl Provenance {
         if graph.constant(value).is_some() {
             for (node, slot) in graph.consumers(value) {
                 if let Slot::Input(slot) = slot {
-                    planes.extend(self.constants.get(&(node, slot)).cloned().unwrap_or_default());
+                    planes.extend(self.uses.get(&(node, slot)).cloned().unwrap_or_default());
                 }
             }
         }
@@ -183,6 +238,35 @@ impl Provenance {
     }
 }
 
+/// Values that several operators read and that no matrix product has gone into, such as a bias of
+/// relative positions that all layers add. Streams, whose channels are on the last axis, are none.
+fn shared_values(graph: &Graph, seen: &Observation) -> HashSet<ValueId> {
+    let mut products: HashSet<ValueId> = HashSet::new();
+    let mut shared = HashSet::new();
+    for node in graph.sorted() {
+        let operator = graph.operator(node);
+        let is_known =
+            operator.is_standard() && !matches!(operator.op_type.as_str(), "MatMul" | "Gemm" | "Einsum" | "Conv");
+        // A shape says nothing of what has gone into the value.
+        let reads_product = !operator.is("Shape") && operator.inputs().iter().flatten().any(|v| products.contains(v));
+        let outputs = operator.outputs().iter().flatten();
+        if !is_known || reads_product {
+            products.extend(outputs);
+        } else {
+            shared.extend(outputs);
+        }
+    }
+    shared.retain(|v| graph.constant(*v).is_none() && graph.consumers(*v).len() > 1 && !is_stream(seen, *v));
+    shared
+}
+
+/// Whether only the last axis of a value could carry channels.
+fn is_stream(seen: &Observation, value: ValueId) -> bool {
+    let dims = seen.dims(value).unwrap_or_default();
+    let leading = &dims[..dims.len().saturating_sub(1)];
+    !leading.iter().any(|d| d.fixed().is_some_and(|n| n > 1))
+}
+
 /// Why a rule does not apply.
 struct Decline(String);
 
@@ -224,7 +308,14 @@ impl Scene<'_> {
         let value = self.value(slot)?;
         let shape = self.seen.shape(value).ok_or("reads a value of unknown shape")?.to_vec();
         let planes = match self.graph.constant(value) {
-            Some(_) => self.provenance.constant_planes(value, &shape, self.node, slot),
+            Some(_) => {
+                let reader = self.operator().op_type.as_str();
+                let is_weight = matches!(reader, "MatMul" | "Gemm" | "Conv" | "Einsum" | "Transpose" | "Identity");
+                self.provenance.constant_planes(value, &shape, self.node, slot, is_weight)
+            }
+            None if self.provenance.shared.contains(&value) => {
+                self.provenance.shared_planes(self.graph, value, self.node, slot)
+            }
             None => self.provenance.planes(value).to_vec(),
         };
         Ok(Operand { shape, planes })

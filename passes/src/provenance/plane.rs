@@ -107,6 +107,27 @@ pub(super) fn merge(planes: Planes, channels: &mut Channels) -> Planes {
     merged
 }
 
+/// As [`merge`], but where one plane varies on only some of the axes of another, as a vector that
+/// broadcasts, the two are not joined: the pair is returned, the wider first, to be settled when all
+/// else is known.
+pub(super) fn merge_apart(planes: Planes, channels: &mut Channels) -> (Planes, Vec<(Plane, Plane)>) {
+    let mut narrow: Planes = planes.into_iter().filter(|p| !p.is_uniform()).collect();
+    narrow.sort_by_key(|p| std::cmp::Reverse(p.axes().len()));
+    let mut wide: Planes = Vec::new();
+    let mut apart = Vec::new();
+    for plane in narrow {
+        let within = |m: &&Plane| m.axes().len() > plane.axes().len() && plane.axes().iter().all(|&a| m.varies(a));
+        match wide.iter().find(within) {
+            Some(wider) => apart.push((wider.clone(), plane)),
+            None => {
+                wide.push(plane);
+                wide = merge(wide, channels);
+            }
+        }
+    }
+    (wide, apart)
+}
+
 /// Makes all channels along `axis` one wherever the plane also varies elsewhere, and drops the axis:
 /// what a sum over the axis leaves of a plane. A plane that varies on this axis alone ends here.
 pub(super) fn summed(plane: &Plane, axis: usize, channels: &mut Channels) -> Option<Plane> {

@@ -100,6 +100,7 @@ pub(super) fn apply(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
         "LayerNormalization" | "RMSNormalization" => normalise(scene),
         "LpNormalization" | "CumSum" => along_axis(scene),
         "Trilu" => triangle(scene),
+        "GatherElements" => gather_elements(scene),
         _ => structural::apply(scene, &op_type),
     }
 }
@@ -132,7 +133,10 @@ pub(super) fn join(scene: &mut Scene, operands: Vec<Operand>, shape: &[usize]) -
             }
         }
     }
-    plane::merge(aligned.into_iter().flat_map(|o| o.planes).collect(), &mut scene.provenance.channels)
+    let planes = aligned.into_iter().flat_map(|o| o.planes).collect();
+    let (merged, apart) = plane::merge_apart(planes, &mut scene.provenance.channels);
+    scene.provenance.broadcasts.extend(apart.into_iter().map(|(wide, narrow)| (scene.node, wide, narrow)));
+    merged
 }
 
 fn reduce(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
@@ -187,6 +191,25 @@ fn triangle(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     }
     scene.freeze_varying(&operand.planes, &[rank - 2, rank - 1], "looks at positions on it");
     Ok(vec![operand.planes])
+}
+
+/// Picks along one axis, for every index of the others; data and indices go together on those.
+fn gather_elements(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let shape = scene.output_shape(0)?;
+    let mut operands = scene.operands()?;
+    let axis = Scene::axis(scene.operator().int("axis", 0), shape.len())?;
+    for operand in &mut operands {
+        scene.freeze_varying(&operand.planes, &[axis], "picks from it by indices");
+        operand.planes.retain(|p| !p.varies(axis));
+        operand.shape[axis] = 1;
+    }
+    let other = |a: usize| a != axis && operands.iter().any(|o| o.shape[a] != shape[a]);
+    if (0..shape.len()).any(other) {
+        return Err("picks from a part of its data".into());
+    }
+    let mut flat = shape;
+    flat[axis] = 1;
+    Ok(vec![join(scene, operands, &flat)])
 }
 
 fn normalise(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {

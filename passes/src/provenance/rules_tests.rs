@@ -255,3 +255,84 @@ fn trilu_and_cumsum_look_at_positions() {
     g.op(op("CumSum"), &[y, axis], &WIDE);
     assert!(!is_frozen(&g.trace(), y));
 }
+
+#[test]
+fn a_vector_over_the_width_of_all_heads_stays_and_heads_stay_apart() {
+    let (mut g, y) = start();
+    let target = g.integers("target", &[0, 0, 3, 4]);
+    let heads = g.op(op("Reshape"), &[y, target], &[B, S, n(3), n(4)]);
+    let rotation = g.weight("rotation", &[4]);
+    let turned = g.op(op("Mul"), &[heads, rotation], &[B, S, n(3), n(4)]);
+    let k = g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 3, 1])), &[turned], &[B, n(3), n(4), S]);
+    let q = g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 1, 3])), &[turned], &[B, n(3), S, n(4)]);
+    g.op(op("MatMul"), &[q, k], &[B, n(3), S, S]);
+    let p = g.trace();
+    assert_eq!(distinct(classes(&p, y)), 3);
+    assert!(!is_frozen(&p, y));
+    let (_, _, planes) = p
+        .cut_uses()
+        .into_iter()
+        .find(|(_, _, planes)| planes.iter().any(|q| q.0.len() == 4 && q.0.ndim() == 1))
+        .unwrap();
+    assert!(planes[0].0.iter().all(|&c| p.channels.frozen(c).is_some()));
+}
+
+#[test]
+fn a_number_for_each_head_goes_with_its_head() {
+    let (mut g, y) = start();
+    let target = g.integers("target", &[0, 0, 3, 4]);
+    let heads = g.op(op("Reshape"), &[y, target], &[B, S, n(3), n(4)]);
+    let scale = g.weight("scale", &[3, 1]);
+    let scaled = g.op(op("Mul"), &[heads, scale], &[B, S, n(3), n(4)]);
+    let p = g.trace();
+    assert_eq!(distinct(classes(&p, y)), 3);
+    assert!(!is_frozen(&p, scaled));
+    let uses = p.cut_uses();
+    let (_, _, planes) = uses.iter().find(|(_, _, planes)| planes.iter().any(|q| q.0.shape() == [3, 1])).unwrap();
+    let of_scale: Vec<_> = planes[0].0.iter().map(|&c| p.channels.find(c)).collect();
+    let of_heads = classes(&p, y);
+    assert_eq!(of_scale, [of_heads[0], of_heads[4], of_heads[8]]);
+}
+
+#[test]
+fn a_bias_that_several_layers_read_is_cut_for_each() {
+    let mut g = Sketch::default();
+    let x = g.input("x", &[B, S, n(8)]);
+    let table = g.weight("table", &[6, 3]);
+    let positions = g.shape(op("Range"), &[x], &[S]);
+    let gathered = g.op(op("Gather"), &[table, positions], &[S, n(3)]);
+    let bias = g.op(op("Transpose"), &[gathered], &[n(3), S]);
+    let mut layers = Vec::new();
+    for name in ["a", "b"] {
+        let w = g.weight(name, &[8, 3]);
+        let y = g.op(op("MatMul"), &[x, w], &[B, S, n(3)]);
+        let y = g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 1])), &[y], &[B, n(3), S]);
+        layers.push(g.op(op("Add"), &[y, bias], &[B, n(3), S]));
+    }
+    let p = g.trace();
+    assert!(layers.iter().all(|&v| !is_frozen(&p, v)));
+    assert!(classes(&p, layers[0]).iter().all(|c| !classes(&p, layers[1]).contains(c)));
+    assert!(is_frozen(&p, bias), "what all read stays whole");
+}
+
+#[test]
+fn copies_of_a_channel_are_one_channel() {
+    let (mut g, y) = start();
+    let copies = g.integers("copies", &[1, 1, 2]);
+    let tiled = g.op(op("Tile"), &[y, copies], &[B, S, n(2 * H)]);
+    let p = g.trace();
+    assert_eq!(classes(&p, tiled)[..H], classes(&p, tiled)[H..]);
+    assert_eq!(classes(&p, tiled)[..H], classes(&p, y));
+}
+
+#[test]
+fn gathered_elements_keep_other_axes_and_freeze_the_one_they_pick_from() {
+    for (axis, is_picked) in [(1, false), (2, true)] {
+        let (mut g, y) = start();
+        let index = g.input("index", &[B, S, n(1)]);
+        let target = g.integers("target", &[1, 1, H as i64]);
+        let wide = g.op(op("Expand"), &[index, target], &WIDE);
+        g.op(op("GatherElements").with(attribute::int("axis", axis)), &[y, wide], &WIDE);
+        assert_eq!(is_frozen(&g.trace(), y), is_picked);
+    }
+}

@@ -15,6 +15,7 @@ pub(super) fn apply(scene: &mut Scene, op_type: &str) -> Result<Vec<Planes>, Dec
         "Gather" => gather(scene),
         "Concat" => concat(scene),
         "Expand" => expand(scene),
+        "Tile" => tile(scene),
         "ConstantOfShape" => Ok(vec![elastic(scene, &[])?]),
         _ => Err("is an operator without a rule".into()),
     }
@@ -187,6 +188,19 @@ fn expand(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let mut planes: Planes = operand.planes.into_iter().map(|p| p.aligned(rank)).collect();
     planes.extend(elastic(scene, &shape)?);
     Ok(vec![planes])
+}
+
+/// Every copy of a channel is the same channel.
+fn tile(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let operand = scene.operand(0)?;
+    let shape = scene.output_shape(0)?;
+    let repeat = |plane: &Plane| {
+        plane.axes().into_iter().fold(plane.clone(), |plane, axis| {
+            let copies = vec![plane.0.view(); shape[axis] / operand.shape[axis].max(1)];
+            Plane(ndarray::concatenate(Axis(axis), &copies).expect("copies have the same shape"))
+        })
+    };
+    Ok(vec![operand.planes.iter().map(repeat).collect()])
 }
 
 /// New channels for axes that the operator makes longer than `from`: they hold no data of their own,

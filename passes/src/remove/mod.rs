@@ -4,15 +4,15 @@ mod rewrite;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use ndarray::{ArrayD, Axis, IxDyn};
+use ndarray::{Array1, Axis, Ix1};
 use thiserror::Error;
 
 use crate::discover::{Discovery, Sublayer};
-use crate::ir::{ElementType, Graph, Model, NodeId, Tensor, TensorError, ValueId};
+use crate::ir::{ElementType, Graph, Model, NodeId, Operator, Tensor, TensorError, ValueId, attribute};
 use crate::observe::Observation;
 use crate::onnx::schema::tensor_shape_proto::dimension;
 use crate::onnx::schema::type_proto;
-use crate::plan::{Decision, Plan, bias_of, write_projections};
+use crate::plan::{Decision, Plan, along_path, bias_of, write_projections};
 use crate::provenance::{Channel, Plane, Provenance};
 
 /// Why units cannot be cut out of a graph.
@@ -59,7 +59,7 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
     }
     graph.remove_dead();
     let cut = Cut { provenance: &discovery.provenance, seen, removed };
-    cut.slice_constants(graph)?;
+    cut.slice_uses(graph)?;
     for node in graph.sorted() {
         rewrite::rewrite(graph, node, &cut)?;
     }
@@ -71,12 +71,17 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
 /// Takes a sublayer that lost all its units out of the graph: what stays is its bias.
 fn bypass(graph: &mut Graph, sublayer: &Sublayer, decision: &Decision) -> Result<(), TensorError> {
     let element = graph.constant(sublayer.projection.weight).map_or(ElementType::F32, Tensor::element);
-    // The tuned bias has been added to this one already, if there is one.
-    let bias = match (bias_of(graph, sublayer), &decision.tuned) {
-        (Some((_, _, bias)), _) => bias.to_f64()?,
-        (None, Some(tuned)) => tuned.bias.clone().into_dyn(),
-        (None, None) => ArrayD::zeros(IxDyn(&[sublayer.projection.outputs])),
-    };
+    let mut start = Array1::zeros(sublayer.projection.outputs);
+    let gemm = graph.operator(sublayer.projection.node).is("Gemm");
+    match (bias_of(graph, sublayer), &decision.tuned) {
+        // The tuned bias has been added to this one, which lies on the path unless the product adds it.
+        (Some((_, _, bias)), _) if gemm => {
+            start = start + bias.to_f64()?.into_dimensionality::<Ix1>().unwrap_or_default()
+        }
+        (None, Some(tuned)) => start += &tuned.bias,
+        _ => {}
+    }
+    let bias = along_path(graph, sublayer, start).into_dyn();
     let constant = Tensor::from_floats(element, &bias)?;
     let value = graph.add_constant(&format!("{}_bias", sublayer.name), constant);
     let first_add = sublayer.residual.path.iter().find(|&&n| {
@@ -135,11 +140,11 @@ impl Cut<'_> {
         })
     }
 
-    fn slice_constants(&self, graph: &mut Graph) -> Result<(), RemoveError> {
+    fn slice_uses(&self, graph: &mut Graph) -> Result<(), RemoveError> {
         type Cuts = BTreeMap<usize, Vec<usize>>;
         let alive: HashSet<NodeId> = graph.sorted().into_iter().collect();
         let mut made: HashMap<(ValueId, Cuts), ValueId> = HashMap::new();
-        for (node, slot, planes) in self.provenance.constant_uses() {
+        for (node, slot, planes) in self.provenance.cut_uses() {
             let Some(value) = alive.contains(&node).then(|| graph.operator(node).input(slot)).flatten() else {
                 continue;
             };
@@ -148,6 +153,11 @@ impl Cut<'_> {
                 .flat_map(|p| p.axes().into_iter().filter_map(|a| Some((a, self.kept_of(p, a)?))))
                 .collect();
             if cuts.is_empty() {
+                continue;
+            }
+            if graph.constant(value).is_none() {
+                let picked = pick(graph, value, &cuts);
+                graph.set_input(node, slot, Some(picked));
                 continue;
             }
             let new = match made.get(&(value, cuts.clone())) {
@@ -192,6 +202,17 @@ impl Cut<'_> {
         }
         Ok(())
     }
+}
+
+/// Picks what stays of a value that other readers need whole.
+fn pick(graph: &mut Graph, value: ValueId, cuts: &BTreeMap<usize, Vec<usize>>) -> ValueId {
+    let hint = format!("{}_pruned", graph.name(value));
+    cuts.iter().fold(value, |value, (&axis, keep)| {
+        let indices: Vec<i64> = keep.iter().map(|&k| k as i64).collect();
+        let indices = graph.add_constant(&format!("{hint}_kept"), Tensor::from_i64s(&[keep.len()], &indices));
+        let gather = Operator::new("Gather").with(attribute::int("axis", axis as i64));
+        graph.add(gather, &[value, indices], &hint)
+    })
 }
 
 fn slice_constant(

@@ -320,3 +320,47 @@ fn what_joins_no_stream_is_declined() {
     assert!(g.discover().sublayers.is_empty());
     assert!(g.graph.consumers(sum).iter().all(|(_, slot)| *slot == Slot::Output));
 }
+
+#[test]
+fn a_shared_bias_is_picked_from_where_it_is_read() {
+    let mut h = Heads::new();
+    let y = h.product("w", 12);
+    let split = h.g.integers("split", &[0, 0, 3, 4]);
+    let heads = h.g.op(op("Reshape"), &[y, split], &[B, S, n(3), n(4)]);
+    let table = h.g.weight("table", &[3, 1]);
+    let flat = h.g.input("flat", &[n(1), n(1)]);
+    let bias = h.g.op(op("Mul"), &[table, flat], &[n(3), n(1)]);
+    let heads = h.g.op(op("Add"), &[heads, bias], &[B, S, n(3), n(4)]);
+    h.g.graph.add_output(bias);
+    let context = h.attend(heads);
+    let join = h.g.integers("join", &[0, 0, -1]);
+    let features = h.g.op(op("Reshape"), &[context, join], &[B, S, n(12)]);
+    h.finish(features);
+    let pruned = prune(&h.g, &[0, 2]).unwrap();
+    assert_eq!(integers_at(&pruned, "Gather", 1), [0, 2]);
+    assert_eq!(dims_at(&pruned, "Mul", 0, 0), [3, 1], "the other reader still gets all of it");
+}
+
+#[test]
+fn layer_scale_lies_on_the_way_to_the_stream() {
+    let mut g = Sketch::default();
+    let x = g.input("x", &[B, S, n(4)]);
+    let (up, down) = (g.weight("up", &[4, 6]), g.weight("down", &[6, 4]));
+    let (bias, scale) = (g.weight("bias", &[4]), g.weight("scale", &[4]));
+    let stream = [B, S, n(4)];
+    let h = g.op(op("MatMul"), &[x, up], &[B, S, n(6)]);
+    let h = g.op(op("Relu"), &[h], &[B, S, n(6)]);
+    let y = g.op(op("MatMul"), &[h, down], &stream);
+    let y = g.op(op("Add"), &[y, bias], &stream);
+    let y = g.op(op("Mul"), &[y, scale], &stream);
+    let y = g.op(op("Add"), &[x, y], &stream);
+    g.graph.add_output(y);
+    let discovery = g.discover();
+    let factor = crate::plan::scale_of(&g.graph, &discovery.sublayers[0]).unwrap();
+    assert_eq!(factor.into_dyn(), g_weight(&g, "scale").to_f64().unwrap());
+    let pruned = prune(&g, &[]).unwrap();
+    let graph = &pruned.graph;
+    let left = graph.constant(graph.operator(graph.sorted()[0]).input(1).unwrap()).unwrap().to_f64().unwrap();
+    let expected = g_weight(&g, "bias").to_f64().unwrap() * g_weight(&g, "scale").to_f64().unwrap();
+    assert!((left - expected).iter().all(|d| d.abs() < 1e-6), "bias times scale stays");
+}
