@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use kprune_passes::discover::{Discovery, Sublayer, discover};
 use kprune_passes::fold::fold_identities;
-use kprune_passes::ir::{Model, ValueId};
+use kprune_passes::ir::{ElementType, Graph, Model, NodeId, ValueId};
 use kprune_passes::loss::Objective;
 use kprune_passes::measure::Measuring;
 use kprune_passes::plan::{Plan, Tuned, bias_of};
@@ -50,6 +50,7 @@ pub fn prune(
     if discovery.sublayers.is_empty() {
         return Err(nothing_to_prune(input, &discovery));
     }
+    check_precision(&model.graph, &discovery, input)?;
     clock.stage("discover");
 
     progress.expect(work(discovery.sublayers.len(), batches.len()));
@@ -89,16 +90,55 @@ pub fn prune(
     Ok(report)
 }
 
-/// Operator sets that gradients can be written in.
+/// Refuses what cannot be pruned yet, before any work.
 fn check_supported(model: &Model, path: &Path) -> Result<(), Error> {
+    let refuse = |reason: String, help: &str| {
+        Err(Error::Unsupported { path: path.to_path_buf(), reason, help: help.to_string() })
+    };
     let opset = model.opset("").unwrap_or(0);
-    if opset >= 13 {
-        return Ok(());
+    if opset < OLDEST_OPSET {
+        let reason = format!(
+            "the model uses version {opset} of the standard operators, and {OLDEST_OPSET} is the oldest supported"
+        );
+        return refuse(reason, "convert it with onnx.version_converter, or export it with opset_version=17");
     }
-    let reason = format!("the model uses version {opset} of the standard operators, and 13 is the oldest supported");
-    let help = "convert it with onnx.version_converter, or export it with opset_version=17".to_string();
-    Err(Error::Unsupported { path: path.to_path_buf(), reason, help })
+    let graph = &model.graph;
+    let is_quantised = |n: &NodeId| QUANTISED.contains(&graph.operator(*n).op_type.as_str());
+    if let Some(node) = graph.sorted().into_iter().find(is_quantised) {
+        let reason = format!("the model is quantised ({})", graph.label(node));
+        return refuse(reason, "prune the model before it is quantised");
+    }
+    Ok(())
 }
+
+/// Refuses projections that cannot be measured and tuned.
+fn check_precision(graph: &Graph, discovery: &Discovery, path: &Path) -> Result<(), Error> {
+    for sublayer in &discovery.sublayers {
+        let element = graph.constant(sublayer.projection.weight).map(|t| t.element());
+        if let Some(element) = element.filter(|e| *e != ElementType::F32) {
+            let reason = format!("the weight of {} is of type {element}", sublayer.name);
+            let help = "export the model in float32, prune it, and convert it afterwards".to_string();
+            return Err(Error::Unsupported { path: path.to_path_buf(), reason, help });
+        }
+    }
+    Ok(())
+}
+
+/// The oldest version of the standard operators that gradients can be written in.
+const OLDEST_OPSET: i64 = 13;
+
+/// Operators of quantised graphs.
+const QUANTISED: &[&str] = &[
+    "ConvInteger",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "MatMulInteger",
+    "MatMulNBits",
+    "QAttention",
+    "QLinearConv",
+    "QLinearMatMul",
+    "QuantizeLinear",
+];
 
 fn nothing_to_prune(path: &Path, discovery: &Discovery) -> Error {
     let looked: Vec<_> =

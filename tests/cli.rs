@@ -258,6 +258,45 @@ fn a_model_with_nothing_to_prune_says_what_was_looked_at() {
     refused(&output, &done, &["nothing to prune", "what was looked at", "do not come from a weight"]);
 }
 
+#[test]
+fn quantised_half_precision_and_old_models_are_refused_with_advice() {
+    let Some(python) = python() else { return eprintln!("skipped: no Python environment") };
+    let folder = folder();
+    let convert = r#"
+import sys, onnx, numpy as np
+from onnx import helper, numpy_helper, TensorProto
+source, folder = sys.argv[1:]
+def save(name, change):
+    model = onnx.load(source)
+    change(model)
+    onnx.save(model, f"{folder}/{name}.onnx")
+def old(model):
+    model.opset_import[0].version = 11
+def quantised(model):
+    weight = next(t for t in model.graph.initializer if len(t.dims) == 2 and t.dims[0] == 40 and t.dims[1] == 40)
+    name = weight.name
+    model.graph.initializer.remove(weight)
+    for part in (numpy_helper.from_array(np.zeros((40, 40), np.int8), "q"),
+                 numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.int8(0), "z")):
+        model.graph.initializer.append(part)
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["q", "s", "z"], [name]))
+save("old", old)
+save("quantised", quantised)
+from onnxruntime.transformers.float16 import convert_float_to_float16
+onnx.save(convert_float_to_float16(onnx.load(source)), f"{folder}/half.onnx")
+"#;
+    let done = Command::new(python).args(["-c", convert]).arg(tiny()).arg(folder.path()).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    for (name, expected) in [
+        ("old", ["version 11", "opset_version=17"]),
+        ("quantised", ["DequantizeLinear", "before it is quantised"]),
+        ("half", ["float16", "export the model in float32"]),
+    ] {
+        let (_kept, output, done) = prune_file(&folder.path().join(format!("{name}.onnx")), &[]);
+        refused(&output, &done, &expected);
+    }
+}
+
 /// Writes an .npz by numpy.
 fn npz(folder: &Path, script: &str) -> Option<PathBuf> {
     let path = folder.join("data.npz");

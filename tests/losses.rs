@@ -1,0 +1,110 @@
+//! The gradient of every kind of loss with respect to the outputs, against finite differences.
+#![allow(missing_docs)]
+
+mod support;
+
+use kprune_passes::emit::Emit;
+use kprune_passes::ir::{ElementType, Graph, Model, Operator, ValueId};
+use kprune_passes::loss::{self, Objective, OutputKind, SAMPLES, teacher_input};
+use kprune_passes::observe::{Observation, Seen, Sizes};
+use kprune_passes::signature::declare;
+use ndarray::{ArrayD, IxDyn};
+use onnx_kprune::runtime::{numbers, scalars};
+use support::cpu;
+
+const SAMPLES_PER_BATCH: usize = 2;
+const TOKENS: usize = 3;
+
+fn array(shape: &[usize], seed: usize) -> ArrayD<f64> {
+    let number = |i: usize| ((i * 61 + seed * 17 + 5) % 41) as f64 / 20.0 - 1.0;
+    ArrayD::from_shape_vec(IxDyn(shape), (0..shape.iter().product()).map(number).collect()).unwrap()
+}
+
+/// A model whose output is its input, with the loss; returns the names of the loss and of its gradient.
+fn build(kind: OutputKind, shape: &[usize], temperature: f64) -> (Model, String, String) {
+    let mut graph = Graph::new();
+    let z = graph.add_input(declare("z", ElementType::F32, shape.len()));
+    let mask = graph.add_input(declare("mask", ElementType::F32, 2));
+    let output = graph.add(Operator::new("Identity"), &[z], "output");
+    let see = |shape: &[usize]| Seen { shape: shape.to_vec(), element: ElementType::F32, integers: None };
+    let run = std::collections::HashMap::from([(output, see(shape)), (mask, see(&[SAMPLES_PER_BATCH, TOKENS]))]);
+    let seen = Observation::new(&graph, Sizes::new(), [run.clone(), run]);
+    let objective = Objective { outputs: vec![(output, kind)] };
+    let mut emit = Emit::new(&mut graph, 17, "test");
+    let loss = loss::append(&mut emit, &seen, &objective, temperature, Some(mask));
+    let gradient = loss.seeds[0].1;
+    graph.set_outputs(&[loss.value, gradient]);
+    graph.remove_unread_inputs();
+    let name = |v: ValueId| graph.name(v).to_string();
+    let (value, gradient) = (name(loss.value), name(gradient));
+    (Model::new(graph, 17), value, gradient)
+}
+
+/// Loss and gradient of one output at `z`.
+fn evaluate(model: &Model, names: (&str, &str), zs: &[ArrayD<f64>], teacher: &ArrayD<f64>) -> Vec<(f64, ArrayD<f64>)> {
+    let runtime = cpu();
+    let mut session = runtime.session(model, "testing", false).unwrap_or_else(|e| panic!("{e}"));
+    let mask = ArrayD::from_shape_vec(IxDyn(&[SAMPLES_PER_BATCH, TOKENS]), vec![1.0, 1.0, 1.0, 1.0, 0.0, 0.0]).unwrap();
+    let (mask, teacher) = (numbers(&mask).unwrap(), numbers(teacher).unwrap());
+    let samples = numbers(&ArrayD::from_elem(IxDyn(&[]), SAMPLES_PER_BATCH as f64)).unwrap();
+    let teacher_name = teacher_input("output");
+    let mut run = |z: &ArrayD<f64>| {
+        let z = numbers(z).unwrap();
+        let values = session.run_with(|n| match n {
+            "z" => Some(z.value()),
+            "mask" => Some(mask.value()),
+            SAMPLES => Some(samples.value()),
+            n if n == teacher_name => Some(teacher.value()),
+            _ => None,
+        });
+        let values = values.unwrap();
+        (scalars(&values[names.0]).unwrap().sum(), scalars(&values[names.1]).unwrap())
+    };
+    zs.iter().map(&mut run).collect()
+}
+
+fn check(kind: OutputKind, shape: &[usize], temperature: f64) -> (f64, ArrayD<f64>) {
+    let (model, loss, gradient) = build(kind, shape, temperature);
+    let (z, teacher) = (array(shape, 1), array(shape, 2));
+    let step = 0.01;
+    let mut moved = vec![z.clone()];
+    for i in 0..z.len() {
+        for by in [step, -step] {
+            let mut z = z.clone();
+            z.as_slice_mut().unwrap()[i] += by;
+            moved.push(z);
+        }
+    }
+    let results = evaluate(&model, (&loss, &gradient), &moved, &teacher);
+    let found = &results[0].1;
+    for (i, pair) in results[1..].chunks(2).enumerate() {
+        let expected = (pair[0].0 - pair[1].0) / (2.0 * step);
+        let found = found.iter().nth(i).unwrap();
+        assert!((found - expected).abs() < 2e-3, "{kind}, element {i}: {found} and not {expected}");
+    }
+    let same = evaluate(&model, (&loss, &gradient), std::slice::from_ref(&teacher), &teacher);
+    assert!(same[0].0.abs() < 1e-6 && same[0].1.iter().all(|g| g.abs() < 1e-6), "no loss where both agree");
+    results[0].clone()
+}
+
+#[test]
+fn logits_of_samples_tokens_and_spans() {
+    check(OutputKind::Logits, &[2, 4], 2.0);
+    check(OutputKind::Logits, &[2, 4], 1.0);
+    check(OutputKind::SpanLogits, &[2, 3], 2.0);
+    let (_, gradient) = check(OutputKind::TokenLogits, &[2, 3, 4], 2.0);
+    assert!(
+        gradient.indexed_iter().filter(|(i, _)| i[0] == 1 && i[1] > 0).all(|(_, g)| *g == 0.0),
+        "padding counts nothing"
+    );
+}
+
+#[test]
+fn squared_errors() {
+    let (loss, _) = check(OutputKind::Regression, &[2, 1], 2.0);
+    let (z, teacher) = (array(&[2, 1], 1), array(&[2, 1], 2));
+    assert!((loss - (z - teacher).mapv(|d| d * d).sum() / 2.0).abs() < 1e-5);
+    check(OutputKind::Hidden, &[2, 5], 2.0);
+    let (_, gradient) = check(OutputKind::Hidden, &[2, 3, 5], 2.0);
+    assert!(gradient.indexed_iter().filter(|(i, _)| i[0] == 1 && i[1] > 0).all(|(_, g)| *g == 0.0));
+}

@@ -1,0 +1,132 @@
+//! The graphs that measure and advance, against the same sums formed on the host.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::collections::HashMap;
+
+use kprune_passes::discover::discover;
+use kprune_passes::ir::{ElementType, Tensor};
+use kprune_passes::loss::Objective;
+use kprune_passes::measure::{BIAS, COLUMNS, Measuring, STREAM, WEIGHT};
+use kprune_passes::suffix::Crossings;
+use ndarray::{Array1, Array2, ArrayD, IxDyn};
+use onnx_kprune::calibration::{Calibration, Sources};
+use onnx_kprune::files::read_model;
+use onnx_kprune::knowledge::original_weight;
+use onnx_kprune::observation::observe;
+use onnx_kprune::runtime::{Values, host, numbers, scalars};
+use support::{cpu, fixtures, reviews};
+
+fn rows(value: ArrayD<f64>, width: usize) -> Array2<f64> {
+    let count = value.len() / width;
+    value.into_shape_with_order((count, width)).unwrap()
+}
+
+fn close(found: &Array2<f64>, expected: &Array2<f64>) -> bool {
+    let scale = expected.iter().fold(1e-6f64, |m, x| m.max(x.abs()));
+    found.shape() == expected.shape() && (found - expected).iter().all(|d| d.abs() < 1e-4 * scale)
+}
+
+#[test]
+fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
+    let runtime = cpu();
+    for fixture in ["reviews/model.onnx", "tiny/dynamo-sdpa-18.onnx", "tiny/torchscript-sdpa-14.onnx"] {
+        let path = fixtures().join(fixture);
+        let mut model = read_model(&path).unwrap();
+        kprune_passes::fold::fold_identities(&mut model.graph);
+        let files = if fixture.starts_with("reviews") { vec![reviews().join("calibration.npz")] } else { Vec::new() };
+        let calibration = Calibration::gather(&model, &path, &Sources { files, ..Sources::default() }).unwrap();
+        let seen = observe(&runtime, &model, &calibration).unwrap();
+        let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
+        let mask = model.graph.find("attention_mask");
+        let measuring = Measuring {
+            model: &model,
+            seen: &seen,
+            discovery: &discovery,
+            crossings: Crossings::find(&model.graph, &discovery),
+            objective: Objective::guess(&model, &seen, mask),
+            temperature: 2.0,
+            mask,
+        };
+        // A batch of samples of different lengths, so that there is padding.
+        let batches = calibration.batches(calibration.samples()).unwrap();
+        let batch = &batches[0];
+        let mut whole = model.clone();
+        for sublayer in &discovery.sublayers {
+            whole.graph.add_output(sublayer.residual.output);
+            whole.graph.add_output(sublayer.projection.features);
+        }
+        let expected = runtime.session(&whole, "testing", true).unwrap().run(batch.feeds()).unwrap();
+        let name = |v| model.graph.name(v).to_string();
+        let real: Vec<f64> = match expected_mask(batch.find("attention_mask")) {
+            Some(mask) => mask,
+            None => vec![1.0; batch.samples],
+        };
+        let mut state: HashMap<String, ort::value::DynValue> = HashMap::new();
+        for (t, sublayer) in discovery.sublayers.iter().enumerate() {
+            let projection = &sublayer.projection;
+            let weight = original_weight(&model, sublayer).unwrap();
+            let features = rows(scalars(&expected[&name(projection.features)]).unwrap(), projection.width);
+            let stream = scalars(&expected[&name(sublayer.residual.output)]).unwrap();
+
+            // The target of tuning against a teacher that is the model itself is what the projection gives.
+            let columns: Vec<usize> = (0..projection.width).step_by(3).collect();
+            let gram = measuring.gram(t);
+            let indices: Vec<i64> = columns.iter().map(|&c| c as i64).collect();
+            let indices = host(&Tensor::from_i64s(&[indices.len()], &indices)).unwrap();
+            let teacher = numbers(&stream).unwrap();
+            let sums = runtime.session(&gram.model, "testing", true).unwrap().run_with(|n| match n {
+                STREAM => Some(teacher.value()),
+                COLUMNS => Some(indices.value()),
+                n => state.get(n).or_else(|| batch.find(n)),
+            });
+            let sums = sums.unwrap_or_else(|e| panic!("{fixture}, sublayer {t}: {e}"));
+            let real = Array2::from_shape_fn((real.len(), 1), |(i, _)| real[i]);
+            let kept = ndarray::concatenate![
+                ndarray::Axis(1),
+                features.select(ndarray::Axis(1), &columns),
+                Array2::ones(real.raw_dim())
+            ];
+            let kept = kept * &real;
+            let target = (&features * &real).dot(&weight);
+            let matrix = |name: &str| scalars(&sums[name]).unwrap().into_dimensionality::<ndarray::Ix2>().unwrap();
+            assert!(close(&matrix(&gram.outputs.gram), &kept.t().dot(&kept)), "{fixture}, sublayer {t}: Gram matrix");
+            assert!(
+                close(&matrix(&gram.outputs.cross), &kept.t().dot(&target)),
+                "{fixture}, sublayer {t}: cross terms"
+            );
+
+            let region = measuring.region(t);
+            let stored = if projection.transposed { weight.t().to_owned() } else { weight };
+            let weight = numbers(&stored.into_dyn()).unwrap();
+            let bias = numbers(&Array1::zeros(projection.outputs).into_dyn()).unwrap();
+            let mut values: Values = runtime
+                .session(&region.model, "testing", true)
+                .unwrap()
+                .run_with(|n| match n {
+                    WEIGHT => Some(weight.value()),
+                    BIAS => Some(bias.value()),
+                    n => state.get(n).or_else(|| batch.find(n)),
+                })
+                .unwrap();
+            let found = scalars(&values[&region.outputs.stream]).unwrap();
+            assert!(onnx_kprune::verify::difference(&stream, &found) < 1e-4, "{fixture}, sublayer {t}: stream");
+            for crossing in &region.outputs.crossing {
+                state.insert(crossing.clone(), values.remove(crossing).unwrap());
+            }
+        }
+    }
+}
+
+fn expected_mask(value: Option<&ort::value::DynValue>) -> Option<Vec<f64>> {
+    let ints = onnx_kprune::runtime::integers(value?).ok()?;
+    Some(ints.iter().map(|&i| i as f64).collect())
+}
+
+#[test]
+fn a_scalar_tensor_survives_the_way_into_a_session() {
+    let scalar = Tensor::from_floats(ElementType::F32, &ArrayD::from_elem(IxDyn(&[]), 2.5)).unwrap();
+    let _runtime = cpu();
+    assert_eq!(scalars(host(&scalar).unwrap().value()).unwrap().sum(), 2.5);
+}
