@@ -139,10 +139,10 @@ impl Cli {
         }
     }
 
-    /// Refuses to overwrite the input, in whatever way it is named.
+    /// Refuses to overwrite the input, in whatever way it is named, and folders that are not there.
     ///
     /// # Errors
-    /// [`Error::Usage`] where IN and OUT are the same file.
+    /// [`Error::Usage`] where IN and OUT are the same file, [`Error::Io`] for a missing folder.
     pub fn check_paths(&self) -> Result<(), Error> {
         let same = match (self.input.canonicalize(), self.output.canonicalize()) {
             (Ok(input), Ok(output)) => input == output,
@@ -154,6 +154,10 @@ impl Cli {
         let reports_over = |report: &Path| report == self.output || report == self.input;
         if self.report.as_deref().is_some_and(reports_over) {
             return Err(Error::Usage("--report names the model file; name another file".into()));
+        }
+        // Found out now rather than when all the work is done.
+        for path in [Some(&self.output), self.report.as_ref()].into_iter().flatten() {
+            crate::files::check_folder(path)?;
         }
         Ok(())
     }

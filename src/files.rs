@@ -101,6 +101,19 @@ pub fn stage(model: &Model, source: &Path, target: &Path) -> Result<Staged, Erro
     Ok(Staged { model: temporary, data, target: target.to_path_buf(), bytes })
 }
 
+/// Checks that the folder of a file to be written is there.
+///
+/// # Errors
+/// Where it is not.
+pub fn check_folder(path: &Path) -> Result<(), Error> {
+    let folder = folder_or_here(path.parent().unwrap_or(Path::new("")));
+    let is_folder = std::fs::metadata(folder).and_then(|m| match m.is_dir() {
+        true => Ok(()),
+        false => Err(std::io::Error::new(std::io::ErrorKind::NotADirectory, "its folder is no folder")),
+    });
+    is_folder.map_err(Error::io("write", path))
+}
+
 /// Writes a small file, whole or not at all.
 ///
 /// # Errors

@@ -39,6 +39,7 @@ fn run(cli: &Cli) -> Result<(), Error> {
     }
     let progress = if cli.quiet { Progress::silent() } else { Progress::visible() };
     let report = prune(&runtime, &cli.input, &cli.output, &options, &progress)?;
+    drop(progress);
     if let Some(path) = &cli.report {
         report.save(path)?;
     }

@@ -86,7 +86,6 @@ pub fn prune(
     staged.publish()?;
     clock.stage("export");
     report.cost = clock.cost(forward);
-    progress.finish();
     Ok(report)
 }
 

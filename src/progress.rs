@@ -56,9 +56,11 @@ impl Progress {
             bar.inc(work as u64);
         }
     }
+}
 
-    /// Takes the bar away.
-    pub fn finish(&self) {
+impl Drop for Progress {
+    /// Takes the bar away, whatever happened.
+    fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

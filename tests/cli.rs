@@ -237,6 +237,49 @@ fn what_is_no_model_is_refused() {
 }
 
 #[test]
+fn inconsistent_graphs_are_refused_by_name() {
+    use onnx_protobuf::{GraphProto, ModelProto, NodeProto};
+    use protobuf::Message;
+    type Break = fn(&mut GraphProto);
+    let sound = ModelProto::parse_from_bytes(&std::fs::read(tiny()).unwrap()).unwrap();
+    let cases: [(&str, Break, &[&str]); 5] = [
+        ("dangling", |g| g.node[3].input[0] = "nowhere".into(), &["nowhere", "nothing in the graph makes"]),
+        ("duplicate", |g| g.node.push(g.node[5].clone()), &["made twice"]),
+        (
+            "cycle",
+            |g| {
+                let node = |input: &str, output: &str| {
+                    let mut node = NodeProto::new();
+                    (node.op_type, node.name) = ("Relu".into(), format!("to_{output}"));
+                    (node.input, node.output) = (vec![input.into()], vec![output.into()]);
+                    node
+                };
+                g.node.extend([node("there", "back"), node("back", "there")]);
+            },
+            &["cycle", "to_back"],
+        ),
+        (
+            "short",
+            |g| {
+                let tensor = g.initializer.iter_mut().find(|t| t.raw_data.len() > 100).unwrap();
+                tensor.raw_data.truncate(50);
+            },
+            &["holds 50 bytes", "needs"],
+        ),
+        ("twice", |g| g.initializer.push(g.initializer[0].clone()), &["made twice"]),
+    ];
+    for (name, change, expected) in cases {
+        let folder = folder();
+        let path = folder.path().join(format!("{name}.onnx"));
+        let mut model = sound.clone();
+        change(model.graph.as_mut().unwrap());
+        std::fs::write(&path, model.write_to_bytes().unwrap()).unwrap();
+        let (_kept, output, done) = prune_file(&path, &[]);
+        refused(&output, &done, expected);
+    }
+}
+
+#[test]
 fn a_model_with_nothing_to_prune_says_what_was_looked_at() {
     use kprune_passes::ir::{ElementType, Graph, Model, Operator, Tensor};
     use kprune_passes::onnx::schema::{tensor_shape_proto, type_proto};
@@ -348,6 +391,15 @@ fn a_folder_that_cannot_be_written_is_named() {
     let output = folder.path().join("missing/out.onnx");
     let done = program().arg(tiny()).arg(&output).output().unwrap();
     refused(&output, &done, &["cannot write", "missing/out.onnx"]);
+    let output = folder.path().join("out.onnx");
+    let done = program()
+        .arg(tiny())
+        .arg(&output)
+        .arg("--report")
+        .arg(folder.path().join("gone/report.json"))
+        .output()
+        .unwrap();
+    refused(&output, &done, &["cannot write", "gone/report.json"]);
 }
 
 #[cfg(target_os = "linux")]
