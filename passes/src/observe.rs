@@ -122,6 +122,15 @@ impl Observation {
         &self.sizes
     }
 
+    /// The whole number, above 1, by which a dimension is a multiple of a named axis.
+    pub fn factor(&self, dim: Dim) -> Option<usize> {
+        let times = |size: &[usize; 2]| {
+            let factor = dim.0[0] / size[0].max(1);
+            (factor > 1 && dim.0 == size.map(|s| s * factor)).then_some(factor)
+        };
+        self.sizes.values().find_map(times)
+    }
+
     /// How long a dimension is when the named axes have the lengths `at`.
     ///
     /// A dimension is a number, or follows one axis with a factor or an offset, or two axes with a
@@ -176,5 +185,9 @@ mod tests {
         assert_eq!(extent(6, 8), 13.5);
         assert_eq!(extent(10, 21), 12.5);
         assert_eq!(extent(25, 49), 156.25);
+        assert_eq!(
+            (seen.factor(Dim([24, 36])), seen.factor(Dim([2, 3])), seen.factor(Dim([6, 8]))),
+            (Some(12), None, None)
+        );
     }
 }

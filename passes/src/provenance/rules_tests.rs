@@ -336,3 +336,18 @@ fn gathered_elements_keep_other_axes_and_freeze_the_one_they_pick_from() {
         assert_eq!(is_frozen(&g.trace(), y), is_picked);
     }
 }
+
+#[test]
+fn an_axis_of_batch_and_heads_folded_expands_by_heads() {
+    let mut g = Sketch::default();
+    let x = g.input("x", &[n(1), S]);
+    let folded = Dim([B.0[0] * 3, B.0[1] * 3]);
+    let target = g.shape(op("Concat"), &[x], &[folded, S]);
+    let wide = g.op(op("Expand"), &[x, target], &[folded, S]);
+    let p = g.trace();
+    assert_eq!(distinct(classes(&p, wide)), 3);
+    assert_eq!(classes(&p, wide)[..3], classes(&p, wide)[3..]);
+    let batch = g.shape(op("Concat"), &[x], &[B, S]);
+    let plain = g.op(op("Expand"), &[x, batch], &[B, S]);
+    assert!(g.trace().planes(plain).is_empty(), "the batch itself carries no channels");
+}

@@ -205,11 +205,18 @@ fn tile(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
 
 /// New channels for axes that the operator makes longer than `from`: they hold no data of their own,
 /// so they follow whatever they are joined with.
+///
+/// An axis that is a multiple of the batch is taken for batch and heads folded, heads inside.
 fn elastic(scene: &mut Scene, from: &[usize]) -> Result<Planes, Decline> {
     let shape = scene.output_shape(0)?;
     let output = scene.operator().output(0).ok_or("has no output")?;
     let dims = scene.seen.dims(output).ok_or("makes a value whose rank changes")?;
-    let grown = |&a: &usize| shape[a] > 1 && from.get(a).is_none_or(|&n| n == 1) && dims[a].fixed().is_some();
-    let axes = (0..shape.len()).filter(grown);
-    Ok(axes.map(|a| Plane::along(shape.len(), a, scene.provenance.channels.fresh(shape[a]))).collect())
+    let grown = |&a: &usize| shape[a] > 1 && from.get(a).is_none_or(|&n| n == 1);
+    let mut planes = Planes::new();
+    for axis in (0..shape.len()).filter(grown) {
+        let Some(period) = dims[axis].fixed().or_else(|| scene.seen.factor(dims[axis])) else { continue };
+        let channels: Vec<_> = scene.provenance.channels.fresh(period).collect();
+        planes.push(Plane::along(shape.len(), axis, (0..shape[axis]).map(|i| channels[i % period])));
+    }
+    Ok(planes)
 }

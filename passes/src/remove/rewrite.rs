@@ -4,6 +4,7 @@
 
 use super::{Cut, RemoveError};
 use crate::ir::{Graph, NodeId, Operator, Slot, Tensor, ValueId, attribute};
+use crate::observe::Dim;
 use crate::provenance::range;
 
 /// Rewrites the operator at `node` where what it reads or makes becomes smaller.
@@ -15,6 +16,7 @@ pub(super) fn rewrite(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), 
     let outcome = match operator.op_type.as_str() {
         "Reshape" => retarget(graph, node, 1, cut),
         "Expand" => retarget(graph, node, 1, cut),
+        "Tile" => tile(graph, node, cut),
         "ConstantOfShape" => retarget(graph, node, 0, cut),
         "Split" => split(graph, node, cut),
         "Slice" => slice(graph, node, cut),
@@ -31,8 +33,25 @@ enum Element {
     Number(i64),
     /// The length of an axis of the data.
     OfData(usize),
+    /// The length of an axis of an input of the graph, times a number.
+    OfInput(ValueId, usize, usize),
     /// The element of the old target at this place.
     Old(usize),
+}
+
+impl Element {
+    /// A length that follows an axis of the graph's inputs, else the old element at `place`.
+    fn following(graph: &Graph, cut: &Cut, dim: Dim, place: usize) -> Self {
+        for &input in graph.inputs() {
+            for (axis, size) in cut.seen.dims(input).unwrap_or_default().into_iter().enumerate() {
+                let factor = dim.0[0] / size.0[0].max(1);
+                if size.fixed().is_none() && factor > 0 && dim.0 == size.0.map(|s| s * factor) {
+                    return Self::OfInput(input, axis, factor);
+                }
+            }
+        }
+        Self::Old(place)
+    }
 }
 
 /// Gives an operator with a target shape a new one where lengths change.
@@ -42,7 +61,7 @@ fn retarget(graph: &mut Graph, node: NodeId, slot: usize, cut: &Cut) -> Result<(
         (operator.output(0).ok_or("it has no output")?, operator.input(slot).ok_or("it has no target shape")?);
     let dims = cut.seen.dims(output).ok_or("its output was not seen")?;
     let new: Vec<Option<usize>> = (0..dims.len()).map(|axis| cut.new_len(output, axis)).collect();
-    if !new.iter().zip(&dims).any(|(new, dim)| new.is_some() && dim.fixed().is_some()) {
+    if new.iter().all(Option::is_none) {
         return Ok(());
     }
     let offset =
@@ -70,7 +89,10 @@ fn retarget(graph: &mut Graph, node: NodeId, slot: usize, cut: &Cut) -> Result<(
             None if is_reshape && !elements.contains(&Element::Number(-1)) => Element::Number(-1),
             None => match data_dims.iter().position(|d| d == dim) {
                 Some(place) => Element::OfData(place),
-                None => Element::Old(axis - offset),
+                None => {
+                    let scale = |len: usize| len * new[axis].unwrap_or(dim.0[0]) / dim.0[0];
+                    Element::following(graph, cut, Dim(dim.0.map(scale)), axis - offset)
+                }
             },
         });
     }
@@ -89,16 +111,24 @@ fn assemble(graph: &mut Graph, target: ValueId, data: Option<ValueId>, elements:
     let hint = format!("{}_pruned", graph.name(target));
     let mut pieces = Vec::new();
     for element in elements {
-        let (vector, place) = match (*element, data) {
+        let (vector, place, factor) = match (*element, data) {
             (Element::Number(n), _) => {
                 pieces.push(constant(graph, target, &[n]));
                 continue;
             }
-            (Element::OfData(place), Some(data)) => (graph.add(Operator::new("Shape"), &[data], &hint), place),
-            (Element::OfData(place) | Element::Old(place), _) => (target, place),
+            (Element::OfData(place), Some(data)) => (graph.add(Operator::new("Shape"), &[data], &hint), place, 1),
+            (Element::OfInput(input, place, factor), _) => {
+                (graph.add(Operator::new("Shape"), &[input], &hint), place, factor)
+            }
+            (Element::OfData(place) | Element::Old(place), _) => (target, place, 1),
         };
         let index = constant(graph, target, &[place as i64]);
-        pieces.push(graph.add(Operator::new("Gather").with(attribute::int("axis", 0)), &[vector, index], &hint));
+        let mut piece = graph.add(Operator::new("Gather").with(attribute::int("axis", 0)), &[vector, index], &hint);
+        if factor > 1 {
+            let factor = constant(graph, target, &[factor as i64]);
+            piece = graph.add(Operator::new("Mul"), &[piece, factor], &hint);
+        }
+        pieces.push(piece);
     }
     graph.add(Operator::new("Concat").with(attribute::int("axis", 0)), &pieces, &hint)
 }
@@ -107,6 +137,27 @@ fn assemble(graph: &mut Graph, target: ValueId, data: Option<ValueId>, elements:
 fn constant(graph: &mut Graph, old: ValueId, numbers: &[i64]) -> ValueId {
     let hint = format!("{}_pruned", graph.name(old));
     graph.add_constant(&hint, Tensor::from_i64s(&[numbers.len()], numbers))
+}
+
+/// Gives a `Tile` that copies what becomes smaller repeats that do not depend on lengths that change.
+fn tile(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), String> {
+    let operator = graph.operator(node);
+    let (data, repeats) = (operator.input(0).ok_or("it reads nothing")?, operator.input(1).ok_or("it has no repeats")?);
+    let output = operator.output(0).ok_or("it has no output")?;
+    let (from, to) = (cut.seen.dims(data), cut.seen.dims(output));
+    let (from, to) = (from.ok_or("its input was not seen")?, to.ok_or("its output was not seen")?);
+    let changes = (0..to.len()).any(|axis| cut.new_len(output, axis).is_some());
+    if graph.constant(repeats).is_some() || !changes {
+        return Ok(());
+    }
+    let count = |(place, (from, to)): (usize, (&Dim, &Dim))| {
+        let times = Dim([to.0[0] / from.0[0].max(1), to.0[1] / from.0[1].max(1)]);
+        times.fixed().map_or_else(|| Element::following(graph, cut, times, place), |n| Element::Number(n as i64))
+    };
+    let elements: Vec<Element> = from.iter().zip(&to).enumerate().map(count).collect();
+    let value = assemble(graph, repeats, None, &elements);
+    graph.set_input(node, 1, Some(value));
+    Ok(())
 }
 
 fn data_axis(graph: &Graph, node: NodeId, cut: &Cut, axis: i64) -> Result<(ValueId, usize), String> {

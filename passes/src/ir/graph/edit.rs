@@ -1,0 +1,221 @@
+//! How a graph grows and changes.
+
+use std::collections::HashSet;
+
+use petgraph::Direction::{Incoming, Outgoing};
+use petgraph::visit::EdgeRef;
+
+use super::{Edge, Graph, NodeId, Slot, SourceKind, ValueId, Vertex};
+use crate::ir::{Operator, Tensor};
+use crate::onnx::schema::ValueInfoProto;
+
+impl Graph {
+    // ---- growing
+
+    pub(crate) fn set_source(&mut self, value: ValueId, kind: SourceKind) {
+        let vertex = match kind {
+            SourceKind::Input => Vertex::Input,
+            SourceKind::Initializer => Vertex::Initializer,
+        };
+        self.values[value.0].source = Some(self.net.add_node(vertex));
+    }
+
+    pub(crate) fn list_input(&mut self, value: ValueId) {
+        self.inputs.push(value);
+    }
+
+    /// Makes `value` the graph's next output.
+    pub fn add_output(&mut self, value: ValueId) {
+        let node = self.net.add_node(Vertex::Output);
+        self.outputs.push(value);
+        self.connect(value, node, Slot::Output);
+    }
+
+    /// A new graph input.
+    ///
+    /// # Panics
+    /// If the name is taken.
+    pub fn add_input(&mut self, info: ValueInfoProto) -> ValueId {
+        let value = self.declare(info.name.as_deref().unwrap_or_default());
+        assert!(!self.has_source(value), "the input's name is free");
+        self.set_source(value, SourceKind::Input);
+        self.values[value.0].info = Some(info);
+        self.inputs.push(value);
+        value
+    }
+
+    /// A new initializer with a name that starts with `hint`.
+    pub fn add_constant(&mut self, hint: &str, tensor: Tensor) -> ValueId {
+        let value = self.declare_fresh(hint);
+        self.set_source(value, SourceKind::Initializer);
+        let tensor = tensor.named(&self.values[value.0].name);
+        self.values[value.0].constant = Some(tensor);
+        value
+    }
+
+    /// Adds an operator whose inputs and outputs are filled in; call only once all of them are declared.
+    pub(crate) fn insert(&mut self, operator: Operator) -> NodeId {
+        let inputs = operator.inputs.clone();
+        let captures = operator.captures.clone();
+        let outputs = operator.outputs.clone();
+        let node = self.net.add_node(Vertex::Operator(Box::new(operator)));
+        for value in outputs.into_iter().flatten() {
+            self.values[value.0].source = Some(node);
+        }
+        for (slot, value) in inputs.into_iter().enumerate() {
+            if let Some(value) = value {
+                self.connect(value, node, Slot::Input(slot));
+            }
+        }
+        for value in captures {
+            self.connect(value, node, Slot::Capture);
+        }
+        node
+    }
+
+    /// Adds an operator that reads `inputs` and makes one new value, whose name starts with `hint`.
+    pub fn add(&mut self, operator: Operator, inputs: &[ValueId], hint: &str) -> ValueId {
+        self.add_all(operator, inputs, &[hint])[0]
+    }
+
+    /// Adds an operator with as many new outputs as there are `hints`.
+    pub fn add_all(&mut self, mut operator: Operator, inputs: &[ValueId], hints: &[&str]) -> Vec<ValueId> {
+        let outputs: Vec<_> = hints.iter().map(|hint| self.declare_fresh(hint)).collect();
+        operator.inputs = inputs.iter().copied().map(Some).collect();
+        operator.outputs = outputs.iter().copied().map(Some).collect();
+        if operator.name.is_empty() {
+            operator.name = self.name(outputs[0]).to_string();
+        }
+        self.insert(operator);
+        outputs
+    }
+
+    /// The value at output `slot` of an operator, made now if the operator left it out.
+    pub fn require_output(&mut self, node: NodeId, slot: usize) -> ValueId {
+        if let Some(value) = self.operator(node).output(slot) {
+            return value;
+        }
+        let hint = format!("{}_{slot}", self.operator(node).name);
+        let value = self.declare_fresh(&hint);
+        self.values[value.0].source = Some(node);
+        let outputs = &mut self.operator_mut(node).outputs;
+        outputs.resize(outputs.len().max(slot + 1), None);
+        outputs[slot] = Some(value);
+        value
+    }
+
+    fn connect(&mut self, value: ValueId, reader: NodeId, slot: Slot) {
+        if let Some(source) = self.values[value.0].source {
+            self.net.add_edge(source, reader, Edge { value, slot });
+        }
+    }
+
+    /// Joins readers to sources that were declared after them; for the importer.
+    pub(crate) fn connect_all(&mut self) {
+        self.net.clear_edges();
+        let nodes: Vec<_> = self.net.node_indices().collect();
+        let outputs = self.outputs.clone();
+        let mut outputs = outputs.into_iter();
+        for node in nodes {
+            match &self.net[node] {
+                Vertex::Operator(operator) => {
+                    let inputs = operator.inputs.clone();
+                    let captures = operator.captures.clone();
+                    for (slot, value) in inputs.into_iter().enumerate() {
+                        if let Some(value) = value {
+                            self.connect(value, node, Slot::Input(slot));
+                        }
+                    }
+                    for value in captures {
+                        self.connect(value, node, Slot::Capture);
+                    }
+                }
+                Vertex::Output => {
+                    if let Some(value) = outputs.next() {
+                        self.connect(value, node, Slot::Output);
+                    }
+                }
+                Vertex::Input | Vertex::Initializer => {}
+            }
+        }
+    }
+
+    // ---- changing
+
+    /// Makes an operator read `value` at input `slot`.
+    pub fn set_input(&mut self, node: NodeId, slot: usize, value: Option<ValueId>) {
+        let edge = self.net.edges_directed(node, Incoming).find(|e| e.weight().slot == Slot::Input(slot));
+        if let Some(edge) = edge.map(|e| e.id()) {
+            self.net.remove_edge(edge);
+        }
+        let inputs = &mut self.operator_mut(node).inputs;
+        inputs.resize(inputs.len().max(slot + 1), None);
+        inputs[slot] = value;
+        if let Some(value) = value {
+            self.connect(value, node, Slot::Input(slot));
+        }
+    }
+
+    /// Makes every operator that reads `old` read `new` instead; outputs and subgraphs keep `old`.
+    pub fn replace_reads(&mut self, old: ValueId, new: ValueId) {
+        for (node, slot) in self.consumers(old) {
+            if let Slot::Input(slot) = slot {
+                self.set_input(node, slot, Some(new));
+            }
+        }
+    }
+
+    /// Makes an inner value an input of the graph: what made it no longer does.
+    pub fn make_input(&mut self, info: ValueInfoProto) -> ValueId {
+        let value = self.declare(info.name.as_deref().unwrap_or_default());
+        let readers = self.consumers(value);
+        if let Some((node, slot)) = self.producer(value) {
+            let edges: Vec<_> =
+                self.net.edges_directed(node, Outgoing).filter(|e| e.weight().value == value).map(|e| e.id()).collect();
+            for edge in edges {
+                self.net.remove_edge(edge);
+            }
+            self.operator_mut(node).outputs[slot] = None;
+        }
+        self.values[value.0].source = Some(self.net.add_node(Vertex::Input));
+        self.values[value.0].info = Some(info);
+        self.inputs.push(value);
+        for (node, slot) in readers {
+            self.connect(value, node, slot);
+        }
+        value
+    }
+
+    /// Makes `outputs` the only outputs.
+    pub fn set_outputs(&mut self, outputs: &[ValueId]) {
+        self.net.retain_nodes(|net, node| !matches!(net[node], Vertex::Output));
+        self.outputs.clear();
+        outputs.iter().for_each(|&value| self.add_output(value));
+    }
+
+    /// Drops the inputs that nothing reads.
+    pub fn remove_unread_inputs(&mut self) {
+        let inputs = std::mem::take(&mut self.inputs);
+        self.inputs = inputs.into_iter().filter(|&v| !self.consumers(v).is_empty()).collect();
+    }
+
+    /// Removes operators and initializers that no output depends on. Inputs stay.
+    pub fn remove_dead(&mut self) {
+        let mut alive: HashSet<NodeId> = HashSet::new();
+        let is_end = |v: &Vertex| matches!(v, Vertex::Output | Vertex::Input);
+        let mut stack: Vec<_> = self.net.node_indices().filter(|&n| is_end(&self.net[n])).collect();
+        stack.extend(self.inputs.iter().filter_map(|v| self.values[v.0].source));
+        while let Some(node) = stack.pop() {
+            if alive.insert(node) {
+                stack.extend(self.net.neighbors_directed(node, Incoming));
+            }
+        }
+        self.net.retain_nodes(|_, node| alive.contains(&node));
+        for value in &mut self.values {
+            if value.source.is_some_and(|n| !alive.contains(&n)) {
+                value.source = None;
+                value.constant = None;
+            }
+        }
+    }
+}
