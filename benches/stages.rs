@@ -7,12 +7,10 @@ use std::sync::Arc;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use kprune_passes::discover::{Discovery, discover};
 use kprune_passes::ir::Model;
-use kprune_passes::loss::Objective;
 use kprune_passes::measure::Measuring;
 use kprune_passes::observe::Observation;
 use kprune_passes::plan::Plan;
 use kprune_passes::remove::remove;
-use kprune_passes::suffix::Crossings;
 use kprune_passes::tune::Sums;
 use ndarray::Array2;
 use onnx_kprune::calibration::{Batch, Calibration, Sources};
@@ -47,15 +45,7 @@ fn setting() -> Setting {
 impl Setting {
     fn measuring(&self) -> Measuring<'_> {
         let mask = self.model.graph.find("attention_mask");
-        Measuring {
-            model: &self.model,
-            seen: &self.seen,
-            discovery: &self.discovery,
-            crossings: Crossings::find(&self.model.graph, &self.discovery),
-            objective: Objective::guess(&self.model, &self.seen, mask),
-            temperature: 2.0,
-            mask,
-        }
+        Measuring::new(&self.model, &self.seen, &self.discovery, mask, 2.0)
     }
 
     fn teacher(&self) -> Vec<Values> {

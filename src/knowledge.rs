@@ -36,6 +36,8 @@ pub struct Walk<'a> {
     batches: &'a [Batch],
     progress: &'a Progress,
     outputs: Vec<Values>,
+    /// For every sublayer, the mean over the outputs of W_cj^2, for every column c of its features.
+    mean_squares: Vec<Array1<f64>>,
     teacher: Vec<State>,
     student: Vec<State>,
 }
@@ -67,7 +69,17 @@ impl<'a> Walk<'a> {
         progress: &'a Progress,
     ) -> Self {
         let states = || batches.iter().map(|_| State::new()).collect();
-        Self { runtime, measuring, batches, progress, outputs, teacher: states(), student: states() }
+        let (teacher, student) = (states(), states());
+        Self { runtime, measuring, batches, progress, outputs, mean_squares: Vec::new(), teacher, student }
+    }
+
+    /// Reads the weights of all projections, once.
+    fn read_weights(&mut self) -> Result<(), Error> {
+        for sublayer in &self.measuring.discovery.sublayers[self.mean_squares.len()..] {
+            let squares = original_weight(self.measuring.model, sublayer)?.mapv(|w| w * w);
+            self.mean_squares.push(squares.mean_axis(ndarray::Axis(1)).unwrap_or_default());
+        }
+        Ok(())
     }
 
     fn sublayer(&self, t: usize) -> &Sublayer {
@@ -82,6 +94,7 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// Where an operator cannot be differentiated, or ONNX Runtime fails.
     pub fn knowledge(&mut self, t: usize) -> Result<Vec<Vec<Knowledge>>, Error> {
+        self.read_weights()?;
         let graph = self
             .measuring
             .knowledge(t)
@@ -120,8 +133,7 @@ impl<'a> Walk<'a> {
         let mut knowledge = Vec::new();
         for ((unit, gradients), energies) in graph.outputs.iter().zip(&squares).zip(&energies) {
             let sublayer = self.sublayer(unit.sublayer);
-            let weights = original_weight(self.measuring.model, sublayer)?.mapv(|w| w * w);
-            let mean_squares = weights.mean_axis(ndarray::Axis(1)).unwrap_or_default();
+            let mean_squares = &self.mean_squares[unit.sublayer];
             let mean = |columns: &[usize], of: &dyn Fn(usize) -> f64| {
                 columns.iter().map(|&c| of(c)).sum::<f64>() / columns.len() as f64
             };

@@ -6,12 +6,10 @@ use std::time::Instant;
 use kprune_passes::discover::{Discovery, Sublayer, discover};
 use kprune_passes::fold::fold_identities;
 use kprune_passes::ir::{ElementType, Graph, Model, NodeId, ValueId};
-use kprune_passes::loss::Objective;
 use kprune_passes::measure::Measuring;
 use kprune_passes::plan::{Plan, Tuned, bias_of};
 use kprune_passes::remove::remove;
 use kprune_passes::search::search;
-use kprune_passes::suffix::Crossings;
 use ndarray::{Array1, Array2, Axis, s};
 
 use crate::calibration::{Batch, Calibration};
@@ -58,16 +56,7 @@ pub fn prune(
     let forward = clock.stage("teacher");
 
     let mask = calibration.mask_input().and_then(|name| model.graph.find(name));
-    let objective = Objective::guess(&model, &seen, mask);
-    let measuring = Measuring {
-        model: &model,
-        seen: &seen,
-        discovery: &discovery,
-        crossings: Crossings::find(&model.graph, &discovery),
-        objective,
-        temperature: options.temperature,
-        mask,
-    };
+    let measuring = Measuring::new(&model, &seen, &discovery, mask, options.temperature);
     let mut walk = Walk::new(runtime, &measuring, &batches, teacher, progress);
     let outcome = choose(&mut walk, &measuring, options, progress, &mut clock)?;
     progress.stage("removing");

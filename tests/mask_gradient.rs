@@ -6,11 +6,10 @@ mod support;
 use kprune_passes::discover::{Discovery, discover};
 use kprune_passes::emit::Emit;
 use kprune_passes::ir::{ElementType, Model, Operator};
-use kprune_passes::loss::{self, Objective, SAMPLES, teacher_input};
+use kprune_passes::loss::{self, SAMPLES, teacher_input};
 use kprune_passes::measure::Measuring;
 use kprune_passes::observe::Observation;
 use kprune_passes::signature::declare;
-use kprune_passes::suffix::Crossings;
 use ndarray::{Array1, ArrayD, IxDyn};
 use onnx_kprune::calibration::{Batch, Calibration, Sources};
 use onnx_kprune::files::read_model;
@@ -44,15 +43,7 @@ impl Setting {
 
     fn measuring(&self) -> Measuring<'_> {
         let mask = self.model.graph.find("attention_mask");
-        Measuring {
-            model: &self.model,
-            seen: &self.seen,
-            discovery: &self.discovery,
-            crossings: Crossings::find(&self.model.graph, &self.discovery),
-            objective: Objective::guess(&self.model, &self.seen, mask),
-            temperature: TEMPERATURE,
-            mask,
-        }
+        Measuring::new(&self.model, &self.seen, &self.discovery, mask, TEMPERATURE)
     }
 
     fn teacher(&self) -> Held {

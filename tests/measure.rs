@@ -7,9 +7,7 @@ use std::collections::HashMap;
 
 use kprune_passes::discover::discover;
 use kprune_passes::ir::{ElementType, Tensor};
-use kprune_passes::loss::Objective;
 use kprune_passes::measure::{BIAS, COLUMNS, Measuring, STREAM, WEIGHT};
-use kprune_passes::suffix::Crossings;
 use ndarray::{Array1, Array2, ArrayD, IxDyn};
 use onnx_kprune::calibration::{Calibration, Sources};
 use onnx_kprune::files::read_model;
@@ -40,15 +38,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
         let seen = observe(&runtime, &model, &calibration).unwrap();
         let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
         let mask = model.graph.find("attention_mask");
-        let measuring = Measuring {
-            model: &model,
-            seen: &seen,
-            discovery: &discovery,
-            crossings: Crossings::find(&model.graph, &discovery),
-            objective: Objective::guess(&model, &seen, mask),
-            temperature: 2.0,
-            mask,
-        };
+        let measuring = Measuring::new(&model, &seen, &discovery, mask, 2.0);
         // A batch of samples of different lengths, so that there is padding.
         let batches = calibration.batches(calibration.samples()).unwrap();
         let batch = &batches[0];

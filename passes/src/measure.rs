@@ -74,7 +74,20 @@ pub struct RegionOutputs {
     pub crossing: Vec<String>,
 }
 
-impl Measuring<'_> {
+impl<'a> Measuring<'a> {
+    /// What measuring `model` needs; `mask` says which tokens are real, `temperature` is tau.
+    pub fn new(
+        model: &'a Model,
+        seen: &'a Observation,
+        discovery: &'a Discovery,
+        mask: Option<ValueId>,
+        temperature: f64,
+    ) -> Self {
+        let crossings = Crossings::find(&model.graph, discovery);
+        let objective = Objective::guess(model, seen, mask);
+        Self { model, seen, discovery, crossings, objective, temperature, mask }
+    }
+
     fn opset(&self) -> i64 {
         self.model.opset("").unwrap_or(13)
     }
@@ -207,13 +220,7 @@ impl Measuring<'_> {
         let bias = part.graph.add_input(signature::declare(BIAS, element, 1));
         part.graph.set_input(projection.node, projection.weight_slot, Some(weight));
         if let Some(output) = part.graph.operator(projection.node).output(0) {
-            let readers = part.graph.consumers(output);
-            let sum = part.graph.add(Operator::new("Add"), &[output, bias], "measure_biased");
-            for (node, slot) in readers {
-                if let crate::ir::Slot::Input(slot) = slot {
-                    part.graph.set_input(node, slot, Some(sum));
-                }
-            }
+            part.graph.add_behind(output, Operator::new("Add"), bias, "measure_biased");
         }
         finish(&mut part, &ends);
         let crossing = next.into_iter().map(|v| self.name(v)).collect();

@@ -3,7 +3,7 @@
 use ndarray::{Array1, Array2, ArrayD};
 
 use crate::discover::{Discovery, Kind, Sublayer};
-use crate::ir::{Graph, NodeId, Operator, Slot, Tensor, TensorError};
+use crate::ir::{Graph, NodeId, Operator, Tensor, TensorError};
 
 /// The decision about one sublayer.
 #[derive(Clone, Debug)]
@@ -94,9 +94,7 @@ fn write_weight(graph: &mut Graph, sublayer: &Sublayer, weight: &Array2<f64>) ->
     let stored = if projection.transposed { weight.t().to_owned() } else { weight.clone() };
     let new = Tensor::from_floats(old.element(), &stored.into_dyn())?;
     let name = graph.name(projection.weight).to_string();
-    let value = graph.add_constant(&format!("{name}_tuned"), new);
-    let placed = graph.constant(value).cloned().ok_or(TensorError::Missing)?.placed_like(&old);
-    graph.set_constant(value, placed);
+    let value = graph.add_constant(&format!("{name}_tuned"), new.placed_like(&old));
     graph.set_input(projection.node, projection.weight_slot, Some(value));
     Ok(())
 }
@@ -108,23 +106,15 @@ fn write_bias(graph: &mut Graph, sublayer: &Sublayer, bias: &Array1<f64>) -> Res
     if let Some((node, slot, old)) = bias_of(graph, sublayer) {
         let sum = old.to_f64()? + bias.view().into_dyn();
         let new = Tensor::from_floats(old.element(), &sum)?;
-        let value = graph.add_constant(&format!("{}_tuned", old.proto().name()), new);
-        let placed = graph.constant(value).cloned().ok_or(TensorError::Missing)?.placed_like(&old);
-        graph.set_constant(value, placed);
+        let value = graph.add_constant(&format!("{}_tuned", old.proto().name()), new.placed_like(&old));
         graph.set_input(node, slot, Some(value));
         return Ok(());
     }
     let tensor = Tensor::from_floats(element, &bias.clone().into_dyn())?;
     let bias = graph.add_constant(&format!("{}_bias", sublayer.name), tensor);
     let output = graph.operator(projection.node).output(0).ok_or(TensorError::Missing)?;
-    let readers = graph.consumers(output);
     let hint = format!("{}_biased", graph.name(output));
-    let sum = graph.add(Operator::new("Add"), &[output, bias], &hint);
-    for (node, slot) in readers {
-        if let Slot::Input(slot) = slot {
-            graph.set_input(node, slot, Some(sum));
-        }
-    }
+    graph.add_behind(output, Operator::new("Add"), bias, &hint);
     Ok(())
 }
 

@@ -227,10 +227,7 @@ fn slice_constant(
     for (&axis, keep) in cuts {
         tensor = tensor.select(axis, keep).map_err(wrong)?;
     }
-    let new = graph.add_constant(&format!("{name}_pruned"), tensor);
-    let named = graph.constant(new).cloned().ok_or_else(|| wrong(TensorError::Missing))?;
-    graph.set_constant(new, named.placed_like(&old));
-    Ok(new)
+    Ok(graph.add_constant(&format!("{name}_pruned"), tensor.placed_like(&old)))
 }
 
 #[cfg(test)]

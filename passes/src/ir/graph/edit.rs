@@ -158,9 +158,22 @@ impl Graph {
 
     /// Makes every operator that reads `old` read `new` instead; outputs and subgraphs keep `old`.
     pub fn replace_reads(&mut self, old: ValueId, new: ValueId) {
-        for (node, slot) in self.consumers(old) {
+        self.redirect(self.consumers(old), new);
+    }
+
+    /// Puts an operator behind a value: it reads the value and `other`, and whoever else read the value
+    /// reads its result. Outputs and subgraphs keep the value.
+    pub fn add_behind(&mut self, value: ValueId, operator: Operator, other: ValueId, hint: &str) -> ValueId {
+        let readers = self.consumers(value);
+        let result = self.add(operator, &[value, other], hint);
+        self.redirect(readers, result);
+        result
+    }
+
+    fn redirect(&mut self, readers: Vec<(NodeId, Slot)>, value: ValueId) {
+        for (node, slot) in readers {
             if let Slot::Input(slot) = slot {
-                self.set_input(node, slot, Some(new));
+                self.set_input(node, slot, Some(value));
             }
         }
     }
