@@ -15,6 +15,7 @@ use ndarray::{Array1, Array2, ArrayD, IxDyn};
 use onnx_kprune::runtime::scalars;
 use onnx_kprune::verify::{difference, masked_original};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use support::{cpu, observe, run};
 
 #[derive(Clone, Debug)]
@@ -213,12 +214,21 @@ fn check(s: &Shape) -> Result<(), TestCaseError> {
         constants.sum::<usize>()
     };
     let all_kept = plan.decisions.iter().all(|d| d.keep.iter().all(|&k| k));
-    prop_assert!(all_kept || count(&pruned) < count(&model));
+    // A tuned projection brings a bias where the model had none.
+    let tuned = plan.decisions.iter().filter(|d| d.tuned.is_some()).count();
+    let new_biases = if s.biased { 0 } else { tuned * s.width };
+    prop_assert!(all_kept || count(&pruned) < count(&model) + new_biases);
     Ok(())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    // The seed is fixed so that CI answers the same twice; another seed explores further.
+    #![proptest_config(ProptestConfig {
+        cases: 96,
+        rng_seed: RngSeed::Fixed(2024),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn what_is_removed_equals_what_is_masked(shape in shapes()) {
