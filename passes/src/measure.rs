@@ -1,9 +1,9 @@
 //! Graphs that compute, inside ONNX Runtime, nothing but sums.
 
 use crate::differentiate::{DifferentiateError, differentiate};
-use crate::discover::Discovery;
+use crate::discover::{Discovery, Sublayer};
 use crate::emit::Emit;
-use crate::ir::{ElementType, Model, Operator, ValueId, attribute};
+use crate::ir::{self, ElementType, Model, Operator, ValueId, attribute};
 use crate::loss::{self, Objective};
 use crate::observe::{Dim, Observation};
 use crate::plan::scale_of;
@@ -140,11 +140,13 @@ impl<'a> Measuring<'a> {
     /// With the features F and the projection W of the unpruned sublayer on the student's values below,
     /// the target is Y = R_T - R_S - b, R_S the student's stream before the sublayer. What is computed is
     /// R_T minus the student's stream *after* the unpruned sublayer, plus F W: the same, without a need to
-    /// know how the sublayer's output reaches the stream. Where it is scaled on its way, the difference is
-    /// divided by that.
+    /// know how the sublayer's output reaches the stream.
     ///
     /// Inputs: what crosses into `t`, the teacher's stream after it, the kept columns.
-    pub fn gram(&self, t: usize) -> Graph<GramSums> {
+    ///
+    /// # Errors
+    /// Where the way of the sublayer's output to the stream cannot be gone back.
+    pub fn gram(&self, t: usize) -> Result<Graph<GramSums>, DifferentiateError> {
         let sublayer = &self.discovery.sublayers[t];
         let projection = &sublayer.projection;
         let stream = sublayer.residual.output;
@@ -178,15 +180,10 @@ impl<'a> Measuring<'a> {
             false => projection.weight,
         };
         let output = emit.op("MatMul", &[features, weight]);
-        let mut missing = emit.op("Sub", &[teacher, stream]);
-        if let Some(scale) = scale_of(&self.model.graph, sublayer) {
-            // An output that is scaled to nothing cannot repair anything.
-            let inverse = scale.mapv(|s| if s == 0.0 { 0.0 } else { 1.0 / s });
-            let inverse = emit.array(ElementType::F32, &inverse.into_dyn());
-            missing = emit.op("Mul", &[missing, inverse]);
-        }
-        let stream_dims = self.seen.dims(stream).unwrap_or_default();
-        let missing = self.only_real(&mut emit, missing, &stream_dims, mask);
+        let missing = emit.op("Sub", &[teacher, stream]);
+        let missing = self.before_path(&mut part.graph, sublayer, missing)?;
+        let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
+        let missing = self.only_real(&mut emit, missing, &dims, mask);
         let missing = flat(&mut emit, missing, outputs);
         let target = emit.op("Add", &[missing, output]);
 
@@ -198,7 +195,29 @@ impl<'a> Measuring<'a> {
         let name = |v: ValueId| emit.graph.name(v).to_string();
         let outputs = GramSums { gram: name(gram), cross: name(cross), energy: name(energy) };
         finish(&mut part, &[gram, cross, energy]);
-        Graph { model: part, outputs }
+        Ok(Graph { model: part, outputs })
+    }
+
+    /// What the sublayer's projection would have to give for `missing` to reach the stream.
+    ///
+    /// The way between the two scales every output by a factor and rearranges: a linear map whose inverse
+    /// is its transpose, and so its gradient, over the square of the factors.
+    fn before_path(
+        &self,
+        graph: &mut ir::Graph,
+        sublayer: &Sublayer,
+        missing: ValueId,
+    ) -> Result<ValueId, DifferentiateError> {
+        let wanted = graph.operator(sublayer.projection.node).output(0).into_iter().collect::<Vec<_>>();
+        let seeds = [(sublayer.residual.output, missing)];
+        let back = differentiate(graph, self.seen, self.opset(), &seeds, &wanted)?;
+        let back = back.into_iter().flatten().next().unwrap_or(missing);
+        let Some(scale) = scale_of(&self.model.graph, sublayer) else { return Ok(back) };
+        // An output that is scaled to nothing cannot repair anything.
+        let inverse = scale.mapv(|s| if s == 0.0 { 0.0 } else { 1.0 / (s * s) });
+        let mut emit = Emit::new(graph, self.opset(), "measure");
+        let inverse = emit.array(ElementType::F32, &inverse.into_dyn());
+        Ok(emit.op("Mul", &[back, inverse]))
     }
 
     /// The graph of sublayer `t` alone, with its projection as an input: from what crosses into `t` to

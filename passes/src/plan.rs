@@ -129,8 +129,7 @@ pub fn bias_of(graph: &Graph, sublayer: &Sublayer) -> Option<(NodeId, usize, Ten
     if graph.operator(sublayer.projection.node).is("Gemm") {
         return at(sublayer.projection.node, 2);
     }
-    let before_add = &sublayer.residual.path[..sublayer.residual.path.len() - 1];
-    let unscaled = before_add.iter().take_while(|&&n| !graph.operator(n).is("Mul"));
+    let unscaled = sublayer.residual.before_joint().iter().take_while(|&&n| !graph.operator(n).is("Mul"));
     let adds = unscaled.filter(|&&n| graph.operator(n).is("Add"));
     adds.flat_map(|&n| [0, 1].map(|slot| at(n, slot))).flatten().next()
 }
@@ -154,14 +153,14 @@ pub fn scale_of(graph: &Graph, sublayer: &Sublayer) -> Option<Array1<f64>> {
     scale
 }
 
-/// What a projection's output `start` becomes on its way to the stream.
+/// What a projection's output `start`, one number for every channel, becomes on its way to the stream.
 pub fn along_path(graph: &Graph, sublayer: &Sublayer, start: Array1<f64>) -> Array1<f64> {
     let mut value = start.into_dyn();
-    for &node in &sublayer.residual.path[..sublayer.residual.path.len() - 1] {
-        match (constant_operand(graph, node), graph.operator(node).is("Mul")) {
-            (Some(constant), true) => value = value * constant,
-            (Some(constant), false) => value = value + constant,
-            (None, _) => {}
+    for &node in sublayer.residual.before_joint() {
+        match (constant_operand(graph, node), graph.operator(node).op_type.as_str()) {
+            (Some(constant), "Mul") => value = value * constant,
+            (Some(constant), "Add") => value = value + constant,
+            _ => {}
         }
     }
     value.into_dimensionality().unwrap_or_else(|_| Array1::zeros(sublayer.projection.outputs))

@@ -20,6 +20,8 @@ pub(super) fn backward(step: &mut Step, op_type: &str) -> Result<Inputs, Decline
         "Gather" => gather(step),
         "Slice" => slice(step),
         "GatherElements" => gather_elements(step),
+        "Pad" => pad(step),
+        "Tile" => tile(step),
         _ => Err("there is no rule for this operator".into()),
     }
 }
@@ -171,4 +173,35 @@ fn slice(step: &mut Step) -> Result<Inputs, Decline> {
         gradient = scatter(step, stages[i], gradient, places[i], axis as usize, false)?;
     }
     Ok(vec![(0, gradient)])
+}
+
+/// Cuts off what was added at both ends of every axis.
+fn pad(step: &mut Step) -> Result<Inputs, Decline> {
+    if step.operator.text("mode", "constant") != "constant" {
+        return Err("it repeats elements at the border".into());
+    }
+    if step.operator.input(3).is_some() {
+        return Err("it pads only some axes".into());
+    }
+    let (g, x, pads) = (step.gradient()?, step.input(0)?, step.input(1)?);
+    let rank = step.dims(x)?.len() as i64;
+    let (zero, middle) = (step.emit.integers(&[0]), step.emit.integers(&[rank]));
+    let starts = step.emit.op("Slice", &[pads, zero, middle]);
+    let shape = step.emit.op("Shape", &[x]);
+    let ends = step.emit.op("Add", &[starts, shape]);
+    Ok(vec![(0, step.emit.op("Slice", &[g, starts, ends]))])
+}
+
+/// Adds up the copies: every axis is taken apart into copies and elements, and summed over the copies.
+fn tile(step: &mut Step) -> Result<Inputs, Decline> {
+    let (g, x, repeats) = (step.gradient()?, step.input(0)?, step.input(1)?);
+    let rank = step.dims(x)?.len() as i64;
+    let (shape, second) = (step.emit.op("Shape", &[x]), step.emit.integers(&[1]));
+    let pairs = [step.emit.op("Unsqueeze", &[repeats, second]), step.emit.op("Unsqueeze", &[shape, second])];
+    let pairs = step.emit.with(Operator::new("Concat").with(attribute::int("axis", 1)), &pairs);
+    let flat = step.emit.integers(&[-1]);
+    let apart = step.emit.op("Reshape", &[pairs, flat]);
+    let apart = step.emit.op("Reshape", &[g, apart]);
+    let copies: Vec<i64> = (0..rank).map(|a| 2 * a).collect();
+    Ok(vec![(0, step.emit.reduce_sum(apart, &copies, false))])
 }

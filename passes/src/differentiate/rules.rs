@@ -34,7 +34,10 @@ pub(super) fn backward(step: &mut Step) -> Result<Inputs, Decline> {
         "LogSoftmax" => log_softmax(step),
         "LayerNormalization" => layer_norm(step),
         "RMSNormalization" => rms_norm(step),
-        "ReduceSum" | "ReduceMean" => reduce(step),
+        "ReduceSum" | "ReduceMean" | "ReduceL1" | "ReduceL2" | "ReduceSumSquare" => reduce(step),
+        "ReduceMax" | "ReduceMin" => reduce(step),
+        "LpNormalization" => lp_normalise(step),
+        "GlobalAveragePool" => global_average(step),
         _ => match unary(step, &op_type)? {
             Some(slope) => {
                 let g = step.gradient()?;
@@ -409,13 +412,81 @@ fn reduce(step: &mut Step) -> Result<Inputs, Decline> {
         let all = (0..rank as i64).collect();
         g = step.emit.unsqueeze(g, &if axes.is_empty() { all } else { axes });
     }
-    if step.operator.is("ReduceMean") {
-        let element = step.element()?;
-        let (whole, part) = (step.emit.op("Size", &[x]), step.emit.op("Size", &[step.output()?]));
-        let (whole, part) = (step.emit.cast(whole, element), step.emit.cast(part, element));
-        let share = step.emit.op("Div", &[part, whole]);
-        g = step.emit.op("Mul", &[g, share]);
+    g = match step.operator.op_type.as_str() {
+        "ReduceMean" => mean_share(step, g)?,
+        // x / |x|
+        "ReduceL2" => {
+            let whole = kept_dims(step, &listed)?;
+            step.emit.op("Div", &[g, whole])
+        }
+        _ => g,
+    };
+    let slope = match step.operator.op_type.as_str() {
+        "ReduceL2" => Some(x),
+        "ReduceL1" => Some(step.emit.op("Sign", &[x])),
+        "ReduceSumSquare" => {
+            let two = step.number(2.0)?;
+            Some(step.emit.op("Mul", &[x, two]))
+        }
+        "ReduceMax" | "ReduceMin" => {
+            let whole = kept_dims(step, &listed)?;
+            let is_extreme = step.emit.op("Equal", &[x, whole]);
+            Some(step.emit.cast(is_extreme, step.element()?))
+        }
+        _ => None,
+    };
+    if let Some(slope) = slope {
+        return Ok(vec![(0, step.emit.op("Mul", &[g, slope]))]);
     }
     let shape = step.emit.op("Shape", &[x]);
     Ok(vec![(0, step.emit.op("Expand", &[g, shape]))])
+}
+
+/// The reduction's result with its reduced axes as axes of length 1.
+fn kept_dims(step: &mut Step, listed: &[i64]) -> Result<ValueId, Decline> {
+    let y = step.output()?;
+    if step.operator.int("keepdims", 1) != 0 {
+        return Ok(y);
+    }
+    let rank = step.dims(step.input(0)?)?.len() as i64;
+    let mut axes: Vec<i64> = listed.iter().map(|&a| if a < 0 { a + rank } else { a }).collect();
+    if axes.is_empty() {
+        axes = (0..rank).collect();
+    }
+    axes.sort_unstable();
+    Ok(step.emit.unsqueeze(y, &axes))
+}
+
+/// The gradient over the number of elements that one mean is taken of.
+fn mean_share(step: &mut Step, g: ValueId) -> Result<ValueId, Decline> {
+    let (x, element) = (step.input(0)?, step.element()?);
+    let (whole, part) = (step.emit.op("Size", &[x]), step.emit.op("Size", &[step.output()?]));
+    let (whole, part) = (step.emit.cast(whole, element), step.emit.cast(part, element));
+    let share = step.emit.op("Div", &[part, whole]);
+    Ok(step.emit.op("Mul", &[g, share]))
+}
+
+/// The mean over all axes but the first two, which stay with length 1.
+fn global_average(step: &mut Step) -> Result<Inputs, Decline> {
+    let (g, x) = (step.gradient()?, step.input(0)?);
+    let g = mean_share(step, g)?;
+    let shape = step.emit.op("Shape", &[x]);
+    Ok(vec![(0, step.emit.op("Expand", &[g, shape]))])
+}
+
+/// For y = x / |x|: (g - y <g, y>) / |x|.
+fn lp_normalise(step: &mut Step) -> Result<Inputs, Decline> {
+    if step.operator.int("p", 2) != 2 {
+        return Err("it normalises by another norm than the second".into());
+    }
+    let (g, x, y) = (step.gradient()?, step.input(0)?, step.output()?);
+    let axis = [step.operator.int("axis", -1)];
+    let along = step.emit.op("Mul", &[g, y]);
+    let along = step.emit.reduce_sum(along, &axis, true);
+    let part = step.emit.op("Mul", &[y, along]);
+    let rest = step.emit.op("Sub", &[g, part]);
+    let square = step.emit.op("Mul", &[x, x]);
+    let square = step.emit.reduce_sum(square, &axis, true);
+    let norm = step.emit.op("Sqrt", &[square]);
+    Ok(vec![(0, step.emit.op("Div", &[rest, norm]))])
 }

@@ -355,6 +355,18 @@ impl Scene<'_> {
         }
     }
 
+    /// What lies on `axes` goes together or not at all; where a plane varies on nothing else, not at all.
+    fn bind_along(&mut self, planes: &[Plane], axes: &[usize], why: &str) {
+        for plane in planes.iter().filter(|p| axes.iter().any(|&a| p.varies(a))) {
+            if plane.axes().iter().all(|a| axes.contains(a)) {
+                self.freeze(plane, why);
+            } else {
+                let channels = &mut self.provenance.channels;
+                axes.iter().try_fold(plane.clone(), |plane, &axis| plane::summed(&plane, axis, channels));
+            }
+        }
+    }
+
     fn freeze_varying(&mut self, planes: &[Plane], axes: &[usize], why: &str) {
         for plane in planes.iter().filter(|p| axes.iter().any(|&a| p.varies(a))) {
             self.freeze(plane, why);

@@ -152,9 +152,10 @@ fn reduce(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
         true => (0..rank).collect(),
         false => listed.iter().map(|&a| Scene::axis(a, rank)).collect::<Result<_, _>>()?,
     };
-    scene.freeze_varying(&operand.planes, &axes, "reduces over it");
+    let planes = operand.planes;
+    scene.bind_along(&planes, &axes, "reduces over it");
     let keep = scene.operator().int("keepdims", 1) != 0;
-    let mut left = operand.planes;
+    let mut left = planes;
     for &axis in &axes {
         left = left.iter().filter_map(|p| plane::summed(p, axis, &mut scene.provenance.channels)).collect();
     }
@@ -171,7 +172,7 @@ fn reduce(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
 fn softmax(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let operand = scene.operand(0)?;
     let axis = Scene::axis(scene.operator().int("axis", -1), operand.shape.len())?;
-    scene.freeze_varying(&operand.planes, &[axis], "normalises over it");
+    scene.bind_along(&operand.planes, &[axis], "normalises over it");
     Ok(vec![operand.planes])
 }
 
@@ -179,7 +180,7 @@ fn along_axis(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let operand = scene.operand(0)?;
     let axis = if scene.has_input(1) { scene.integers(1)?.0[0] } else { scene.operator().int("axis", -1) };
     let axis = Scene::axis(axis, operand.shape.len())?;
-    scene.freeze_varying(&operand.planes, &[axis], "reduces over it");
+    scene.bind_along(&operand.planes, &[axis], "reduces over it");
     Ok(vec![operand.planes])
 }
 
@@ -220,7 +221,7 @@ fn normalise(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let operands = scene.operands()?;
     for operand in &operands {
         let aligned: Planes = operand.planes.iter().map(|p| p.clone().aligned(rank)).collect();
-        scene.freeze_varying(&aligned, &axes, "normalises over it");
+        scene.bind_along(&aligned, &axes, "normalises over it");
     }
     let planes = join(scene, operands, &shape);
     let channels = &mut scene.provenance.channels;

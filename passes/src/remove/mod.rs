@@ -84,12 +84,8 @@ fn bypass(graph: &mut Graph, sublayer: &Sublayer, decision: &Decision) -> Result
     let bias = along_path(graph, sublayer, start).into_dyn();
     let constant = Tensor::from_floats(element, &bias)?;
     let value = graph.add_constant(&format!("{}_bias", sublayer.name), constant);
-    let first_add = sublayer.residual.path.iter().find(|&&n| {
-        let operator = graph.operator(n);
-        operator.is("Add") && operator.inputs().iter().flatten().all(|&v| graph.constant(v).is_none())
-    });
-    let add = first_add.copied().unwrap_or(sublayer.residual.add());
-    graph.set_input(add, sublayer.residual.branch, Some(value));
+    let (node, slot) = sublayer.residual.joint;
+    graph.set_input(node, slot, Some(value));
     Ok(())
 }
 

@@ -1,8 +1,12 @@
 //! What can be removed: units, grouped into sublayers.
 
+mod residual;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crate::ir::{Graph, NodeId, Slot, ValueId};
+pub use residual::Residual;
+
+use crate::ir::{Graph, NodeId, ValueId};
 use crate::observe::Observation;
 use crate::provenance::{Channel, Contraction, Provenance};
 
@@ -47,25 +51,6 @@ pub struct Projection {
     pub width: usize,
     /// Number of columns of the weight: the width of the stream.
     pub outputs: usize,
-}
-
-/// Where a sublayer's output joins the residual stream.
-#[derive(Clone, Debug)]
-pub struct Residual {
-    /// The operators from the projection's output to the addition, which is the last of them; those
-    /// before it add or multiply by constants, or change nothing.
-    pub path: Vec<NodeId>,
-    /// The input slot of the addition at which the sublayer's output arrives.
-    pub branch: usize,
-    /// The stream after the sublayer, before any normalisation on it.
-    pub output: ValueId,
-}
-
-impl Residual {
-    /// The addition.
-    pub fn add(&self) -> NodeId {
-        *self.path.last().expect("the path ends with the addition")
-    }
 }
 
 /// Units that end in the same projection.
@@ -121,7 +106,9 @@ pub fn discover(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f64>) -
             ends.entry(provenance.channels.find(row)).or_default().insert(i);
         }
     }
-    let finder = Finder { graph, provenance: &provenance, ends: &ends, heads: heads(graph, &provenance) };
+    let position = graph.sorted().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
+    let heads = heads(graph, &provenance);
+    let finder = Finder { graph, seen, provenance: &provenance, ends: &ends, heads, position };
     let mut sublayers = Vec::new();
     let mut declined = Vec::new();
     for &(node, channels) in &provenance.untracked {
@@ -137,8 +124,7 @@ pub fn discover(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f64>) -
             Err(_) => {}
         }
     }
-    let position: HashMap<_, _> = graph.sorted().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
-    sublayers.sort_by_key(|s| position[&s.residual.add()]);
+    sublayers.sort_by_key(|s| finder.position[&s.residual.add()]);
     let costs = Costs::count(graph, seen, &provenance, at);
     for unit in sublayers.iter_mut().flat_map(|s| &mut s.units) {
         unit.flops = costs.flops.get(&unit.class).copied().unwrap_or(0.0);
@@ -156,9 +142,12 @@ fn heads(graph: &Graph, provenance: &Provenance) -> HashSet<Channel> {
 
 struct Finder<'a> {
     graph: &'a Graph,
+    seen: &'a Observation,
     provenance: &'a Provenance,
     ends: &'a BTreeMap<Channel, BTreeSet<usize>>,
     heads: HashSet<Channel>,
+    /// The place of every operator in the order of execution.
+    position: HashMap<NodeId, usize>,
 }
 
 impl Finder<'_> {
@@ -185,7 +174,7 @@ impl Finder<'_> {
             return Err("its channels end in several projections".into());
         }
         let projection = self.projection(contraction)?;
-        let residual = self.residual(&projection)?;
+        let residual = residual::follow(self.graph, self.seen, &self.position, &projection)?;
         let mut units: Vec<Unit> = Vec::new();
         let mut place: HashMap<Channel, usize> = HashMap::new();
         for (column, &row) in contraction.rows.iter().enumerate() {
@@ -228,42 +217,6 @@ impl Finder<'_> {
             width: rows,
             outputs: columns,
         })
-    }
-
-    /// Follows the projection's output to where it is added to a stream that it came from.
-    fn residual(&self, projection: &Projection) -> Result<Residual, String> {
-        let outside = || "its output is not added to a residual stream".to_string();
-        let upstream = self.graph.ancestors([projection.features]);
-        let mut path = Vec::new();
-        let mut branch = None;
-        let mut value = self.graph.operator(projection.node).output(0).ok_or_else(outside)?;
-        loop {
-            let &[(node, Slot::Input(slot))] = self.graph.consumers(value).as_slice() else { return Err(outside()) };
-            let operator = self.graph.operator(node);
-            path.push(node);
-            value = operator.output(0).ok_or_else(outside)?;
-            if operator.is("Identity") || operator.is("Dropout") {
-                continue;
-            }
-            let is_affine = operator.is("Add") || operator.is("Mul");
-            let other = operator.input(1 - slot.min(1)).filter(|_| is_affine).ok_or_else(outside)?;
-            if let Some(constant) = self.graph.constant(other) {
-                let each = constant.count() == 1 || constant.dims() == [projection.outputs];
-                if each && constant.element().is_float() {
-                    continue;
-                }
-                return Err("what it adds or multiplies to its output is no vector".into());
-            }
-            if !operator.is("Add") {
-                return Err(outside());
-            }
-            branch.get_or_insert(slot);
-            let source = self.graph.producer(other);
-            if source.is_none_or(|(node, _)| upstream.contains(&node)) {
-                return Ok(Residual { path, branch: branch.unwrap_or(slot), output: value });
-            }
-            return Err(outside());
-        }
     }
 }
 

@@ -1,0 +1,150 @@
+//! The way of a projection's output to the residual stream.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use super::Projection;
+use crate::ir::{Graph, NodeId, Operator, Slot, ValueId};
+use crate::observe::Observation;
+
+/// Where a sublayer's output joins the residual stream.
+#[derive(Clone, Debug)]
+pub struct Residual {
+    /// The operators from the projection's output to the addition, which is the last of them; those
+    /// before it add or multiply by constants, rearrange, or change nothing.
+    pub path: Vec<NodeId>,
+    /// The first addition of another activation, and the input slot at which the sublayer's output arrives.
+    pub joint: (NodeId, usize),
+    /// The stream after the sublayer, before any normalisation on it.
+    pub output: ValueId,
+}
+
+impl Residual {
+    /// The addition.
+    pub fn add(&self) -> NodeId {
+        *self.path.last().expect("the path ends with the addition")
+    }
+}
+
+impl Residual {
+    /// The operators before the first addition of another activation.
+    pub fn before_joint(&self) -> &[NodeId] {
+        let end = self.path.iter().position(|&n| n == self.joint.0).unwrap_or(self.path.len());
+        &self.path[..end]
+    }
+}
+
+/// Operators that move elements of their first input, or leave them as they are.
+const LAYOUT: &[&str] =
+    &["Cast", "Concat", "Dropout", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"];
+
+/// Follows the projection's output to where it is added to a stream that it came from.
+///
+/// Layers that run side by side are summed before they join the stream, or one after the other; the last
+/// sum that can be reached then counts as the stream.
+pub(super) fn follow(
+    graph: &Graph,
+    seen: &Observation,
+    position: &HashMap<NodeId, usize>,
+    projection: &Projection,
+) -> Result<Residual, String> {
+    let start = graph.operator(projection.node).output(0).ok_or_else(outside)?;
+    let upstream = graph.ancestors([projection.features]);
+    let mut walk = Walk { graph, seen, position, outputs: projection.outputs, carried: HashSet::new(), ahead: BTreeSet::new() };
+    let mut path = Vec::new();
+    let mut joint = None;
+    let mut reached: Option<Residual> = None;
+    let mut step = walk.carry(start);
+    loop {
+        let next = step.and_then(|()| walk.next());
+        let (node, kind) = match next {
+            Ok(next) => next,
+            Err(why) => return reached.ok_or(why),
+        };
+        path.push(node);
+        let output = graph.operator(node).output(0).ok_or_else(outside)?;
+        if let Kind::Sum { slot, other } = kind {
+            let joint = *joint.get_or_insert((node, slot));
+            let residual = Residual { path: path.clone(), joint, output };
+            let from_upstream = graph.producer(other).is_none_or(|(node, _)| upstream.contains(&node));
+            if from_upstream {
+                return Ok(residual);
+            }
+            let related = graph.ancestors([other]).iter().any(|n| upstream.contains(n));
+            reached = related.then_some(residual).or(reached);
+        }
+        step = walk.carry(output);
+    }
+}
+
+fn outside() -> String {
+    "its output is not added to a residual stream".into()
+}
+
+/// What an operator does to the sublayer's output.
+enum Kind {
+    /// It rearranges it, or adds or multiplies by a constant.
+    Constant,
+    /// It adds another activation to what arrives at `slot`.
+    Sum { slot: usize, other: ValueId },
+}
+
+/// Goes through all operators that read the output, in the order of execution.
+struct Walk<'a> {
+    graph: &'a Graph,
+    seen: &'a Observation,
+    position: &'a HashMap<NodeId, usize>,
+    outputs: usize,
+    /// The values that hold the projection's output and nothing else.
+    carried: HashSet<ValueId>,
+    ahead: BTreeSet<(usize, NodeId)>,
+}
+
+impl Walk<'_> {
+    /// Notes a value that holds the output, and who reads it.
+    fn carry(&mut self, value: ValueId) -> Result<(), String> {
+        self.carried.insert(value);
+        for (node, slot) in self.graph.consumers(value) {
+            let Slot::Input(_) = slot else { return Err(outside()) };
+            if !self.graph.operator(node).is("Shape") {
+                self.ahead.insert((self.position[&node], node));
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<(NodeId, Kind), String> {
+        let (_, node) = self.ahead.pop_first().ok_or_else(outside)?;
+        let operator = self.graph.operator(node);
+        let inputs: Vec<ValueId> = operator.inputs().iter().flatten().copied().collect();
+        if LAYOUT.contains(&operator.op_type.as_str()) && operator.is_standard() {
+            let data = if operator.is("Concat") { inputs.len() } else { 1 };
+            if !inputs[..data].iter().all(|v| self.carried.contains(v)) || !self.keeps_channels_last(operator) {
+                return Err(outside());
+            }
+            return Ok((node, Kind::Constant));
+        }
+        let (&[a, b], true) = (inputs.as_slice(), operator.is("Add") || operator.is("Mul")) else { return Err(outside()) };
+        let slot = if self.carried.contains(&a) { 0 } else { 1 };
+        let other = [b, a][slot];
+        if let Some(constant) = self.graph.constant(other) {
+            let each = constant.count() == 1 || constant.dims() == [self.outputs];
+            return match each && constant.element().is_float() {
+                true => Ok((node, Kind::Constant)),
+                false => Err("what it adds or multiplies to its output is no vector".into()),
+            };
+        }
+        if !operator.is("Add") || self.carried.contains(&other) || !self.ahead.is_empty() {
+            return Err(outside());
+        }
+        Ok((node, Kind::Sum { slot, other }))
+    }
+
+    /// Whether the last axis of an operator's output runs over the projection's outputs, as that of its
+    /// input does.
+    fn keeps_channels_last(&self, operator: &Operator) -> bool {
+        let dims = operator.output(0).and_then(|v| self.seen.dims(v)).unwrap_or_default();
+        let last = dims.len() as i64 - 1;
+        let is_whole = dims.last().is_some_and(|d| d.fixed() == Some(self.outputs));
+        is_whole && operator.ints("perm").is_none_or(|perm| perm.last() == Some(&last))
+    }
+}
