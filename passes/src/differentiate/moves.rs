@@ -20,6 +20,7 @@ pub(super) fn backward(step: &mut Step, op_type: &str) -> Result<Inputs, Decline
         "Gather" => gather(step),
         "Slice" => slice(step),
         "GatherElements" => gather_elements(step),
+        "GatherND" => gather_nd(step),
         "Pad" => pad(step),
         "Tile" => tile(step),
         _ => Err("there is no rule for this operator".into()),
@@ -115,9 +116,42 @@ fn gather(step: &mut Step) -> Result<Inputs, Decline> {
             places = step.emit.unsqueeze(index, &[0]);
         }
         1 => {}
-        _ => return Err("it picks with a table of indices".into()),
+        _ => {
+            g = fold_axes(step, g, x, axis)?;
+            let flat = step.emit.integers(&[-1]);
+            places = step.emit.op("Reshape", &[index, flat]);
+        }
     }
     Ok(vec![(0, scatter(step, x, g, places, axis as usize, index_rank > 0)?)])
+}
+
+/// The axes that a table of indices gave, folded into the one that it replaced.
+fn fold_axes(step: &mut Step, g: ValueId, x: ValueId, axis: i64) -> Result<ValueId, Decline> {
+    let rank = step.dims(x)?.len() as i64;
+    let shape = step.emit.op("Shape", &[x]);
+    let mut part = |from: i64, to: i64| {
+        let (from, to) = (step.emit.integers(&[from]), step.emit.integers(&[to]));
+        step.emit.op("Slice", &[shape, from, to])
+    };
+    let (before, behind) = (part(0, axis), part(axis + 1, rank));
+    let pieces = [before, step.emit.integers(&[-1]), behind];
+    let target = step.emit.with(Operator::new("Concat").with(attribute::int("axis", 0)), &pieces);
+    Ok(step.emit.op("Reshape", &[g, target]))
+}
+
+/// Zeros with the gradient added at the places that the indices name.
+fn gather_nd(step: &mut Step) -> Result<Inputs, Decline> {
+    if step.operator.int("batch_dims", 0) != 0 {
+        return Err("its indices are different for every sample".into());
+    }
+    if step.emit.opset() < 16 {
+        return Err("picking entries needs operator set 16 to be differentiated".into());
+    }
+    let (g, x, index) = (step.gradient()?, step.input(0)?, step.input(1)?);
+    let shape = step.emit.op("Shape", &[x]);
+    let base = zeros(step, shape)?;
+    let operator = Operator::new("ScatterND").with(attribute::text("reduction", "add"));
+    Ok(vec![(0, step.emit.with(operator, &[base, index, g]))])
 }
 
 fn gather_elements(step: &mut Step) -> Result<Inputs, Decline> {

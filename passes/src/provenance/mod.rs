@@ -264,7 +264,7 @@ fn shared_values(graph: &Graph, seen: &Observation) -> HashSet<ValueId> {
 fn is_stream(seen: &Observation, value: ValueId) -> bool {
     let dims = seen.dims(value).unwrap_or_default();
     let leading = &dims[..dims.len().saturating_sub(1)];
-    !leading.iter().any(|d| d.fixed().is_some_and(|n| n > 1))
+    !leading.iter().any(|&d| d.fixed().or_else(|| seen.factor(d)).is_some_and(|n| n > 1))
 }
 
 /// Why a rule does not apply.

@@ -152,7 +152,7 @@ impl Cut<'_> {
                 continue;
             }
             if graph.constant(value).is_none() {
-                let picked = pick(graph, value, &cuts);
+                let picked = self.pick(graph, value, &cuts);
                 graph.set_input(node, slot, Some(picked));
                 continue;
             }
@@ -167,6 +167,16 @@ impl Cut<'_> {
             graph.set_input(node, slot, Some(new));
         }
         Ok(())
+    }
+
+    /// Picks what stays of a value that other readers need whole.
+    fn pick(&self, graph: &mut Graph, value: ValueId, cuts: &BTreeMap<usize, Vec<usize>>) -> ValueId {
+        let hint = format!("{}_pruned", graph.name(value));
+        let dims = self.seen.dims(value).unwrap_or_default();
+        cuts.iter().fold(value, |value, (&axis, keep)| match dims.get(axis).and_then(|&d| self.seen.factor(d)) {
+            Some(period) => pick_within(graph, value, axis, period, keep, &hint),
+            None => pick_of(graph, value, axis, keep, &hint),
+        })
     }
 
     /// Corrects the declared shapes of values that became smaller, after checking that they are whole.
@@ -187,10 +197,13 @@ impl Cut<'_> {
             let mut changed = false;
             for (axis, dim) in tensor.shape.iter_mut().flat_map(|s| &mut s.dim).enumerate() {
                 let new = planes.iter().all(|p| axis < p.0.ndim()).then(|| self.new_len(value, axis)).flatten();
-                if let (Some(new), Some(dimension::Value::DimValue(old))) = (new, &mut dim.value) {
-                    *old = new as i64;
-                    changed = true;
-                }
+                let Some(new) = new else { continue };
+                // A named length, such as of batch and heads folded, is no longer what its name says.
+                dim.value = match dim.value {
+                    Some(dimension::Value::DimValue(_)) => Some(dimension::Value::DimValue(new as i64)),
+                    _ => None,
+                };
+                changed = true;
             }
             if changed {
                 graph.set_info(value, Some(info));
@@ -200,15 +213,41 @@ impl Cut<'_> {
     }
 }
 
-/// Picks what stays of a value that other readers need whole.
-fn pick(graph: &mut Graph, value: ValueId, cuts: &BTreeMap<usize, Vec<usize>>) -> ValueId {
-    let hint = format!("{}_pruned", graph.name(value));
-    cuts.iter().fold(value, |value, (&axis, keep)| {
-        let indices: Vec<i64> = keep.iter().map(|&k| k as i64).collect();
-        let indices = graph.add_constant(&format!("{hint}_kept"), Tensor::from_i64s(&[keep.len()], &indices));
-        let gather = Operator::new("Gather").with(attribute::int("axis", axis as i64));
-        graph.add(gather, &[value, indices], &hint)
-    })
+fn pick_of(graph: &mut Graph, value: ValueId, axis: usize, keep: &[usize], hint: &str) -> ValueId {
+    let indices: Vec<i64> = keep.iter().map(|&k| k as i64).collect();
+    let indices = graph.add_constant(&format!("{hint}_kept"), Tensor::from_i64s(&[keep.len()], &indices));
+    let gather = Operator::new("Gather").with(attribute::int("axis", axis as i64));
+    graph.add(gather, &[value, indices], hint)
+}
+
+/// Picks from every run of `period` entries of an axis, such as the heads of batch and heads folded.
+fn pick_within(
+    graph: &mut Graph,
+    value: ValueId,
+    axis: usize,
+    period: usize,
+    keep: &[usize],
+    hint: &str,
+) -> ValueId {
+    let numbers = |graph: &mut Graph, numbers: &[i64]| {
+        graph.add_constant(&format!("{hint}_axes"), Tensor::from_i64s(&[numbers.len()], numbers))
+    };
+    let shape = graph.add(Operator::new("Shape"), &[value], hint);
+    let mut part = |from: i64, to: i64| {
+        let (from, to) = (numbers(graph, &[from]), numbers(graph, &[to]));
+        graph.add(Operator::new("Slice"), &[shape, from, to], hint)
+    };
+    let (before, behind) = (part(0, axis as i64), part(axis as i64 + 1, i64::MAX));
+    let mut reshape = |value: ValueId, middle: &[i64], graph: &mut Graph| {
+        let middle = numbers(graph, middle);
+        let concat = Operator::new("Concat").with(attribute::int("axis", 0));
+        let target = graph.add(concat, &[before, middle, behind], hint);
+        graph.add(Operator::new("Reshape"), &[value, target], hint)
+    };
+    let apart = reshape(value, &[-1, period as i64], graph);
+    let keep: Vec<usize> = keep.iter().copied().take_while(|&k| k < period).collect();
+    let picked = pick_of(graph, apart, axis + 1, &keep, hint);
+    reshape(picked, &[-1], graph)
 }
 
 fn slice_constant(
