@@ -59,8 +59,9 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
     }
     graph.remove_dead();
     let cut = Cut { provenance: &discovery.provenance, seen, removed };
+    let nodes = graph.sorted();
     cut.slice_uses(graph)?;
-    for node in graph.sorted() {
+    for node in nodes {
         rewrite::rewrite(graph, node, &cut)?;
     }
     cut.declare_shapes(graph)?;
@@ -238,7 +239,7 @@ fn pick_within(
         graph.add(Operator::new("Slice"), &[shape, from, to], hint)
     };
     let (before, behind) = (part(0, axis as i64), part(axis as i64 + 1, i64::MAX));
-    let mut reshape = |value: ValueId, middle: &[i64], graph: &mut Graph| {
+    let reshape = |value: ValueId, middle: &[i64], graph: &mut Graph| {
         let middle = numbers(graph, middle);
         let concat = Operator::new("Concat").with(attribute::int("axis", 0));
         let target = graph.add(concat, &[before, middle, behind], hint);
