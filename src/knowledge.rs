@@ -154,10 +154,8 @@ impl<'a> Walk<'a> {
     pub fn gram(&mut self, t: usize, columns: &[usize]) -> Result<TuningSums, Error> {
         let sublayer = self.sublayer(t);
         let (kept, outputs) = (columns.len(), sublayer.projection.outputs);
-        let gram = self
-            .measuring
-            .gram(t)
-            .map_err(|e| Error::Runtime { doing: "tuning".into(), reason: e.to_string() })?;
+        let gram =
+            self.measuring.gram(t).map_err(|e| Error::Runtime { doing: "tuning".into(), reason: e.to_string() })?;
         let mut session = self.runtime.session(&gram.model, "summing up features", true)?;
         let mut region = self.region(t, None)?;
         let indices: Vec<i64> = columns.iter().map(|&c| c as i64).collect();

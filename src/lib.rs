@@ -8,6 +8,7 @@ pub mod files;
 pub mod knowledge;
 pub mod observation;
 pub mod pipeline;
+pub mod prepare;
 pub mod progress;
 pub mod report;
 pub mod runtime;

@@ -3,25 +3,24 @@
 use std::path::Path;
 use std::time::Instant;
 
-use kprune_passes::discover::{Discovery, Sublayer, discover};
-use kprune_passes::fold::fold_identities;
-use kprune_passes::ir::{ElementType, Graph, Model, NodeId, ValueId};
+use kprune_passes::discover::Sublayer;
+use kprune_passes::ir::{ElementType, Model, Tensor, ValueId};
 use kprune_passes::measure::Measuring;
-use kprune_passes::plan::{Plan, Tuned, bias_of};
+use kprune_passes::plan::{Decision, Plan, Tuned, bias_of};
 use kprune_passes::remove::remove;
-use kprune_passes::search::search;
+use kprune_passes::search::{Candidate, search};
 use ndarray::{Array1, Array2, Axis, s};
 
-use crate::calibration::{Batch, Calibration};
+use crate::calibration::Batch;
 use crate::config::Options;
 use crate::error::Error;
 use crate::files::{self, Staged};
 use crate::knowledge::{TuningSums, Walk, candidates, original_weight, work};
-use crate::observation::observe;
+use crate::prepare::{Prepared, prepare};
 use crate::progress::Progress;
 use crate::report::{self, Report};
 use crate::runtime::{Runtime, Values};
-use crate::verify::{masked_original, verify};
+use crate::verify::{Verified, masked_original, verify};
 
 /// Prunes the model at `input` and writes the result to `output`.
 ///
@@ -35,108 +34,38 @@ pub fn prune(
     progress: &Progress,
 ) -> Result<Report, Error> {
     let mut clock = Clock::start();
-    let mut model = files::read_model(input)?;
-    fold_identities(&mut model.graph);
-    check_supported(&model, input)?;
-    let calibration = Calibration::gather(&model, input, &options.sources)?;
-    let batches = calibration.batches(options.batch_size)?;
-    clock.stage("import");
+    progress.stage("reading the model");
+    let prepared = prepare(runtime, input, options, |name| {
+        clock.stage(name);
+    })?;
+    let batches = prepared.calibration.batches(options.batch_size)?;
 
-    progress.stage("observing shapes");
-    let seen = observe(runtime, &model, &calibration)?;
-    let discovery = discover(&model.graph, &seen, &calibration.lengths(options.seq_len));
-    if discovery.sublayers.is_empty() {
-        return Err(nothing_to_prune(input, &discovery));
-    }
-    check_precision(&model.graph, &discovery, input)?;
-    clock.stage("discover");
-
-    progress.expect(work(discovery.sublayers.len(), batches.len()));
-    let teacher = run_teacher(runtime, &model, &batches, progress)?;
+    progress.expect(work(prepared.found.sublayers.len(), batches.len()));
+    let teacher = run_teacher(runtime, &prepared.single, &batches, progress)?;
     let forward = clock.stage("teacher");
 
-    let mask = calibration.mask_input().and_then(|name| model.graph.find(name));
-    let measuring = Measuring::new(&model, &seen, &discovery, mask, options.temperature);
+    let Prepared { model, lowered, calibration, seen, seen_as_written, found, written, .. } = &prepared;
+    let mask = calibration.mask_input().and_then(|name| lowered.graph.find(name));
+    let measuring = Measuring::new(lowered, seen, found, mask, options.temperature);
     let mut walk = Walk::new(runtime, &measuring, &batches, teacher, progress);
-    let outcome = choose(&mut walk, &measuring, options, progress, &mut clock)?;
+    let outcome = choose(&mut walk, &prepared, options, progress, &mut clock)?;
     progress.stage("removing");
-    let pruned = remove(&model, &discovery, &seen, &outcome.plan).map_err(|e| Error::internal(e.to_string()))?;
+    let pruned = remove(model, written, seen_as_written, &outcome.plan).map_err(|e| Error::internal(e.to_string()))?;
     clock.stage("remove");
 
     progress.stage("verifying");
-    let (staged, difference) =
-        write_verified(runtime, &model, &pruned, &discovery, &outcome.plan, &batches, input, output)?;
+    let (staged, verified) = write_verified(runtime, &prepared, &pruned, &outcome.plan, &batches, input, output)?;
     clock.stage("verify");
 
-    let mut report = describe(runtime, input, output, options, &calibration, &batches, &measuring, &outcome);
+    let mut report = describe(runtime, input, output, options, &prepared, &batches, &measuring, &outcome);
     report.output.bytes = staged.bytes();
     report.output.parameters = parameters(&pruned);
-    report.verify.difference = difference;
+    report.verify.difference = verified.difference;
+    report.warnings.extend(verified.warning);
     staged.publish()?;
     clock.stage("export");
     report.cost = clock.cost(forward);
     Ok(report)
-}
-
-/// Refuses what cannot be pruned yet, before any work.
-fn check_supported(model: &Model, path: &Path) -> Result<(), Error> {
-    let refuse = |reason: String, help: &str| {
-        Err(Error::Unsupported { path: path.to_path_buf(), reason, help: help.to_string() })
-    };
-    let opset = model.opset("").unwrap_or(0);
-    if opset < OLDEST_OPSET {
-        let reason = format!(
-            "the model uses version {opset} of the standard operators, and {OLDEST_OPSET} is the oldest supported"
-        );
-        return refuse(reason, "convert it with onnx.version_converter, or export it with opset_version=17");
-    }
-    let graph = &model.graph;
-    let is_quantised = |n: &NodeId| QUANTISED.contains(&graph.operator(*n).op_type.as_str());
-    if let Some(node) = graph.sorted().into_iter().find(is_quantised) {
-        let reason = format!("the model is quantised ({})", graph.label(node));
-        return refuse(reason, "prune the model before it is quantised");
-    }
-    Ok(())
-}
-
-/// Refuses projections that cannot be measured and tuned.
-fn check_precision(graph: &Graph, discovery: &Discovery, path: &Path) -> Result<(), Error> {
-    for sublayer in &discovery.sublayers {
-        let element = graph.constant(sublayer.projection.weight).map(|t| t.element());
-        if let Some(element) = element.filter(|e| *e != ElementType::F32) {
-            let reason = format!("the weight of {} is of type {element}", sublayer.name);
-            let help = "export the model in float32, prune it, and convert it afterwards".to_string();
-            return Err(Error::Unsupported { path: path.to_path_buf(), reason, help });
-        }
-    }
-    Ok(())
-}
-
-/// The oldest version of the standard operators that gradients can be written in.
-const OLDEST_OPSET: i64 = 13;
-
-/// Operators of quantised graphs.
-const QUANTISED: &[&str] = &[
-    "ConvInteger",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-    "MatMulInteger",
-    "MatMulNBits",
-    "QAttention",
-    "QLinearConv",
-    "QLinearMatMul",
-    "QuantizeLinear",
-];
-
-fn nothing_to_prune(path: &Path, discovery: &Discovery) -> Error {
-    let looked: Vec<_> =
-        discovery.declined.iter().map(|d| format!("{} channels of {}: {}", d.channels, d.place, d.why)).collect();
-    let help = if looked.is_empty() {
-        "no matrix product with a constant weight was found; is this a transformer?".to_string()
-    } else {
-        format!("what was looked at and stays:\n  {}", looked.join("\n  "))
-    };
-    Error::Unsupported { path: path.to_path_buf(), reason: "there is nothing to prune".into(), help }
 }
 
 /// The outputs of the untouched model for every batch: one forward-equivalent.
@@ -169,15 +98,15 @@ struct Repair {
 /// For every sublayer from input to output: measure, search, tune, and go on with what is left.
 fn choose(
     walk: &mut Walk,
-    measuring: &Measuring,
+    prepared: &Prepared,
     options: &Options,
     progress: &Progress,
     clock: &mut Clock,
 ) -> Result<Outcome, Error> {
-    let sublayers = &measuring.discovery.sublayers;
+    let sublayers = &prepared.found.sublayers;
     let prunable: f64 = sublayers.iter().map(Sublayer::flops).sum();
     let budget = prunable * (1.0 - options.compression);
-    let mut outcome = Outcome { plan: Plan::untouched(measuring.discovery), repairs: Vec::new(), budget };
+    let mut outcome = Outcome { plan: Plan::untouched(&prepared.found), repairs: Vec::new(), budget };
     outcome.repairs.resize(sublayers.len(), Repair::default());
     if options.compression == 0.0 {
         return Ok(outcome);
@@ -193,12 +122,13 @@ fn choose(
         let decision = &mut outcome.plan.decisions[t];
         decision.keep = vec![false; sublayer.units.len()];
         search(&ranked, t, left).into_iter().for_each(|unit| decision.keep[unit] = true);
+        keep_one(sublayer, decision, &ranked);
         left -= decision.flops(sublayer);
 
         progress.stage(&format!("{place}: tuning"));
         let columns = decision.columns(sublayer);
         let sums = walk.gram(t, &columns)?;
-        let (tuned, repair) = repair(measuring.model, sublayer, &columns, &sums)?;
+        let (tuned, repair) = repair(prepared, t, &columns, &sums)?;
         clock.stage("tune");
 
         progress.stage(&format!("{place}: advancing"));
@@ -218,14 +148,29 @@ fn choose(
     Ok(outcome)
 }
 
-/// The better of the tuned and the untuned projection on the batches that were held out.
-fn repair(model: &Model, sublayer: &Sublayer, columns: &[usize], sums: &TuningSums) -> Result<(Tuned, Repair), Error> {
-    let original = original_weight(model, sublayer)?;
+/// Keeps the best unit of a sublayer that cannot go whole, because its output is normalised.
+fn keep_one(sublayer: &Sublayer, decision: &mut Decision, ranked: &[Candidate]) {
+    if sublayer.residual.joint.is_some() || decision.kept() > 0 {
+        return;
+    }
+    let own = ranked.iter().filter(|c| c.sublayer == ranked[0].sublayer);
+    if let Some(best) = own.max_by(|a, b| a.score.total_cmp(&b.score)) {
+        decision.keep[best.unit] = true;
+    }
+}
+
+/// The better of the tuned and the untuned projection on the batches that were held out, both as the
+/// model's element type rounds them.
+fn repair(prepared: &Prepared, t: usize, columns: &[usize], sums: &TuningSums) -> Result<(Tuned, Repair), Error> {
+    let sublayer = &prepared.found.sublayers[t];
+    let original = original_weight(&prepared.lowered, sublayer)?;
+    let weight = prepared.model.graph.constant(prepared.written.sublayers[t].projection.weight);
+    let element = weight.map_or(ElementType::F32, |t| t.element());
     let (kept, outputs) = (columns.len(), sublayer.projection.outputs);
     let mut untuned = Array2::zeros((kept + 1, outputs));
     untuned.slice_mut(s![..kept, ..]).assign(&original.select(Axis(0), columns));
-    let with_bias = kept == 0 || bias_of(&model.graph, sublayer).is_some();
-    let solved = sums.solve.solve(with_bias);
+    let with_bias = kept == 0 || bias_of(&prepared.model.graph, &prepared.written.sublayers[t]).is_some();
+    let solved = rounded(sums.solve.solve(with_bias), element)?;
     let judge = if sums.held_out.energy > 0.0 { &sums.held_out } else { &sums.solve };
     let (before, after) = (judge.error(&untuned), judge.error(&solved));
     let better = if after < before { &solved } else { &untuned };
@@ -238,22 +183,28 @@ fn repair(model: &Model, sublayer: &Sublayer, columns: &[usize], sums: &TuningSu
     Ok((Tuned { weight, bias }, repair))
 }
 
+/// The numbers that are left once they are stored as `element`.
+fn rounded(matrix: Array2<f64>, element: ElementType) -> Result<Array2<f64>, Error> {
+    let stored = Tensor::from_floats(element, &matrix.into_dyn()).and_then(|t| t.to_f64());
+    let stored = stored.map_err(|e| Error::internal(e.to_string()))?;
+    stored.into_dimensionality().map_err(|e| Error::internal(e.to_string()))
+}
+
 /// Writes the pruned model beside its target and checks it there.
 #[allow(clippy::too_many_arguments)]
 fn write_verified(
     runtime: &Runtime,
-    model: &Model,
+    prepared: &Prepared,
     pruned: &Model,
-    discovery: &Discovery,
     plan: &Plan,
     batches: &[Batch],
     input: &Path,
     output: &Path,
-) -> Result<(Staged, f64), Error> {
+) -> Result<(Staged, Verified), Error> {
     let staged = files::stage(pruned, input, output)?;
-    let masked = masked_original(model, discovery, plan)?;
-    let difference = verify(runtime, &staged.reread()?, &staged, &masked, discovery, batches)?;
-    Ok((staged, difference))
+    let masked = masked_original(&prepared.model, &prepared.written, plan)?;
+    let verified = verify(runtime, &staged.reread()?, &staged, &masked, &prepared.written, batches)?;
+    Ok((staged, verified))
 }
 
 /// Floating-point numbers in the constants of a model.
@@ -268,16 +219,16 @@ fn describe(
     input: &Path,
     output: &Path,
     options: &Options,
-    calibration: &Calibration,
+    prepared: &Prepared,
     batches: &[Batch],
     measuring: &Measuring,
     outcome: &Outcome,
 ) -> Report {
-    let discovery = measuring.discovery;
+    let Prepared { model, calibration, found: discovery, .. } = prepared;
     let file = |path: &Path| report::File {
         path: path.display().to_string(),
-        bytes: files::size_with_data(path, measuring.model),
-        parameters: parameters(measuring.model),
+        bytes: files::size_with_data(path, model),
+        parameters: parameters(model),
     };
     let sublayers = outcome.plan.each(discovery).zip(&outcome.repairs).map(|((sublayer, decision), repair)| {
         report::SublayerReport {

@@ -2,6 +2,7 @@
 
 use kprune_passes::discover::{Discovery, Sublayer};
 use kprune_passes::ir::{ElementType, Model};
+use kprune_passes::lower;
 use kprune_passes::mask::mask_units;
 use kprune_passes::plan::{Plan, write_projections};
 use ndarray::ArrayD;
@@ -9,7 +10,7 @@ use ndarray::ArrayD;
 use crate::calibration::Batch;
 use crate::error::Error;
 use crate::files::Staged;
-use crate::runtime::{self, Runtime, Values};
+use crate::runtime::{self, Runtime, Session, Values};
 
 /// Batches that are compared, spread over the lengths of the calibration set.
 const BATCHES: usize = 8;
@@ -41,8 +42,20 @@ pub fn masked_original(model: &Model, discovery: &Discovery, plan: &Plan) -> Res
     Ok(masked)
 }
 
-/// Compares the model that was staged, and read back as `pruned`, with the masked original on calibration batches; returns the
-/// largest difference of an output, relative to the largest value of that output.
+/// What the comparison showed.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    /// The largest difference of an output, relative to the largest value of that output.
+    pub difference: f64,
+    /// What could not be checked.
+    pub warning: Option<String>,
+}
+
+/// Compares the model that was staged, and read back as `pruned`, with the masked original on calibration
+/// batches.
+///
+/// A model of half precision is compared in f32, where only what was removed makes a difference, and then
+/// as it is, where this runtime can run it.
 ///
 /// # Errors
 /// [`Error::Verify`] where they differ by more than their element type explains; it names the first
@@ -54,19 +67,55 @@ pub fn verify(
     masked: &Model,
     discovery: &Discovery,
     batches: &[Batch],
-) -> Result<f64, Error> {
+) -> Result<Verified, Error> {
     same_interface(masked, pruned)?;
-    let mut original = runtime.session(masked, "running the masked original", true)?;
-    let doing = "running the pruned model";
-    // External data are still under temporary names, where only the model that was read back finds them.
-    let mut result = match staged.is_one_file() {
-        true => runtime.session_of_file(staged.path(), doing)?,
-        false => runtime.session(pruned, doing, true)?,
+    let batches = spread(batches);
+    let doing = ["running the masked original", "running the pruned model"];
+    let is_single = !lower::changes_precision(masked);
+    let mut difference = 0.0;
+    if !is_single {
+        let pair = [lower::in_single_precision(masked), lower::in_single_precision(pruned)];
+        let mut sessions = [runtime.session(&pair[0], doing[0], true)?, runtime.session(&pair[1], doing[1], true)?];
+        difference = compare_all(runtime, &mut sessions, &pair, discovery, &batches)?;
+    }
+    let native = runtime.session(masked, doing[0], true).and_then(|mut session| {
+        session.run(batches[0].feeds_for(masked)?.iter().map(|(n, v)| (n.as_str(), v.value())))?;
+        Ok(session)
+    });
+    let original = match native {
+        Ok(session) => session,
+        Err(Error::Runtime { reason, .. }) if !is_single => {
+            let warning =
+                format!("ONNX Runtime cannot run this model here as it is, so it was checked in f32: {reason}");
+            return Ok(Verified { difference, warning: Some(warning) });
+        }
+        Err(error) => return Err(error),
     };
+    // External data are still under temporary names, where only the model that was read back finds them.
+    let result = match staged.is_one_file() {
+        true => runtime.session_of_file(staged.path(), doing[1])?,
+        false => runtime.session(pruned, doing[1], true)?,
+    };
+    let pair = [masked.clone(), pruned.clone()];
+    let as_written = compare_all(runtime, &mut [original, result], &pair, discovery, &batches)?;
+    Ok(Verified { difference: if is_single { as_written } else { difference }, warning: None })
+}
+
+/// The largest difference of an output between two models.
+fn compare_all(
+    runtime: &Runtime,
+    sessions: &mut [Session; 2],
+    models: &[Model; 2],
+    discovery: &Discovery,
+    batches: &[&Batch],
+) -> Result<f64, Error> {
+    let [masked, pruned] = models;
     let mut worst: f64 = 0.0;
-    for batch in spread(batches) {
+    for batch in batches {
         runtime.check_cancelled()?;
-        let (expected, found) = (original.run(batch.feeds())?, result.run(batch.feeds())?);
+        let feeds = batch.feeds_for(masked)?;
+        let mut run = |i: usize| sessions[i].run(feeds.iter().map(|(n, v)| (n.as_str(), v.value())));
+        let (expected, found) = (run(0)?, run(1)?);
         for &output in masked.graph.outputs() {
             let name = masked.graph.name(output);
             let (difference, allowed) = compare(name, &expected, &found)?;
@@ -134,18 +183,22 @@ fn first_difference(
     discovery: &Discovery,
     batch: &Batch,
 ) -> Result<String, Error> {
+    let known = |sublayer: &&Sublayer| masked.graph.holds(sublayer.residual.output);
     let stream = |model: &Model, sublayer: &Sublayer| model.graph.find(masked.graph.name(sublayer.residual.output));
+    let feeds = batch.feeds_for(masked)?;
     let run = |model: &Model| -> Result<Values, Error> {
         let mut model = model.clone();
-        for sublayer in &discovery.sublayers {
+        for sublayer in discovery.sublayers.iter().filter(known) {
             if let Some(value) = stream(&model, sublayer).filter(|v| !model.graph.outputs().contains(v)) {
                 model.graph.add_output(value);
             }
         }
-        runtime.session(&model, "looking for the first difference", true)?.run(batch.feeds())
+        runtime
+            .session(&model, "looking for the first difference", true)?
+            .run(feeds.iter().map(|(n, v)| (n.as_str(), v.value())))
     };
     let (expected, found) = (run(masked)?, run(pruned)?);
-    for (i, sublayer) in discovery.sublayers.iter().enumerate() {
+    for (i, sublayer) in discovery.sublayers.iter().enumerate().filter(|(_, s)| known(s)) {
         let name = masked.graph.name(sublayer.residual.output);
         let (difference, allowed) = compare(name, &expected, &found)?;
         if difference > allowed {

@@ -32,7 +32,7 @@ impl Setting {
         let runtime = cpu();
         let path = fixtures().join(fixture);
         let mut model = read_model(&path).unwrap();
-        kprune_passes::fold::fold_identities(&mut model.graph);
+        kprune_passes::fold::fold_constants(&mut model.graph);
         let sources = Sources { seq_len: Some(6), ..Sources::default() };
         let calibration = Calibration::gather(&model, &path, &sources).unwrap();
         let seen = observe(&runtime, &model, &calibration).unwrap();

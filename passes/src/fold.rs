@@ -1,21 +1,42 @@
-//! Constants read directly: an exporter that shares a constant between layers may pass it through
-//! `Identity`, behind which nobody can see that it is one.
+//! Constants read directly: an exporter may pass one that layers share through `Identity`, or leave a
+//! weight to be turned at run time, behind which nobody can see that it is a constant.
 
-use crate::ir::Graph;
+use crate::ir::{Graph, Operator, Slot, ValueId};
 
-/// Makes operators read a constant itself where they read an `Identity` of it.
-pub fn fold_identities(graph: &mut Graph) {
+/// Makes operators read a constant itself where they read an `Identity` or a `Transpose` of it.
+pub fn fold_constants(graph: &mut Graph) {
     for node in graph.sorted() {
-        let operator = graph.operator(node);
-        if !operator.is("Identity") {
-            continue;
-        }
+        let operator = graph.operator(node).clone();
         let constant = operator.input(0).filter(|&v| graph.constant(v).is_some());
-        if let (Some(input), Some(output)) = (constant, operator.output(0)) {
+        let (Some(input), Some(output)) = (constant, operator.output(0)) else { continue };
+        if operator.is("Identity") {
             graph.replace_reads(output, input);
+        } else if operator.is("Transpose") && feeds_products(graph, output) {
+            if let Some(turned) = transposed(graph, &operator, input) {
+                graph.replace_reads(output, turned);
+            }
         }
     }
     graph.remove_dead();
+}
+
+/// Whether only matrix products read a value.
+fn feeds_products(graph: &Graph, value: ValueId) -> bool {
+    let is_product = |reader: &(crate::ir::NodeId, Slot)| {
+        matches!(reader.1, Slot::Input(_)) && matches!(graph.operator(reader.0).op_type.as_str(), "MatMul" | "Gemm")
+    };
+    graph.consumers(value).iter().all(is_product)
+}
+
+fn transposed(graph: &mut Graph, operator: &Operator, input: ValueId) -> Option<ValueId> {
+    let tensor = graph.constant(input)?;
+    let order: Vec<usize> = match operator.ints("perm") {
+        Some(perm) => perm.iter().map(|&a| usize::try_from(a).ok()).collect::<Option<_>>()?,
+        None => (0..tensor.dims().len()).rev().collect(),
+    };
+    let turned = tensor.transposed(&order).ok()?.placed_like(tensor);
+    let hint = format!("{}_transposed", graph.name(input));
+    Some(graph.add_constant(&hint, turned))
 }
 
 #[cfg(test)]
@@ -38,7 +59,7 @@ mod tests {
         let second = g.add(Operator::new("Identity"), &[first], "second");
         let y = g.add(Operator::new("Add"), &[x, second], "y");
         g.add_output(y);
-        fold_identities(&mut g);
+        fold_constants(&mut g);
         assert_eq!(g.sorted().len(), 1);
         assert_eq!(g.operator(g.sorted()[0]).input(1), Some(c));
     }
@@ -51,7 +72,7 @@ mod tests {
         let named = g.add(Operator::new("Identity"), &[c], "named");
         g.add_output(through);
         g.add_output(named);
-        fold_identities(&mut g);
+        fold_constants(&mut g);
         assert_eq!(g.sorted().len(), 2);
     }
 }

@@ -10,6 +10,7 @@ pub mod emit;
 pub mod fold;
 pub mod ir;
 pub mod loss;
+pub mod lower;
 pub mod mask;
 pub mod measure;
 pub mod observe;

@@ -89,6 +89,12 @@ impl Observation {
         Self { sizes, seen }
     }
 
+    /// What was seen of the values of another graph that has some of the same.
+    pub fn of(&self, graph: &Graph) -> Self {
+        let seen = self.seen.iter().filter(|(v, _)| graph.holds(**v)).map(|(&v, s)| (v, s.clone()));
+        Self { sizes: self.sizes.clone(), seen: seen.collect() }
+    }
+
     /// The value's shape in the first run.
     pub fn shape(&self, value: ValueId) -> Option<&[usize]> {
         self.seen.get(&value).map(|[first, _]| first.shape.as_slice())

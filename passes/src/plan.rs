@@ -129,6 +129,16 @@ pub fn bias_of(graph: &Graph, sublayer: &Sublayer) -> Option<(NodeId, usize, Ten
     if graph.operator(sublayer.projection.node).is("Gemm") {
         return at(sublayer.projection.node, 2);
     }
+    if let Some((joint, _)) = sublayer.residual.joint.filter(|&(n, _)| graph.contains(n)) {
+        let slot = match graph.operator(joint).op_type.as_str() {
+            "SkipLayerNormalization" => Some(4),
+            "SkipSimplifiedLayerNormalization" => Some(3),
+            _ => None,
+        };
+        if let Some(found) = slot.and_then(|slot| at(joint, slot)) {
+            return Some(found);
+        }
+    }
     let unscaled = sublayer.residual.before_joint().iter().take_while(|&&n| !graph.operator(n).is("Mul"));
     let adds = unscaled.filter(|&&n| graph.operator(n).is("Add"));
     adds.flat_map(|&n| [0, 1].map(|slot| at(n, slot))).flatten().next()

@@ -71,6 +71,26 @@ impl Batch {
         self.feeds.iter().find(|(n, _)| n == name).map(|(_, held)| held.value())
     }
 
+    /// The tensors by name, in the element types that `model` declares for its inputs.
+    ///
+    /// # Errors
+    /// Where ONNX Runtime makes no tensor.
+    pub fn feeds_for(&self, model: &Model) -> Result<Vec<(String, Held)>, Error> {
+        let inputs = signature::inputs(model);
+        let element = |name: &str| inputs.iter().find(|i| i.name == name).and_then(|i| i.element);
+        let convert = |(name, held): &(String, Held)| {
+            let held = match (element(name), runtime::element(held.value())) {
+                (Some(to), Some(from)) if to != from && to.is_float() && from.is_float() => {
+                    let tensor = Tensor::from_floats(to, &runtime::scalars(held.value())?);
+                    runtime::host(&tensor.map_err(|e| Error::internal(e.to_string()))?)?
+                }
+                _ => held.clone(),
+            };
+            Ok((name.clone(), held))
+        };
+        self.feeds.iter().map(convert).collect()
+    }
+
     /// The tensors by name, for a session.
     pub fn feeds(&self) -> impl Iterator<Item = (&str, &ort::value::DynValue)> {
         self.feeds.iter().map(|(name, held)| (name.as_str(), held.value()))

@@ -10,8 +10,9 @@ use super::weights;
 use crate::error::Error;
 
 /// A tensor that a session can read, with the memory it lies in.
+#[derive(Clone)]
 pub struct Held {
-    value: DynValue,
+    value: std::sync::Arc<DynValue>,
     _memory: Bytes,
 }
 
@@ -30,7 +31,7 @@ pub fn host(tensor: &Tensor) -> Result<Held, Error> {
     let bytes = tensor.bytes().map_err(|e| Error::internal(e.to_string()))?;
     let memory = weights::aligned(&bytes, tensor.element());
     let value = weights::borrow(&memory, tensor.element(), tensor.dims())?;
-    Ok(Held { value, _memory: memory })
+    Ok(Held { value: value.into(), _memory: memory })
 }
 
 /// An f32 tensor of any shape, for a session.

@@ -124,7 +124,8 @@ pub fn discover(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f64>) -
             Err(_) => {}
         }
     }
-    sublayers.sort_by_key(|s| finder.position[&s.residual.add()]);
+    let place = |s: &Sublayer| graph.producer(s.residual.output).map(|(node, _)| finder.position[&node]);
+    sublayers.sort_by_key(place);
     let costs = Costs::count(graph, seen, &provenance, at);
     for unit in sublayers.iter_mut().flat_map(|s| &mut s.units) {
         unit.flops = costs.flops.get(&unit.class).copied().unwrap_or(0.0);

@@ -12,23 +12,18 @@ pub struct Residual {
     /// The operators from the projection's output to the addition, which is the last of them; those
     /// before it add or multiply by constants, rearrange, or change nothing.
     pub path: Vec<NodeId>,
-    /// The first addition of another activation, and the input slot at which the sublayer's output arrives.
-    pub joint: (NodeId, usize),
-    /// The stream after the sublayer, before any normalisation on it.
+    /// The first addition of another activation, and the input slot at which the sublayer's output arrives;
+    /// `None` where it is normalised before it joins the stream, or joins none.
+    pub joint: Option<(NodeId, usize)>,
+    /// The stream after the sublayer, before any normalisation on it; without a joint, the output itself.
     pub output: ValueId,
-}
-
-impl Residual {
-    /// The addition.
-    pub fn add(&self) -> NodeId {
-        *self.path.last().expect("the path ends with the addition")
-    }
 }
 
 impl Residual {
     /// The operators before the first addition of another activation.
     pub fn before_joint(&self) -> &[NodeId] {
-        let end = self.path.iter().position(|&n| n == self.joint.0).unwrap_or(self.path.len());
+        let is_joint = |&n: &NodeId| self.joint.is_some_and(|(joint, _)| joint == n);
+        let end = self.path.iter().position(is_joint).unwrap_or(self.path.len());
         &self.path[..end]
     }
 }
@@ -49,7 +44,8 @@ pub(super) fn follow(
 ) -> Result<Residual, String> {
     let start = graph.operator(projection.node).output(0).ok_or_else(outside)?;
     let upstream = graph.ancestors([projection.features]);
-    let mut walk = Walk { graph, seen, position, outputs: projection.outputs, carried: HashSet::new(), ahead: BTreeSet::new() };
+    let mut walk =
+        Walk { graph, seen, position, outputs: projection.outputs, carried: HashSet::new(), ahead: BTreeSet::new() };
     let mut path = Vec::new();
     let mut joint = None;
     let mut reached: Option<Residual> = None;
@@ -58,13 +54,13 @@ pub(super) fn follow(
         let next = step.and_then(|()| walk.next());
         let (node, kind) = match next {
             Ok(next) => next,
-            Err(why) => return reached.ok_or(why),
+            Err(why) => return reached.or_else(|| normalised(graph, start, &path, &upstream)).ok_or(why),
         };
         path.push(node);
         let output = graph.operator(node).output(0).ok_or_else(outside)?;
         if let Kind::Sum { slot, other } = kind {
             let joint = *joint.get_or_insert((node, slot));
-            let residual = Residual { path: path.clone(), joint, output };
+            let residual = Residual { path: path.clone(), joint: Some(joint), output };
             let from_upstream = graph.producer(other).is_none_or(|(node, _)| upstream.contains(&node));
             if from_upstream {
                 return Ok(residual);
@@ -74,6 +70,23 @@ pub(super) fn follow(
         }
         step = walk.carry(output);
     }
+}
+
+/// A sublayer whose output joins the stream only after a normalisation: the output itself, with its bias.
+fn normalised(graph: &Graph, start: ValueId, path: &[NodeId], upstream: &HashSet<NodeId>) -> Option<Residual> {
+    let below = graph.descendants([start]);
+    let joins = |&n: &NodeId| {
+        let operator = graph.operator(n);
+        let producers = operator.inputs().iter().flatten().map(|&v| graph.producer(v));
+        operator.is("Add") && producers.flatten().any(|(maker, _)| upstream.contains(&maker))
+    };
+    if !below.iter().any(joins) {
+        return None;
+    }
+    let is_affine = |n: &&NodeId| graph.operator(**n).is("Add") || graph.operator(**n).is("Mul");
+    let path: Vec<NodeId> = path.iter().take_while(is_affine).copied().collect();
+    let output = path.last().map_or(Some(start), |&n| graph.operator(n).output(0))?;
+    Some(Residual { path, joint: None, output })
 }
 
 fn outside() -> String {
@@ -123,7 +136,9 @@ impl Walk<'_> {
             }
             return Ok((node, Kind::Constant));
         }
-        let (&[a, b], true) = (inputs.as_slice(), operator.is("Add") || operator.is("Mul")) else { return Err(outside()) };
+        let (&[a, b], true) = (inputs.as_slice(), operator.is("Add") || operator.is("Mul")) else {
+            return Err(outside());
+        };
         let slot = if self.carried.contains(&a) { 0 } else { 1 };
         let other = [b, a][slot];
         if let Some(constant) = self.graph.constant(other) {

@@ -38,6 +38,16 @@ impl Model {
             .and_then(|o| o.version)
     }
 
+    /// Imports at least version `opset` of the standard operator set.
+    pub(crate) fn raise_opset(&mut self, opset: i64) {
+        for import in &mut self.header.opset_import {
+            if matches!(import.domain.as_deref().unwrap_or(""), "" | "ai.onnx") {
+                import.version = import.version.map(|v| v.max(opset));
+            }
+        }
+        self.header.ir_version = self.header.ir_version.map(|v| v.max(8));
+    }
+
     /// The file's fields outside the graph.
     pub fn header(&self) -> &ModelProto {
         &self.header

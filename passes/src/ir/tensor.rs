@@ -267,6 +267,26 @@ impl Tensor {
     }
 }
 
+impl Tensor {
+    /// The tensor with its axes in another order, whatever the element type.
+    ///
+    /// # Errors
+    /// Where elements are not whole bytes, or `order` names an axis not once.
+    pub fn transposed(&self, order: &[usize]) -> Result<Self, TensorError> {
+        let size = self.element.bits() / 8;
+        let mut axes = order.to_vec();
+        axes.sort_unstable();
+        if size == 0 || !axes.iter().copied().eq(0..self.dims.len()) {
+            return Err(TensorError::NotNumeric(self.element));
+        }
+        let bytes = self.bytes()?;
+        let places = ArrayD::from_shape_vec(IxDyn(&self.dims), (0..self.count()).collect::<Vec<_>>());
+        let places = places.map_err(|_| TensorError::NotNumeric(self.element))?.permuted_axes(IxDyn(order));
+        let data: Vec<u8> = places.iter().flat_map(|&i| bytes[i * size..(i + 1) * size].iter().copied()).collect();
+        Self::from_raw(self.proto.name.as_deref().unwrap_or(""), self.element, places.shape(), data.into())
+    }
+}
+
 fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
     bytes.as_chunks::<N>().0.iter().copied()
 }

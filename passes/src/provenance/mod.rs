@@ -89,6 +89,14 @@ impl Provenance {
         }
     }
 
+    /// The same channels in another graph with some of the same values: everything that is read at a place
+    /// is put where `to` says; what it says nothing of is dropped.
+    pub fn moved(&self, graph: &Graph, to: impl Fn(NodeId, usize) -> Option<(NodeId, usize)>) -> Self {
+        let uses = self.uses.iter().filter_map(|(&(n, s), planes)| Some((to(n, s)?, planes.clone())));
+        let here = self.values.iter().filter(|(v, _)| graph.holds(**v)).map(|(&v, p)| (v, p.clone()));
+        Self { channels: self.channels.clone(), values: here.collect(), uses: uses.collect(), ..Self::default() }
+    }
+
     fn trace_node(&mut self, graph: &Graph, seen: &Observation, node: NodeId) {
         let operator = graph.operator(node);
         if operator.is("Constant") {

@@ -1,5 +1,6 @@
 //! Physical removal: smaller weights, rewritten shapes, nothing left behind.
 
+mod fused;
 mod rewrite;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -50,7 +51,7 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
     write_projections(graph, discovery, plan).map_err(constant)?;
     let mut removed = HashSet::new();
     for (sublayer, decision) in plan.each(discovery) {
-        if decision.kept() == 0 {
+        if decision.kept() == 0 && sublayer.residual.joint.is_some() {
             bypass(graph, sublayer, decision).map_err(constant)?;
         } else {
             let gone = sublayer.units.iter().zip(&decision.keep).filter(|(_, keep)| !**keep);
@@ -59,7 +60,8 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
     }
     graph.remove_dead();
     let cut = Cut { provenance: &discovery.provenance, seen, removed };
-    let nodes = graph.sorted();
+    // What bypassing and picking add is as it should be.
+    let nodes: Vec<NodeId> = graph.sorted().into_iter().filter(|&n| model.graph.contains(n)).collect();
     cut.slice_uses(graph)?;
     for node in nodes {
         rewrite::rewrite(graph, node, &cut)?;
@@ -85,7 +87,13 @@ fn bypass(graph: &mut Graph, sublayer: &Sublayer, decision: &Decision) -> Result
     let bias = along_path(graph, sublayer, start).into_dyn();
     let constant = Tensor::from_floats(element, &bias)?;
     let value = graph.add_constant(&format!("{}_bias", sublayer.name), constant);
-    let (node, slot) = sublayer.residual.joint;
+    let Some((node, slot)) = sublayer.residual.joint else { return Ok(()) };
+    // A fused addition does not broadcast.
+    let like = graph.operator(node).input(1 - slot).filter(|_| !graph.operator(node).is_standard());
+    let value = like.map_or(value, |like| {
+        let shape = graph.add(Operator::new("Shape"), &[like], "bias_shape");
+        graph.add(Operator::new("Expand"), &[value, shape], "bias_expanded")
+    });
     graph.set_input(node, slot, Some(value));
     Ok(())
 }
@@ -222,14 +230,7 @@ fn pick_of(graph: &mut Graph, value: ValueId, axis: usize, keep: &[usize], hint:
 }
 
 /// Picks from every run of `period` entries of an axis, such as the heads of batch and heads folded.
-fn pick_within(
-    graph: &mut Graph,
-    value: ValueId,
-    axis: usize,
-    period: usize,
-    keep: &[usize],
-    hint: &str,
-) -> ValueId {
+fn pick_within(graph: &mut Graph, value: ValueId, axis: usize, period: usize, keep: &[usize], hint: &str) -> ValueId {
     let numbers = |graph: &mut Graph, numbers: &[i64]| {
         graph.add_constant(&format!("{hint}_axes"), Tensor::from_i64s(&[numbers.len()], numbers))
     };

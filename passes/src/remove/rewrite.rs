@@ -2,7 +2,7 @@
 //!
 //! A parameter is never changed in place: another operator may need it as it was.
 
-use super::{Cut, RemoveError};
+use super::{Cut, RemoveError, fused};
 use crate::ir::{Graph, NodeId, Operator, Slot, Tensor, ValueId, attribute};
 use crate::observe::Dim;
 use crate::provenance::range;
@@ -10,10 +10,9 @@ use crate::provenance::range;
 /// Rewrites the operator at `node` where what it reads or makes becomes smaller.
 pub(super) fn rewrite(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), RemoveError> {
     let operator = graph.operator(node);
-    if !operator.is_standard() {
-        return Ok(());
-    }
     let outcome = match operator.op_type.as_str() {
+        "Attention" | "MultiHeadAttention" => fused::attention(graph, node, cut),
+        _ if !operator.is_standard() => Ok(()),
         "Reshape" => retarget(graph, node, 1, cut),
         "Expand" => retarget(graph, node, 1, cut),
         "Tile" => tile(graph, node, cut),

@@ -170,6 +170,22 @@ impl Graph {
         result
     }
 
+    /// Makes the operator that makes `new` make `old` instead: the value that others know stays, and
+    /// another operator makes it.
+    pub fn take_over(&mut self, old: ValueId, new: ValueId) {
+        let Some((maker, slot)) = self.producer(new) else { return };
+        let (old_readers, new_readers) = (self.consumers(old), self.consumers(new));
+        if let Some((node, slot)) = self.producer(old) {
+            self.net.retain_edges(|net, edge| net[edge].value != old);
+            self.operator_mut(node).outputs[slot] = None;
+        }
+        self.values[old.0].source = Some(maker);
+        self.operator_mut(maker).outputs[slot] = Some(old);
+        self.redirect(new_readers, old);
+        old_readers.into_iter().for_each(|(reader, slot)| self.connect(old, reader, slot));
+        self.values[new.0].source = None;
+    }
+
     fn redirect(&mut self, readers: Vec<(NodeId, Slot)>, value: ValueId) {
         for (node, slot) in readers {
             if let Slot::Input(slot) = slot {

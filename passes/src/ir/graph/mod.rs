@@ -131,6 +131,11 @@ impl Graph {
         Some((node, slot))
     }
 
+    /// Whether `value`, which may be another graph's, is made or given in this one.
+    pub fn holds(&self, value: ValueId) -> bool {
+        value.0 < self.values.len() && self.has_source(value)
+    }
+
     /// Whether anything makes this value.
     pub(crate) fn has_source(&self, value: ValueId) -> bool {
         self.values[value.0].source.is_some()
@@ -166,7 +171,17 @@ impl Graph {
         (0..self.values.len()).filter(|&i| is_initializer(&self.values[i])).map(ValueId).collect()
     }
 
+    /// All values that were ever declared.
+    pub(crate) fn values(&self) -> impl Iterator<Item = ValueId> + use<> {
+        (0..self.values.len()).map(ValueId)
+    }
+
     // ---- operators
+
+    /// Whether `node` is an operator of this graph.
+    pub fn contains(&self, node: NodeId) -> bool {
+        self.operator_at(node).is_some()
+    }
 
     fn operator_at(&self, node: NodeId) -> Option<&Operator> {
         match self.net.node_weight(node)? {

@@ -1,0 +1,275 @@
+//! Attention in one operator: queries, keys and values to contexts.
+
+use super::Fused;
+use crate::ir::{ElementType, Operator, ValueId, attribute};
+
+type Made = Result<Vec<Option<ValueId>>, String>;
+
+/// What an attention is computed from, all of shape [batch, heads, tokens, width].
+struct Heads {
+    query: ValueId,
+    key: ValueId,
+    value: ValueId,
+    /// What is added to the scores, broadcast to [batch, heads, tokens, tokens].
+    biases: Vec<ValueId>,
+    scale: f64,
+    causal: bool,
+}
+
+impl Fused<'_, '_> {
+    /// [batch, tokens, heads * width] to [batch, heads, tokens, width].
+    fn split_heads(&mut self, value: ValueId, heads: i64, width: i64) -> ValueId {
+        let shape = self.emit.integers(&[0, 0, heads, width]);
+        let split = self.emit.op("Reshape", &[value, shape]);
+        self.emit.transpose(split, &[0, 2, 1, 3])
+    }
+
+    /// [batch, heads, tokens, width] to [batch, tokens, heads * width].
+    fn join_heads(&mut self, value: ValueId, width: i64) -> ValueId {
+        let turned = self.emit.transpose(value, &[0, 2, 1, 3]);
+        let shape = self.emit.integers(&[0, 0, width]);
+        self.emit.op("Reshape", &[turned, shape])
+    }
+
+    /// softmax(scale Q K^T + biases) V
+    fn attend(&mut self, heads: Heads) -> ValueId {
+        let key = self.emit.transpose(heads.key, &[0, 1, 3, 2]);
+        let scores = self.emit.op("MatMul", &[heads.query, key]);
+        let mut scores = self.scale(scores, heads.scale);
+        for bias in heads.biases {
+            scores = self.emit.op("Add", &[scores, bias]);
+        }
+        if heads.causal {
+            let mask = self.causal_mask(scores);
+            scores = self.emit.op("Add", &[scores, mask]);
+        }
+        let weights = self.emit.with(Operator::new("Softmax").with(attribute::int("axis", -1)), &[scores]);
+        self.emit.op("MatMul", &[weights, heads.value])
+    }
+
+    /// Minus a very large number wherever a token would look ahead, of shape [tokens, tokens].
+    fn causal_mask(&mut self, scores: ValueId) -> ValueId {
+        let shape = self.emit.op("Shape", &[scores]);
+        let (from, to) = (self.emit.integers(&[2]), self.emit.integers(&[4]));
+        let square = self.emit.op("Slice", &[shape, from, to]);
+        let low = self.number(f32::MIN.into());
+        let full = self.emit.op("Expand", &[low, square]);
+        let ahead = self.emit.integer(1);
+        self.emit.with(Operator::new("Trilu").with(attribute::int("upper", 1)), &[full, ahead])
+    }
+
+    /// A mask of real tokens, [batch, tokens] or [batch, tokens, tokens] or the number of tokens [batch],
+    /// as what is added to the scores; `like` is a value [batch, heads, tokens, width] of keys.
+    fn padding_bias(&mut self, slot: usize, like: ValueId) -> Result<ValueId, String> {
+        let (mask, rank) = (self.input(slot)?, self.dims(slot)?.len());
+        let real = match rank {
+            1 if self.dims(slot)? == self.dims(0)?[..1] => {
+                let tokens = self.emit.length(like, 2);
+                let scalar = self.emit.integers(&[]);
+                let tokens = self.emit.op("Reshape", &[tokens, scalar]);
+                let (zero, one) = (self.emit.integer(0), self.emit.integer(1));
+                let places = self.emit.op("Range", &[zero, tokens, one]);
+                let counts = self.emit.cast(mask, ElementType::I64);
+                let counts = self.emit.unsqueeze(counts, &[1]);
+                let real = self.emit.op("Less", &[places, counts]);
+                self.emit.unsqueeze(real, &[1, 2])
+            }
+            2 => {
+                let real = self.emit.cast(mask, ElementType::Bool);
+                self.emit.unsqueeze(real, &[1, 2])
+            }
+            3 => {
+                let real = self.emit.cast(mask, ElementType::Bool);
+                self.emit.unsqueeze(real, &[1])
+            }
+            _ => return Err("its mask is of a form without a rule".into()),
+        };
+        let (none, low) = (self.number(0.0), self.number(self.operator.float("mask_filter_value", -10000.0).into()));
+        Ok(self.emit.op("Where", &[real, none, low]))
+    }
+
+    fn given_scale(&self, width: usize) -> f64 {
+        match self.operator.float("scale", 0.0) {
+            0.0 => 1.0 / (width as f64).sqrt(),
+            scale => scale.into(),
+        }
+    }
+}
+
+/// com.microsoft Attention: one weight for queries, keys and values.
+pub(super) fn merged(fused: &mut Fused) -> Made {
+    fused.refuse(&[4, 6], &[1, 2])?;
+    if fused.operator.int("do_rotary", 0) != 0 {
+        return Err("it rotates its queries and keys".into());
+    }
+    let heads = fused.operator.int("num_heads", 0).max(1);
+    let columns = fused.fixed(1, 1)? as i64;
+    let sizes = match fused.operator.ints("qkv_hidden_sizes") {
+        Some(sizes) if sizes.len() == 3 => sizes.to_vec(),
+        _ => vec![columns / 3; 3],
+    };
+    let (x, weight) = (fused.input(0)?, fused.input(1)?);
+    let mut all = fused.emit.op("MatMul", &[x, weight]);
+    if fused.has(2) {
+        let bias = fused.input(2)?;
+        all = fused.emit.op("Add", &[all, bias]);
+    }
+    let lengths = fused.emit.integers(&sizes);
+    let parts = fused.emit.many(Operator::new("Split").with(attribute::int("axis", -1)), &[all, lengths], 3);
+    let split: Vec<_> = parts.iter().zip(&sizes).map(|(&p, n)| fused.split_heads(p, heads, n / heads)).collect();
+    let mut biases = Vec::new();
+    if fused.has(3) {
+        biases.push(fused.padding_bias(3, split[1])?);
+    }
+    if fused.has(5) {
+        biases.push(fused.input(5)?);
+    }
+    let scale = fused.given_scale((sizes[0] / heads) as usize);
+    let causal = fused.operator.int("unidirectional", 0) != 0;
+    let context = fused.attend(Heads { query: split[0], key: split[1], value: split[2], biases, scale, causal });
+    Ok(vec![Some(fused.join_heads(context, sizes[2]))])
+}
+
+/// com.microsoft MultiHeadAttention: queries, keys and values apart, or packed head by head.
+pub(super) fn multi_head(fused: &mut Fused) -> Made {
+    fused.refuse(&[6, 7, 8, 9], &[1, 2, 3])?;
+    let heads = fused.operator.int("num_heads", 0).max(1);
+    let (q, k, v, width) = if fused.has(1) { apart(fused, heads)? } else { packed(fused, 0, 3)? };
+    let mut biases = Vec::new();
+    if fused.has(4) {
+        biases.push(fused.padding_bias(4, k)?);
+    }
+    if fused.has(5) {
+        biases.push(fused.input(5)?);
+    }
+    let scale = fused.given_scale(width);
+    let causal = fused.operator.int("unidirectional", 0) != 0;
+    let context = fused.attend(Heads { query: q, key: k, value: v, biases, scale, causal });
+    let size = match fused.dims(2) {
+        Ok(dims) if dims.len() == 3 => fused.fixed(2, 2)? as i64,
+        _ => heads * width as i64,
+    };
+    Ok(vec![Some(fused.join_heads(context, size))])
+}
+
+type Parts = (ValueId, ValueId, ValueId, usize);
+
+/// Queries [batch, tokens, heads * width]; keys and values as well, or already split.
+fn apart(fused: &mut Fused, heads: i64) -> Result<Parts, String> {
+    let size = fused.fixed(0, 2)? as i64;
+    if !fused.has(2) {
+        return Err("its keys and values are packed".into());
+    }
+    let biases = match fused.has(3) {
+        true => Some(split_bias(fused)?),
+        false => None,
+    };
+    let mut split = Vec::new();
+    for slot in 0..3 {
+        let rank = fused.dims(slot)?.len();
+        let mut value = fused.input(slot)?;
+        if let Some(biases) = &biases {
+            value = fused.emit.op("Add", &[value, biases[slot]]);
+        }
+        split.push(match rank {
+            3 => {
+                let width = fused.fixed(slot, 2)? as i64 / heads;
+                fused.split_heads(value, heads, width)
+            }
+            _ => value,
+        });
+    }
+    Ok((split[0], split[1], split[2], (size / heads) as usize))
+}
+
+/// The parts of one bias for queries, keys and values.
+fn split_bias(fused: &mut Fused) -> Result<Vec<ValueId>, String> {
+    let mut lengths = Vec::new();
+    for slot in 0..3 {
+        if fused.dims(slot)?.len() != 3 {
+            return Err("it adds a bias to keys that are already split".into());
+        }
+        lengths.push(fused.fixed(slot, 2)? as i64);
+    }
+    let (bias, lengths) = (fused.input(3)?, fused.emit.integers(&lengths));
+    Ok(fused.emit.many(Operator::new("Split").with(attribute::int("axis", 0)), &[bias, lengths], 3))
+}
+
+/// [batch, tokens, heads, parts, width] in one value.
+fn packed(fused: &mut Fused, slot: usize, parts: usize) -> Result<Parts, String> {
+    if fused.has(3) || fused.dims(slot)?.len() != 5 {
+        return Err("its parts are packed in a form without a rule".into());
+    }
+    let (value, width) = (fused.input(slot)?, fused.fixed(slot, 4)?);
+    let split = (0..parts as i64).map(|part| {
+        let index = fused.emit.integer(part);
+        let picked = fused.emit.with(Operator::new("Gather").with(attribute::int("axis", 3)), &[value, index]);
+        fused.emit.transpose(picked, &[0, 2, 1, 3])
+    });
+    let split: Vec<_> = split.collect();
+    Ok((split[0], split[1], split[2], width))
+}
+
+/// The standard Attention: 4 axes, or 3 with the numbers of heads as attributes.
+pub(super) fn standard(fused: &mut Fused) -> Made {
+    fused.refuse(&[4, 5, 6], &[1, 2, 3])?;
+    if fused.operator.float("softcap", 0.0) != 0.0 {
+        return Err("it caps its scores".into());
+    }
+    let rank = fused.dims(0)?.len();
+    let numbers = [("q_num_heads", 0), ("kv_num_heads", 1), ("kv_num_heads", 2)];
+    let mut split = Vec::new();
+    for (name, slot) in numbers {
+        let value = fused.input(slot)?;
+        let heads = fused.operator.int(name, 1);
+        split.push(match rank {
+            3 => {
+                let width = fused.fixed(slot, 2)? as i64 / heads;
+                fused.split_heads(value, heads, width)
+            }
+            _ => value,
+        });
+    }
+    let (query_heads, width) = match rank {
+        3 => (
+            fused.operator.int("q_num_heads", 1) as usize,
+            fused.fixed(0, 2)? / fused.operator.int("q_num_heads", 1) as usize,
+        ),
+        _ => (fused.fixed(0, 1)?, fused.fixed(0, 3)?),
+    };
+    let groups = if rank == 3 { fused.operator.int("kv_num_heads", 1) as usize } else { fused.fixed(1, 1)? };
+    let value_width = if rank == 3 { fused.fixed(2, 2)? / groups } else { fused.fixed(2, 3)? };
+    if query_heads != groups {
+        for (part, width) in [(1, width), (2, value_width)] {
+            split[part] = repeat_heads(fused, split[part], groups, query_heads / groups, width);
+        }
+    }
+    let mut biases = Vec::new();
+    if fused.has(3) {
+        biases.push(standard_mask(fused)?);
+    }
+    let scale = fused.given_scale(width);
+    let causal = fused.operator.int("is_causal", 0) != 0;
+    let context = fused.attend(Heads { query: split[0], key: split[1], value: split[2], biases, scale, causal });
+    Ok(vec![Some(if rank == 3 { fused.join_heads(context, (query_heads * value_width) as i64) } else { context })])
+}
+
+/// Every head of keys or values once for each of the `times` query heads that share it.
+fn repeat_heads(fused: &mut Fused, value: ValueId, groups: usize, times: usize, width: usize) -> ValueId {
+    let apart = fused.emit.unsqueeze(value, &[2]);
+    let target = fused.emit.integers(&[1, 1, times as i64, 1, 1]);
+    let repeated = fused.emit.op("Expand", &[apart, target]);
+    let joined = fused.emit.integers(&[0, (groups * times) as i64, -1, width as i64]);
+    fused.emit.op("Reshape", &[repeated, joined])
+}
+
+/// A mask of true and false, or of numbers, for the last axes of the scores.
+fn standard_mask(fused: &mut Fused) -> Result<ValueId, String> {
+    let mask = fused.input(3)?;
+    let element = fused.operator.input(3).and_then(|v| fused.seen.element(v));
+    if element != Some(ElementType::Bool) {
+        return Ok(mask);
+    }
+    let (none, low) = (fused.number(0.0), fused.number(f32::MIN.into()));
+    Ok(fused.emit.op("Where", &[mask, none, low]))
+}

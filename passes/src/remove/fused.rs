@@ -1,0 +1,69 @@
+//! Fused attentions, which name their number of heads in attributes.
+
+use super::Cut;
+use crate::ir::{Graph, NodeId, Operator, attribute};
+
+/// Writes the numbers of heads and columns that are left.
+pub(super) fn attention(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), String> {
+    let operator = graph.operator(node).clone();
+    let merged = operator.op_type == "Attention" && !operator.is_standard();
+    if merged {
+        return merged_attention(graph, node, &operator, cut);
+    }
+    let names: &[(&str, usize)] = match operator.is_standard() {
+        true => &[("q_num_heads", 0), ("kv_num_heads", 1)],
+        false => &[("num_heads", 0)],
+    };
+    for &(name, slot) in names {
+        let Some(value) = operator.input(slot).filter(|_| operator.attribute(name).is_some()) else { continue };
+        let dims = cut.seen.shape(value).ok_or("its input was not seen")?;
+        // Columns of all heads in the last axis, or the heads in an axis of their own.
+        let axis = if dims.len() == 5 { 2 } else { dims.len() - 1 };
+        let kept = cut.kept(cut.provenance.planes_at(graph, node, slot), axis).map_or(dims[axis], |k| k.len());
+        let heads = scaled(operator.int(name, 1), kept, dims[axis])?;
+        set(graph, node, attribute::int(name, heads));
+    }
+    Ok(())
+}
+
+/// One weight for queries, keys and values, side by side.
+fn merged_attention(graph: &mut Graph, node: NodeId, operator: &Operator, cut: &Cut) -> Result<(), String> {
+    let planes = cut.provenance.planes_at(graph, node, 1);
+    let columns = planes.iter().map(|p| p.0.shape()[1]).max().unwrap_or(0);
+    let Some(kept) = cut.kept(planes, 1) else { return Ok(()) };
+    let old: Vec<usize> = match operator.ints("qkv_hidden_sizes") {
+        Some(sizes) if sizes.len() == 3 => sizes.iter().map(|&n| n as usize).collect(),
+        _ => vec![columns / 3; 3],
+    };
+    let mut sizes = Vec::new();
+    let mut start = 0;
+    for size in &old {
+        sizes.push(kept.iter().filter(|k| (start..start + size).contains(*k)).count());
+        start += size;
+    }
+    let heads = operator.int("num_heads", 1);
+    let left = scaled(heads, sizes[0], old[0])?;
+    if scaled(heads, sizes[2], old[2])? != left {
+        return Err("its queries and its values would have different numbers of heads".into());
+    }
+    let sizes: Vec<i64> = sizes.into_iter().map(|n| n as i64).collect();
+    set(graph, node, attribute::int("num_heads", left));
+    set(graph, node, attribute::ints("qkv_hidden_sizes", &sizes));
+    // The width of a head is what it was, and so is the scale that follows from it.
+    Ok(())
+}
+
+/// The heads that are left when `kept` of `all` columns are.
+fn scaled(heads: i64, kept: usize, all: usize) -> Result<i64, String> {
+    let product = heads as usize * kept;
+    match product.is_multiple_of(all) {
+        true => Ok((product / all) as i64),
+        false => Err("parts of heads would be left, which it cannot express".into()),
+    }
+}
+
+fn set(graph: &mut Graph, node: NodeId, new: crate::onnx::schema::AttributeProto) {
+    let attributes = &mut graph.operator_mut(node).attributes;
+    attributes.retain(|a| a.name != new.name);
+    attributes.push(new);
+}

@@ -1,0 +1,125 @@
+//! From a file to a model whose sublayers are known, with data to measure them on.
+
+use std::path::Path;
+
+use kprune_passes::discover::{Discovery, discover};
+use kprune_passes::fold::fold_constants;
+use kprune_passes::ir::{Model, NodeId};
+use kprune_passes::lower::{self, Lowered};
+use kprune_passes::observe::Observation;
+
+use crate::calibration::Calibration;
+use crate::config::Options;
+use crate::error::Error;
+use crate::files;
+use crate::observation::observe;
+use crate::runtime::Runtime;
+
+/// A model as it is written and as it is measured, and what is known of both.
+pub struct Prepared {
+    /// The model of the file.
+    pub model: Model,
+    /// The same in f32.
+    pub single: Model,
+    /// The same in f32, of primitive operators.
+    pub lowered: Model,
+    /// Samples to measure on.
+    pub calibration: Calibration,
+    /// Shapes and types of the lowered model's values.
+    pub seen: Observation,
+    /// What of it is in the model of the file.
+    pub seen_as_written: Observation,
+    /// The sublayers in the lowered model.
+    pub found: Discovery,
+    /// The same sublayers in the model of the file.
+    pub written: Discovery,
+}
+
+/// Reads the model at `path` and finds its sublayers; `stage` is called after each step with its name.
+///
+/// # Errors
+/// Where the file is no model, or one that cannot be pruned, or the calibration data do not fit it.
+pub fn prepare(
+    runtime: &Runtime,
+    path: &Path,
+    options: &Options,
+    mut stage: impl FnMut(&'static str),
+) -> Result<Prepared, Error> {
+    let mut model = files::read_model(path)?;
+    fold_constants(&mut model.graph);
+    check_supported(&model, path)?;
+    let single = lower::in_single_precision(&model);
+    let calibration = Calibration::gather(&single, path, &options.sources)?;
+    stage("import");
+    let seen = observe(runtime, &single, &calibration)?;
+    let (lowered, seen) = match lower::has_fused(&single) {
+        true => {
+            let lowered = lower::lower(single.clone(), &seen);
+            let seen = observe(runtime, &lowered.model, &calibration)?;
+            (lowered, seen)
+        }
+        false => (Lowered::unchanged(single.clone()), seen),
+    };
+    let found = discover(&lowered.model.graph, &seen, &calibration.lengths(options.seq_len));
+    if found.sublayers.is_empty() {
+        return Err(nothing_to_prune(path, &found));
+    }
+    let written = lowered.bring_back(&found, &model.graph);
+    let seen_as_written = seen.of(&model.graph);
+    stage("discover");
+    Ok(Prepared { model, single, lowered: lowered.model, calibration, seen, seen_as_written, found, written })
+}
+
+/// Refuses what cannot be pruned, before any work.
+fn check_supported(model: &Model, path: &Path) -> Result<(), Error> {
+    let refuse = |reason: String, help: &str| {
+        Err(Error::Unsupported { path: path.to_path_buf(), reason, help: help.to_string() })
+    };
+    let opset = model.opset("").unwrap_or(0);
+    if opset < OLDEST_OPSET {
+        let reason = format!(
+            "the model uses version {opset} of the standard operators, and {OLDEST_OPSET} is the oldest supported"
+        );
+        return refuse(reason, "convert it with onnx.version_converter, or export it with opset_version=17");
+    }
+    let graph = &model.graph;
+    let is_quantised = |n: &NodeId| QUANTISED.contains(&graph.operator(*n).op_type.as_str());
+    if let Some(node) = graph.sorted().into_iter().find(is_quantised) {
+        let reason = format!("the model is quantised ({})", graph.label(node));
+        return refuse(reason, "prune the model before it is quantised");
+    }
+    Ok(())
+}
+
+/// The oldest version of the standard operators whose meaning for inference is that of later ones.
+const OLDEST_OPSET: i64 = 13;
+
+/// Operators of quantised graphs.
+const QUANTISED: &[&str] = &[
+    "ConvInteger",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "DynamicQuantizeMatMul",
+    "GatherBlockQuantized",
+    "MatMulBnb4",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "MatMulNBits",
+    "QAttention",
+    "QGemm",
+    "QLinearAdd",
+    "QLinearConv",
+    "QLinearMatMul",
+    "QuantizeLinear",
+];
+
+fn nothing_to_prune(path: &Path, discovery: &Discovery) -> Error {
+    let looked: Vec<_> =
+        discovery.declined.iter().map(|d| format!("{} channels of {}: {}", d.channels, d.place, d.why)).collect();
+    let help = if looked.is_empty() {
+        "no matrix product with a constant weight was found; is this a transformer?".to_string()
+    } else {
+        format!("what was looked at and stays:\n  {}", looked.join("\n  "))
+    };
+    Error::Unsupported { path: path.to_path_buf(), reason: "there is nothing to prune".into(), help }
+}
