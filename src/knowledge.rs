@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use kprune_passes::discover::{Kind, Sublayer};
 use kprune_passes::ir::{ElementType, Model, Tensor};
 use kprune_passes::loss::{SAMPLES, teacher_input};
-use kprune_passes::measure::{BIAS, COLUMNS, Measuring, STREAM, WEIGHT};
+use kprune_passes::measure::{BIAS, COLUMNS, Measuring, WEIGHT, stream_input};
 use kprune_passes::plan::Tuned;
 use kprune_passes::search::{Candidate, Weights, score};
 use kprune_passes::tune::Sums;
@@ -32,7 +32,7 @@ type State = HashMap<String, DynValue>;
 /// Teacher and student, advanced sublayer by sublayer over the calibration set.
 pub struct Walk<'a> {
     runtime: &'a Runtime,
-    measuring: &'a Measuring<'a>,
+    measuring: Measuring<'a>,
     batches: &'a [Batch],
     progress: &'a Progress,
     outputs: Vec<Values>,
@@ -63,7 +63,7 @@ impl<'a> Walk<'a> {
     /// Starts below the first sublayer. `outputs` are the teacher's, for every batch.
     pub fn new(
         runtime: &'a Runtime,
-        measuring: &'a Measuring<'a>,
+        measuring: Measuring<'a>,
         batches: &'a [Batch],
         outputs: Vec<Values>,
         progress: &'a Progress,
@@ -80,6 +80,11 @@ impl<'a> Walk<'a> {
             self.mean_squares.push(squares.mean_axis(ndarray::Axis(1)).unwrap_or_default());
         }
         Ok(())
+    }
+
+    /// What is measured, and how.
+    pub fn measuring(&self) -> &Measuring<'a> {
+        &self.measuring
     }
 
     fn sublayer(&self, t: usize) -> &Sublayer {
@@ -163,12 +168,15 @@ impl<'a> Walk<'a> {
         let mut sums = TuningSums { solve: Sums::zeros(kept, outputs), held_out: Sums::zeros(kept, outputs) };
         for (i, batch) in self.batches.iter().enumerate() {
             self.runtime.check_cancelled()?;
-            let stream = region.advance(&mut self.teacher[i], batch)?;
-            let state = &self.student[i];
+            let rest = region.advance(&mut self.teacher[i], batch)?;
+            let (teacher, student) = (&self.teacher[i], &self.student[i]);
+            let stream = |name: &str| rest.get(name).or_else(|| teacher.get(name));
+            let streams: HashMap<String, &DynValue> = (region.streams.iter().enumerate())
+                .filter_map(|(site, name)| Some((stream_input(site), stream(name)?)))
+                .collect();
             let values = session.run_with(|name| match name {
-                STREAM => Some(stream.as_ref().unwrap_or_else(|| &self.teacher[i][&region.stream])),
                 COLUMNS => Some(indices.value()),
-                _ => state.get(name).or_else(|| batch.find(name)),
+                _ => streams.get(name).copied().or_else(|| student.get(name)).or_else(|| batch.find(name)),
             })?;
             let part = if is_held_out(i, self.batches.len()) { &mut sums.held_out } else { &mut sums.solve };
             part.gram += &matrix(&values, &gram.outputs.gram)?;
@@ -184,6 +192,7 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// Where ONNX Runtime fails.
     pub fn advance(&mut self, t: usize, tuned: &Tuned) -> Result<(), Error> {
+        self.measuring.settle(t, tuned).map_err(|e| Error::internal(e.to_string()))?;
         let mut region = self.region(t, Some(tuned))?;
         for (i, batch) in self.batches.iter().enumerate() {
             self.runtime.check_cancelled()?;
@@ -196,7 +205,7 @@ impl<'a> Walk<'a> {
     /// The sublayer `t` alone, with its original projection or a tuned one.
     fn region(&self, t: usize, tuned: Option<&Tuned>) -> Result<Region, Error> {
         let sublayer = self.sublayer(t);
-        let graph = self.measuring.region(t);
+        let graph = self.measuring.region(t, tuned.is_none());
         let session = self.runtime.session(&graph.model, "running a sublayer", true)?;
         let original = original_weight(self.measuring.model, sublayer)?;
         let weight = tuned.map_or(&original, |t| &t.weight);
@@ -207,7 +216,7 @@ impl<'a> Walk<'a> {
             session,
             weight: host(element, &stored.into_dyn())?,
             bias: host(element, &bias.into_dyn())?,
-            stream: graph.outputs.stream,
+            streams: graph.outputs.streams,
             crossing: graph.outputs.crossing,
             next: self
                 .measuring
@@ -225,14 +234,14 @@ struct Region {
     session: runtime::Session,
     weight: Held,
     bias: Held,
-    stream: String,
+    streams: Vec<String>,
     crossing: Vec<String>,
     next: Vec<String>,
 }
 
 impl Region {
-    /// Moves a state into the next sublayer. Returns the stream where the state does not hold it.
-    fn advance(&mut self, state: &mut State, batch: &Batch) -> Result<Option<DynValue>, Error> {
+    /// Moves a state into the next sublayer. Returns what else was computed.
+    fn advance(&mut self, state: &mut State, batch: &Batch) -> Result<Values, Error> {
         let mut values = self.session.run_with(|name| match name {
             WEIGHT => Some(self.weight.value()),
             BIAS => Some(self.bias.value()),
@@ -244,7 +253,7 @@ impl Region {
                 state.insert(name.clone(), value);
             }
         }
-        Ok(values.remove(&self.stream))
+        Ok(values)
     }
 }
 

@@ -12,9 +12,14 @@ use crate::calibration::{Calibration, fill};
 use crate::error::Error;
 use crate::runtime::{self, Runtime, Session};
 
-/// Lengths of an axis in the two runs that are tried in turn: some models take only multiples of a
-/// window, others nothing shorter than a kernel.
-const TRIED: &[[usize; 2]] = &[[7, 11], [16, 32], [64, 128], [224, 256]];
+/// Lengths of the first, second, ... axis in the two runs, tried in turn: some models take only multiples
+/// of a window, others nothing shorter than a kernel. None grows as another does.
+const TRIED: &[&[[usize; 2]]] = &[
+    &[[7, 11], [13, 17], [19, 29], [23, 31]],
+    &[[16, 32], [48, 80], [112, 176]],
+    &[[64, 128], [192, 320]],
+    &[[224, 256], [288, 320]],
+];
 
 /// Lengths of the batch axis in the two runs.
 const BATCHES: [usize; 2] = [2, 3];
@@ -29,7 +34,7 @@ pub fn observe(runtime: &Runtime, model: &Model, calibration: &Calibration) -> R
     let mut session = runtime.session(&observed, "observing shapes", false)?;
     let mut failure = None;
     for lengths in TRIED {
-        let sizes = sizes(&inputs, *lengths);
+        let sizes = sizes(&inputs, lengths);
         let mut run = |i| look(&mut session, model, &inputs, &values, &sizes, i, calibration.mask_input());
         match run(0).and_then(|first| Ok([first, run(1)?])) {
             Ok(runs) => return Ok(Observation::new(&model.graph, sizes, runs)),
@@ -40,15 +45,15 @@ pub fn observe(runtime: &Runtime, model: &Model, calibration: &Calibration) -> R
     Err(failure.unwrap_or_else(|| Error::internal("no sizes were tried")))
 }
 
-/// Lengths of every named axis: batches on first axes, `lengths` elsewhere, each name a little different.
-fn sizes(inputs: &[Input], lengths: [usize; 2]) -> Sizes {
+/// Lengths of every named axis: batches on first axes, `lengths` elsewhere, others for every name.
+fn sizes(inputs: &[Input], lengths: &[[usize; 2]]) -> Sizes {
     let mut sizes = Sizes::new();
     let mut others = 0;
     for input in inputs {
         for (i, axis) in input.axes.iter().flatten().enumerate() {
             let Axis::Named(name) = axis else { continue };
             if !sizes.contains_key(name) {
-                let size = if i == 0 { BATCHES } else { lengths.map(|n| n * (others + 1)) };
+                let size = if i == 0 { BATCHES } else { lengths[others.min(lengths.len() - 1)] };
                 others += (i > 0) as usize;
                 sizes.insert(name.clone(), size);
             }

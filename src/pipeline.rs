@@ -47,7 +47,7 @@ pub fn prune(
     let Prepared { model, lowered, calibration, seen, seen_as_written, found, written, .. } = &prepared;
     let mask = calibration.mask_input().and_then(|name| lowered.graph.find(name));
     let measuring = Measuring::new(lowered, seen, found, mask, options.temperature);
-    let mut walk = Walk::new(runtime, &measuring, &batches, teacher, progress);
+    let mut walk = Walk::new(runtime, measuring, &batches, teacher, progress);
     let outcome = choose(&mut walk, &prepared, options, progress, &mut clock)?;
     progress.stage("removing");
     let pruned = remove(model, written, seen_as_written, &outcome.plan).map_err(|e| Error::internal(e.to_string()))?;
@@ -57,7 +57,7 @@ pub fn prune(
     let (staged, verified) = write_verified(runtime, &prepared, &pruned, &outcome.plan, &batches, input, output)?;
     clock.stage("verify");
 
-    let mut report = describe(runtime, input, output, options, &prepared, &batches, &measuring, &outcome);
+    let mut report = describe(runtime, input, output, options, &prepared, &batches, walk.measuring(), &outcome);
     report.output.bytes = staged.bytes();
     report.output.parameters = parameters(&pruned);
     report.verify.difference = verified.difference;
@@ -150,7 +150,7 @@ fn choose(
 
 /// Keeps the best unit of a sublayer that cannot go whole, because its output is normalised.
 fn keep_one(sublayer: &Sublayer, decision: &mut Decision, ranked: &[Candidate]) {
-    if sublayer.residual.joint.is_some() || decision.kept() > 0 {
+    if sublayer.can_go_whole() || decision.kept() > 0 {
         return;
     }
     let own = ranked.iter().filter(|c| c.sublayer == ranked[0].sublayer);

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use kprune_passes::discover::discover;
 use kprune_passes::ir::{ElementType, Tensor};
-use kprune_passes::measure::{BIAS, COLUMNS, Measuring, STREAM, WEIGHT};
+use kprune_passes::measure::{BIAS, COLUMNS, Measuring, WEIGHT};
 use ndarray::{Array1, Array2, ArrayD, IxDyn};
 use onnx_kprune::calibration::{Calibration, Sources};
 use onnx_kprune::files::read_model;
@@ -67,7 +67,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
             let indices = host(&Tensor::from_i64s(&[indices.len()], &indices)).unwrap();
             let teacher = numbers(&stream).unwrap();
             let sums = runtime.session(&gram.model, "testing", true).unwrap().run_with(|n| match n {
-                STREAM => Some(teacher.value()),
+                n if n == stream_input(0) => Some(teacher.value()),
                 COLUMNS => Some(indices.value()),
                 n => state.get(n).or_else(|| batch.find(n)),
             });

@@ -23,8 +23,10 @@ pub fn mask_units(
     }
     let constant = Tensor::from_floats(element, &mask.into_dyn())?;
     let mask = graph.add_constant(&format!("{}_mask", sublayer.name), constant);
-    let masked = multiply(graph, sublayer.projection.features, mask);
-    graph.set_input(sublayer.projection.node, sublayer.projection.features_slot, Some(masked));
+    for (projection, _) in sublayer.sites() {
+        let masked = multiply(graph, projection.features, mask);
+        graph.set_input(projection.node, projection.features_slot, Some(masked));
+    }
     Ok(())
 }
 

@@ -1,17 +1,15 @@
 //! Graphs that compute, inside ONNX Runtime, nothing but sums.
 
 use crate::differentiate::{DifferentiateError, differentiate};
-use crate::discover::{Discovery, Sublayer};
+use crate::discover::{Discovery, Projection, Residual};
 use crate::emit::Emit;
-use crate::ir::{self, ElementType, Model, Operator, ValueId, attribute};
+use crate::ir::{self, ElementType, Model, Operator, TensorError, ValueId, attribute};
 use crate::loss::{self, Objective};
 use crate::observe::{Dim, Observation};
-use crate::plan::scale_of;
+use crate::plan::{Tuned, scale_of, write_projection};
 use crate::signature;
 use crate::suffix::{Crossings, extract, finish};
 
-/// Name of the input that takes the teacher's residual stream.
-pub const STREAM: &str = "kprune_stream";
 /// Name of the input that lists the columns of the features that stay.
 pub const COLUMNS: &str = "kprune_columns";
 /// Name of the input that takes the weight of a region's projection, as the model stores it.
@@ -19,12 +17,20 @@ pub const WEIGHT: &str = "kprune_weight";
 /// Name of the input that takes what is added to the bias of a region's projection.
 pub const BIAS: &str = "kprune_bias";
 
+/// Name of the input that takes the teacher's residual stream after the place with this number where the
+/// sublayer's weights are applied.
+pub fn stream_input(site: usize) -> String {
+    format!("kprune_stream_{site}")
+}
+
 /// What all measuring graphs of a model have in common.
 pub struct Measuring<'a> {
     /// The model, nothing removed.
     pub model: &'a Model,
+    /// The model with the projections that are settled, where they are applied again further up.
+    student: Model,
     /// Shapes and types of its values.
-    pub seen: &'a Observation,
+    pub seen: Observation,
     /// Its sublayers.
     pub discovery: &'a Discovery,
     /// What crosses into every sublayer.
@@ -68,8 +74,8 @@ pub struct GramSums {
 
 /// What a region gives.
 pub struct RegionOutputs {
-    /// The residual stream after the sublayer.
-    pub stream: String,
+    /// The residual stream after the sublayer, and after every other place where its weights are applied.
+    pub streams: Vec<String>,
     /// The values that cross into the next sublayer and are made in this one.
     pub crossing: Vec<String>,
 }
@@ -85,7 +91,21 @@ impl<'a> Measuring<'a> {
     ) -> Self {
         let crossings = Crossings::find(&model.graph, discovery);
         let objective = Objective::guess(model, seen, mask);
-        Self { model, seen, discovery, crossings, objective, temperature, mask }
+        Self { model, student: model.clone(), seen: seen.clone(), discovery, crossings, objective, temperature, mask }
+    }
+
+    /// Puts the projection that was decided on where the same weights are applied again further up.
+    ///
+    /// # Errors
+    /// Where its weight is of no floating-point type.
+    pub fn settle(&mut self, t: usize, tuned: &Tuned) -> Result<(), TensorError> {
+        let sublayer = &self.discovery.sublayers[t];
+        if sublayer.also.is_empty() {
+            return Ok(());
+        }
+        write_projection(&mut self.student.graph, sublayer, tuned)?;
+        self.seen.complete(&self.student.graph);
+        Ok(())
     }
 
     fn opset(&self) -> i64 {
@@ -106,33 +126,54 @@ impl<'a> Measuring<'a> {
     pub fn knowledge(&self, t: usize) -> Result<Graph<Vec<UnitSums>>, DifferentiateError> {
         let above = &self.discovery.sublayers[t..];
         let outputs: Vec<ValueId> = self.objective.outputs.iter().map(|o| o.0).collect();
-        let features: Vec<ValueId> = above.iter().map(|s| s.projection.features).collect();
+        let features: Vec<ValueId> = above.iter().flat_map(|s| s.sites()).map(|(p, _)| p.features).collect();
         let wanted: Vec<ValueId> = outputs.iter().chain(&features).copied().collect();
-        let mut part = extract(self.model, self.seen, self.crossings.at(t), &wanted);
+        let mut part = extract(&self.student, &self.seen, self.crossings.at(t), &wanted);
         let mask = self.restore_mask(&mut part);
         let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
-        let loss = loss::append(&mut emit, self.seen, &self.objective, self.temperature, mask);
-        let gradients = differentiate(&mut part.graph, self.seen, self.opset(), &loss.seeds, &features)?;
+        let loss = loss::append(&mut emit, &self.seen, &self.objective, self.temperature, mask);
+        let gradients = differentiate(&mut part.graph, &self.seen, self.opset(), &loss.seeds, &features)?;
+        let mut gradients = gradients.into_iter();
         let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
         let mut sums = Vec::new();
         let mut ends = Vec::new();
-        for (i, (sublayer, gradient)) in above.iter().zip(gradients).enumerate() {
-            let features = sublayer.projection.features;
-            let dims = self.seen.dims(features).unwrap_or_default();
-            let leading: Vec<i64> = (0..dims.len() as i64 - 1).collect();
-            let gradient = gradient.map(|gradient| {
-                let product = emit.op("Mul", &[features, gradient]);
-                emit.reduce_sum(product, &leading, false)
-            });
-            let real = self.only_real(&mut emit, features, &dims, mask);
-            let square = emit.op("Mul", &[real, real]);
-            let energy = emit.reduce_sum(square, &leading, false);
-            ends.extend(gradient.into_iter().chain([energy]));
+        for (i, sublayer) in above.iter().enumerate() {
+            // One mask for every place where the weights are applied: the gradients add up.
+            let (mut gradient, mut energy) = (None, None);
+            for ((projection, _), g) in sublayer.sites().zip(gradients.by_ref()) {
+                let [g, e] = self.unit_sums(&mut emit, projection.features, g, mask);
+                gradient = add(&mut emit, gradient, g);
+                energy = add(&mut emit, energy, e);
+            }
+            ends.extend(gradient.into_iter().chain(energy));
             let name = |v: ValueId| emit.graph.name(v).to_string();
-            sums.push(UnitSums { sublayer: t + i, gradient: gradient.map(name), energy: name(energy) });
+            sums.push(UnitSums {
+                sublayer: t + i,
+                gradient: gradient.map(name),
+                energy: energy.map(name).unwrap_or_default(),
+            });
         }
         finish(&mut part, &ends);
         Ok(Graph { model: part, outputs: sums })
+    }
+
+    /// Feature times gradient and squared features, one sum for every column.
+    fn unit_sums(
+        &self,
+        emit: &mut Emit,
+        features: ValueId,
+        gradient: Option<ValueId>,
+        mask: Option<ValueId>,
+    ) -> [Option<ValueId>; 2] {
+        let dims = self.seen.dims(features).unwrap_or_default();
+        let leading: Vec<i64> = (0..dims.len() as i64 - 1).collect();
+        let gradient = gradient.map(|gradient| {
+            let product = emit.op("Mul", &[features, gradient]);
+            emit.reduce_sum(product, &leading, false)
+        });
+        let real = self.only_real(emit, features, &dims, mask);
+        let square = emit.op("Mul", &[real, real]);
+        [gradient, Some(emit.reduce_sum(square, &leading, false))]
     }
 
     /// The graph of sublayer `t` alone: Gram matrix and cross terms that tuning needs.
@@ -148,54 +189,83 @@ impl<'a> Measuring<'a> {
     /// Where the way of the sublayer's output to the stream cannot be gone back.
     pub fn gram(&self, t: usize) -> Result<Graph<GramSums>, DifferentiateError> {
         let sublayer = &self.discovery.sublayers[t];
-        let projection = &sublayer.projection;
-        let stream = sublayer.residual.output;
-        let mut part = extract(self.model, self.seen, self.crossings.at(t), &[projection.features, stream]);
+        let wanted: Vec<ValueId> = sublayer.sites().flat_map(|(p, r)| [p.features, r.output]).collect();
+        let mut part = extract(&self.student, &self.seen, self.crossings.at(t), &wanted);
         let mask = self.restore_mask(&mut part);
-        let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
-        let dims = self.seen.dims(projection.features).unwrap_or_default();
-        let rank = self.seen.dims(stream).map_or(0, |d| d.len());
-        let teacher = emit.graph.add_input(signature::declare(STREAM, ElementType::F32, rank));
-        let columns = emit.graph.add_input(signature::declare(COLUMNS, ElementType::I64, 1));
+        let columns = part.graph.add_input(signature::declare(COLUMNS, ElementType::I64, 1));
+        let (mut gram, mut cross, mut energy) = (None, None, None);
+        for (site, (projection, residual)) in sublayer.sites().enumerate() {
+            let kept = self.kept_features(&mut part.graph, projection, columns, mask);
+            let target = self.target(&mut part.graph, site, projection, residual, mask)?;
+            let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
+            let turned = emit.transpose(kept, &[1, 0]);
+            let (g, c) = (emit.op("MatMul", &[turned, kept]), emit.op("MatMul", &[turned, target]));
+            let square = emit.op("Mul", &[target, target]);
+            let e = emit.reduce_sum(square, &[0, 1], false);
+            gram = add(&mut emit, gram, Some(g));
+            cross = add(&mut emit, cross, Some(c));
+            energy = add(&mut emit, energy, Some(e));
+        }
+        let ends: Vec<ValueId> = [gram, cross, energy].into_iter().flatten().collect();
+        let name = |v: Option<ValueId>| v.map(|v| part.graph.name(v).to_string()).unwrap_or_default();
+        let outputs = GramSums { gram: name(gram), cross: name(cross), energy: name(energy) };
+        finish(&mut part, &ends);
+        Ok(Graph { model: part, outputs })
+    }
 
-        let flat = |emit: &mut Emit, value: ValueId, width: i64| {
-            let shape = emit.integers(&[-1, width]);
-            emit.op("Reshape", &[value, shape])
-        };
-        let (width, outputs) = (projection.width as i64, projection.outputs as i64);
-        let features = self.only_real(&mut emit, projection.features, &dims, mask);
-        let features = flat(&mut emit, features, width);
+    /// The kept columns of a projection's features and a column of ones, one row for every token; rows of
+    /// padding are zero.
+    fn kept_features(
+        &self,
+        graph: &mut ir::Graph,
+        projection: &Projection,
+        columns: ValueId,
+        mask: Option<ValueId>,
+    ) -> ValueId {
+        let mut emit = Emit::new(graph, self.opset(), "measure");
+        let dims = self.seen.dims(projection.features).unwrap_or_default();
+        let features = self.rows(&mut emit, projection.features, &dims, projection.width, mask);
         let gathered = Operator::new("Gather").with(attribute::int("axis", 1));
         let kept = emit.with(gathered, &[features, columns]);
-        let ones = emit.number(ElementType::F32, 1.0);
+        let one = emit.number(ElementType::F32, 1.0);
         let count = emit.reduce_sum(projection.features, &[dims.len() as i64 - 1], true);
         let zeros = emit.op("Sub", &[count, count]);
-        let ones = emit.op("Add", &[zeros, ones]);
-        let ones = self.only_real(&mut emit, ones, &dims, mask);
-        let ones = flat(&mut emit, ones, 1);
-        let kept = emit.with(Operator::new("Concat").with(attribute::int("axis", 1)), &[kept, ones]);
+        let ones = emit.op("Add", &[zeros, one]);
+        let ones = self.rows(&mut emit, ones, &dims, 1, mask);
+        emit.with(Operator::new("Concat").with(attribute::int("axis", 1)), &[kept, ones])
+    }
 
+    /// What the tuned projection should give, one row for every token; rows of padding are zero.
+    fn target(
+        &self,
+        graph: &mut ir::Graph,
+        site: usize,
+        projection: &Projection,
+        residual: &Residual,
+        mask: Option<ValueId>,
+    ) -> Result<ValueId, DifferentiateError> {
+        let mut emit = Emit::new(graph, self.opset(), "measure");
+        let dims = self.seen.dims(projection.features).unwrap_or_default();
+        let rank = self.seen.dims(residual.output).map_or(0, |d| d.len());
+        let teacher = emit.graph.add_input(signature::declare(&stream_input(site), ElementType::F32, rank));
+        let missing = emit.op("Sub", &[teacher, residual.output]);
+        let missing = self.before_path(graph, projection, residual, missing)?;
+        let mut emit = Emit::new(graph, self.opset(), "measure");
+        let missing = self.rows(&mut emit, missing, &dims, projection.outputs, mask);
+        let features = self.rows(&mut emit, projection.features, &dims, projection.width, mask);
         let weight = match projection.transposed {
             true => emit.transpose(projection.weight, &[1, 0]),
             false => projection.weight,
         };
         let output = emit.op("MatMul", &[features, weight]);
-        let missing = emit.op("Sub", &[teacher, stream]);
-        let missing = self.before_path(&mut part.graph, sublayer, missing)?;
-        let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
-        let missing = self.only_real(&mut emit, missing, &dims, mask);
-        let missing = flat(&mut emit, missing, outputs);
-        let target = emit.op("Add", &[missing, output]);
+        Ok(emit.op("Add", &[missing, output]))
+    }
 
-        let turned = emit.transpose(kept, &[1, 0]);
-        let gram = emit.op("MatMul", &[turned, kept]);
-        let cross = emit.op("MatMul", &[turned, target]);
-        let square = emit.op("Mul", &[target, target]);
-        let energy = emit.reduce_sum(square, &[0, 1], false);
-        let name = |v: ValueId| emit.graph.name(v).to_string();
-        let outputs = GramSums { gram: name(gram), cross: name(cross), energy: name(energy) };
-        finish(&mut part, &[gram, cross, energy]);
-        Ok(Graph { model: part, outputs })
+    /// A value with leading dimensions like `dims` as a matrix, one row for every token.
+    fn rows(&self, emit: &mut Emit, value: ValueId, dims: &[Dim], width: usize, mask: Option<ValueId>) -> ValueId {
+        let real = self.only_real(emit, value, dims, mask);
+        let shape = emit.integers(&[-1, width as i64]);
+        emit.op("Reshape", &[real, shape])
     }
 
     /// What the sublayer's projection would have to give for `missing` to reach the stream.
@@ -205,14 +275,15 @@ impl<'a> Measuring<'a> {
     fn before_path(
         &self,
         graph: &mut ir::Graph,
-        sublayer: &Sublayer,
+        projection: &Projection,
+        residual: &Residual,
         missing: ValueId,
     ) -> Result<ValueId, DifferentiateError> {
-        let wanted = graph.operator(sublayer.projection.node).output(0).into_iter().collect::<Vec<_>>();
-        let seeds = [(sublayer.residual.output, missing)];
-        let back = differentiate(graph, self.seen, self.opset(), &seeds, &wanted)?;
+        let wanted = graph.operator(projection.node).output(0).into_iter().collect::<Vec<_>>();
+        let seeds = [(residual.output, missing)];
+        let back = differentiate(graph, &self.seen, self.opset(), &seeds, &wanted)?;
         let back = back.into_iter().flatten().next().unwrap_or(missing);
-        let Some(scale) = scale_of(&self.model.graph, sublayer) else { return Ok(back) };
+        let Some(scale) = scale_of(&self.model.graph, projection, residual) else { return Ok(back) };
         // An output that is scaled to nothing cannot repair anything.
         let inverse = scale.mapv(|s| if s == 0.0 { 0.0 } else { 1.0 / (s * s) });
         let mut emit = Emit::new(graph, self.opset(), "measure");
@@ -222,18 +293,19 @@ impl<'a> Measuring<'a> {
 
     /// The graph of sublayer `t` alone, with its projection as an input: from what crosses into `t` to
     /// what crosses into the next, for the teacher as for the student.
-    pub fn region(&self, t: usize) -> Graph<RegionOutputs> {
+    ///
+    /// For the teacher it also gives the streams after every other place where the weights are applied.
+    pub fn region(&self, t: usize, is_teacher: bool) -> Graph<RegionOutputs> {
         let sublayer = &self.discovery.sublayers[t];
         let projection = &sublayer.projection;
-        let stream = sublayer.residual.output;
         let into: Vec<ValueId> = self.crossings.at(t).to_vec();
         let is_new = |v: &&ValueId| !into.contains(v) && self.model.graph.producer(**v).is_some();
         let next: Vec<ValueId> = self.crossings.at(t + 1).iter().filter(is_new).copied().collect();
+        let sites = if is_teacher { sublayer.also.len() + 1 } else { 1 };
+        let streams: Vec<ValueId> = sublayer.sites().map(|(_, r)| r.output).take(sites).collect();
         let mut ends = next.clone();
-        if !ends.contains(&stream) {
-            ends.push(stream);
-        }
-        let mut part = extract(self.model, self.seen, &into, &ends);
+        ends.extend(streams.iter().filter(|v| !next.contains(v)));
+        let mut part = extract(self.model, &self.seen, &into, &ends);
         let element = self.seen.element(projection.weight).unwrap_or(ElementType::F32);
         let weight = part.graph.add_input(signature::declare(WEIGHT, element, 2));
         let bias = part.graph.add_input(signature::declare(BIAS, element, 1));
@@ -243,7 +315,8 @@ impl<'a> Measuring<'a> {
         }
         finish(&mut part, &ends);
         let crossing = next.into_iter().map(|v| self.name(v)).collect();
-        Graph { model: part, outputs: RegionOutputs { stream: self.name(stream), crossing } }
+        let streams = streams.into_iter().map(|v| self.name(v)).collect();
+        Graph { model: part, outputs: RegionOutputs { streams, crossing } }
     }
 
     /// The mask is an input of the model, also where the part of the graph above does not read it.
@@ -263,6 +336,13 @@ impl<'a> Measuring<'a> {
         let real = emit.cast(mask, ElementType::F32);
         let real = layout.arrange(emit, real, dims.len());
         emit.op("Mul", &[value, real])
+    }
+}
+
+fn add(emit: &mut Emit, sum: Option<ValueId>, term: Option<ValueId>) -> Option<ValueId> {
+    match (sum, term) {
+        (Some(sum), Some(term)) => Some(emit.op("Add", &[sum, term])),
+        (sum, term) => sum.or(term),
     }
 }
 

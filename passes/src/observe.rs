@@ -89,6 +89,23 @@ impl Observation {
         Self { sizes, seen }
     }
 
+    /// Adds what follows for values of `graph` that were not seen: constants, and biases added.
+    pub(crate) fn complete(&mut self, graph: &Graph) {
+        for value in graph.initializers() {
+            if let Some(tensor) = graph.constant(value).filter(|_| !self.seen.contains_key(&value)) {
+                let one = Seen { shape: tensor.dims().to_vec(), element: tensor.element(), integers: None };
+                self.seen.insert(value, [one.clone(), one]);
+            }
+        }
+        for node in graph.sorted().into_iter().filter(|&n| graph.operator(n).is("Add")) {
+            let operator = graph.operator(node);
+            let like = operator.input(0).and_then(|v| self.seen.get(&v).cloned());
+            if let (Some(output), Some(like)) = (operator.output(0), like) {
+                self.seen.entry(output).or_insert(like);
+            }
+        }
+    }
+
     /// What was seen of the values of another graph that has some of the same.
     pub fn of(&self, graph: &Graph) -> Self {
         let seen = self.seen.iter().filter(|(v, _)| graph.holds(**v)).map(|(&v, s)| (v, s.clone()));

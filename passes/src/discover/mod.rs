@@ -64,11 +64,34 @@ pub struct Sublayer {
     pub projection: Projection,
     /// Where the projection joins the stream.
     pub residual: Residual,
+    /// Where else the model applies the same weights.
+    pub also: Vec<Site>,
     /// The units, in the order of their columns.
     pub units: Vec<Unit>,
 }
 
+/// A place where the weights of a sublayer are applied.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Where the units end.
+    pub projection: Projection,
+    /// Where the projection joins the stream.
+    pub residual: Residual,
+}
+
 impl Sublayer {
+    /// All places where the sublayer's weights are applied, from input to output.
+    pub fn sites(&self) -> impl Iterator<Item = (&Projection, &Residual)> {
+        let first = std::iter::once((&self.projection, &self.residual));
+        first.chain(self.also.iter().map(|s| (&s.projection, &s.residual)))
+    }
+
+    /// Whether nothing has to be left of the sublayer but its bias: wherever it is applied, it is added to
+    /// the stream as it is.
+    pub fn can_go_whole(&self) -> bool {
+        self.sites().all(|(_, residual)| residual.joint.is_some())
+    }
+
     /// FLOPs of all units, for one sample.
     pub fn flops(&self) -> f64 {
         self.units.iter().map(|u| u.flops).sum()
@@ -119,7 +142,7 @@ pub fn discover(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f64>) -
     for i in 0..provenance.contractions.len() {
         let classes = finder.classes(i);
         match finder.sublayer(i, &classes) {
-            Ok(found) => sublayers.push(found),
+            Ok(found) => sublayers.extend(found),
             Err(why) if reported.insert(classes) => declined.push(finder.declined(i, why)),
             Err(_) => {}
         }
@@ -165,17 +188,31 @@ impl Finder<'_> {
         Declined { place: self.graph.label(contraction.node), channels: contraction.rows.len(), why }
     }
 
-    /// The sublayer that ends in contraction `i`, or why there is none.
-    fn sublayer(&self, i: usize, classes: &BTreeSet<Channel>) -> Result<Sublayer, String> {
+    /// The contractions that the channels of contraction `i` end in: one, or all that apply the same weight.
+    fn ends(&self, i: usize, classes: &BTreeSet<Channel>) -> Result<Vec<usize>, String> {
+        let ends = &self.ends[&self.provenance.channels.find(self.contraction(i).rows[0])];
+        let weight = |i: usize| self.graph.operator(self.contraction(i).node).input(self.contraction(i).weight);
+        let rows = |i: usize| self.contraction(i).rows.iter().map(|&c| self.provenance.channels.find(c));
+        let same = |&end: &usize| weight(end) == weight(i) && rows(end).eq(rows(i));
+        match classes.iter().all(|class| self.ends[class] == *ends) && ends.iter().all(same) {
+            true => Ok(ends.iter().copied().collect()),
+            false => Err("its channels end in several projections".into()),
+        }
+    }
+
+    /// The sublayer that ends in contraction `i` first, or why there is none; nothing where the same
+    /// weight was applied before.
+    fn sublayer(&self, i: usize, classes: &BTreeSet<Channel>) -> Result<Option<Sublayer>, String> {
         let contraction = self.contraction(i);
         if let Some(frozen) = classes.iter().find_map(|&c| self.provenance.channels.frozen(c)) {
             return Err(format!("{} {}", frozen.place, frozen.why));
         }
-        if classes.iter().any(|class| self.ends[class].len() > 1) {
-            return Err("its channels end in several projections".into());
+        let ends = self.ends(i, classes)?;
+        if ends[0] != i {
+            return Ok(None);
         }
-        let projection = self.projection(contraction)?;
-        let residual = residual::follow(self.graph, self.seen, &self.position, &projection)?;
+        let Site { projection, residual } = self.site(contraction)?;
+        let also = ends[1..].iter().map(|&end| self.site(self.contraction(end))).collect::<Result<_, _>>()?;
         let mut units: Vec<Unit> = Vec::new();
         let mut place: HashMap<Channel, usize> = HashMap::new();
         for (column, &row) in contraction.rows.iter().enumerate() {
@@ -190,7 +227,13 @@ impl Finder<'_> {
         let kind = if is_head { Kind::Head } else { Kind::Neuron };
         let name = self.graph.operator(contraction.node).name.clone();
         let name = if name.is_empty() { self.graph.name(projection.weight).to_string() } else { name };
-        Ok(Sublayer { name, kind, projection, residual, units })
+        Ok(Some(Sublayer { name, kind, projection, residual, also, units }))
+    }
+
+    fn site(&self, contraction: &Contraction) -> Result<Site, String> {
+        let projection = self.projection(contraction)?;
+        let residual = residual::follow(self.graph, self.seen, &self.position, &projection)?;
+        Ok(Site { projection, residual })
     }
 
     fn projection(&self, contraction: &Contraction) -> Result<Projection, String> {

@@ -14,7 +14,7 @@ pub use precision::changes_precision;
 
 use std::collections::HashMap;
 
-use crate::discover::{Discovery, Projection, Residual, Sublayer};
+use crate::discover::{Discovery, Projection, Residual, Site, Sublayer};
 use crate::emit::Emit;
 use crate::ir::{ElementType, Graph, Model, NodeId, Operator, Slot, ValueId};
 use crate::observe::{Dim, Observation};
@@ -193,8 +193,6 @@ impl Lowered {
     }
 
     /// What was found in the lowered graph, at the places where `written`, the original, has it.
-    ///
-    /// A sublayer whose projection lies within a fused operator is declined.
     pub fn bring_back(&self, found: &Discovery, written: &Graph) -> Discovery {
         let place = |node: NodeId, slot: usize| match self.origins.get(&(node, slot)) {
             Some(&origin) => Some(origin),
@@ -206,12 +204,16 @@ impl Lowered {
             declined: found.declined.clone(),
         };
         for sublayer in &found.sublayers {
-            let sublayer = Sublayer {
+            let site = |site: &Site| Site {
+                projection: self.projection(&site.projection),
+                residual: self.residual(&site.residual, written),
+            };
+            back.sublayers.push(Sublayer {
                 projection: self.projection(&sublayer.projection),
                 residual: self.residual(&sublayer.residual, written),
+                also: sublayer.also.iter().map(site).collect(),
                 ..sublayer.clone()
-            };
-            back.sublayers.push(sublayer);
+            });
         }
         back
     }

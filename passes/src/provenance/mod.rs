@@ -264,7 +264,10 @@ fn shared_values(graph: &Graph, seen: &Observation) -> HashSet<ValueId> {
             shared.extend(outputs);
         }
     }
-    shared.retain(|v| graph.constant(*v).is_none() && graph.consumers(*v).len() > 1 && !is_stream(seen, *v));
+    // Who asks for the shape picks nothing.
+    let picks = |reader: &(NodeId, Slot)| !matches!(reader.1, Slot::Input(_)) || !graph.operator(reader.0).is("Shape");
+    let readers = |v: ValueId| graph.consumers(v).into_iter().filter(picks).count();
+    shared.retain(|v| graph.constant(*v).is_none() && readers(*v) > 1 && !is_stream(seen, *v));
     shared
 }
 

@@ -13,7 +13,7 @@ use crate::ir::{ElementType, Graph, Model, NodeId, Operator, Tensor, TensorError
 use crate::observe::Observation;
 use crate::onnx::schema::tensor_shape_proto::dimension;
 use crate::onnx::schema::type_proto;
-use crate::plan::{Decision, Plan, along_path, bias_of, write_projections};
+use crate::plan::{Decision, Plan, along_path, bias_at, write_projections};
 use crate::provenance::{Channel, Plane, Provenance};
 
 /// Why units cannot be cut out of a graph.
@@ -51,7 +51,7 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
     write_projections(graph, discovery, plan).map_err(constant)?;
     let mut removed = HashSet::new();
     for (sublayer, decision) in plan.each(discovery) {
-        if decision.kept() == 0 && sublayer.residual.joint.is_some() {
+        if decision.kept() == 0 && sublayer.can_go_whole() {
             bypass(graph, sublayer, decision).map_err(constant)?;
         } else {
             let gone = sublayer.units.iter().zip(&decision.keep).filter(|(_, keep)| !**keep);
@@ -59,13 +59,13 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
         }
     }
     graph.remove_dead();
-    let cut = Cut { provenance: &discovery.provenance, seen, removed };
-    // What bypassing and picking add is as it should be.
-    let nodes: Vec<NodeId> = graph.sorted().into_iter().filter(|&n| model.graph.contains(n)).collect();
-    cut.slice_uses(graph)?;
-    for node in nodes {
+    let mut cut = Cut { provenance: &discovery.provenance, seen, removed, tainted: HashSet::new() };
+    cut.tainted = cut.lengths_of_cut_values(graph);
+    // What bypassing adds is as it should be.
+    for node in graph.sorted().into_iter().filter(|&n| model.graph.contains(n)) {
         rewrite::rewrite(graph, node, &cut)?;
     }
+    cut.slice_uses(graph)?;
     cut.declare_shapes(graph)?;
     graph.remove_dead();
     Ok(pruned)
@@ -74,27 +74,28 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
 /// Takes a sublayer that lost all its units out of the graph: what stays is its bias.
 fn bypass(graph: &mut Graph, sublayer: &Sublayer, decision: &Decision) -> Result<(), TensorError> {
     let element = graph.constant(sublayer.projection.weight).map_or(ElementType::F32, Tensor::element);
-    let mut start = Array1::zeros(sublayer.projection.outputs);
-    let gemm = graph.operator(sublayer.projection.node).is("Gemm");
-    match (bias_of(graph, sublayer), &decision.tuned) {
-        // The tuned bias has been added to this one, which lies on the path unless the product adds it.
-        (Some((_, _, bias)), _) if gemm => {
-            start = start + bias.to_f64()?.into_dimensionality::<Ix1>().unwrap_or_default()
+    for (projection, residual) in sublayer.sites() {
+        let Some((node, slot)) = residual.joint else { continue };
+        let mut start = Array1::zeros(projection.outputs);
+        let gemm = graph.operator(projection.node).is("Gemm");
+        match (bias_at(graph, projection, residual), &decision.tuned) {
+            // The tuned bias has been added to this one, which lies on the path unless the product adds it.
+            (Some((_, _, bias)), _) if gemm => {
+                start = start + bias.to_f64()?.into_dimensionality::<Ix1>().unwrap_or_default()
+            }
+            (None, Some(tuned)) => start += &tuned.bias,
+            _ => {}
         }
-        (None, Some(tuned)) => start += &tuned.bias,
-        _ => {}
+        let constant = Tensor::from_floats(element, &along_path(graph, residual, start).into_dyn())?;
+        let value = graph.add_constant(&format!("{}_bias", sublayer.name), constant);
+        // A fused addition does not broadcast.
+        let like = graph.operator(node).input(1 - slot).filter(|_| !graph.operator(node).is_standard());
+        let value = like.map_or(value, |like| {
+            let shape = graph.add(Operator::new("Shape"), &[like], "bias_shape");
+            graph.add(Operator::new("Expand"), &[value, shape], "bias_expanded")
+        });
+        graph.set_input(node, slot, Some(value));
     }
-    let bias = along_path(graph, sublayer, start).into_dyn();
-    let constant = Tensor::from_floats(element, &bias)?;
-    let value = graph.add_constant(&format!("{}_bias", sublayer.name), constant);
-    let Some((node, slot)) = sublayer.residual.joint else { return Ok(()) };
-    // A fused addition does not broadcast.
-    let like = graph.operator(node).input(1 - slot).filter(|_| !graph.operator(node).is_standard());
-    let value = like.map_or(value, |like| {
-        let shape = graph.add(Operator::new("Shape"), &[like], "bias_shape");
-        graph.add(Operator::new("Expand"), &[value, shape], "bias_expanded")
-    });
-    graph.set_input(node, slot, Some(value));
     Ok(())
 }
 
@@ -103,9 +104,30 @@ struct Cut<'a> {
     provenance: &'a Provenance,
     seen: &'a Observation,
     removed: HashSet<Channel>,
+    /// Integers that are computed from the lengths of values that become smaller.
+    tainted: HashSet<ValueId>,
 }
 
 impl Cut<'_> {
+    /// Everything that the shapes of smaller values go into, by way of integers.
+    fn lengths_of_cut_values(&self, graph: &Graph) -> HashSet<ValueId> {
+        let mut tainted = HashSet::new();
+        for node in graph.sorted() {
+            let operator = graph.operator(node);
+            let from_shape = (operator.is("Shape") || operator.is("Size"))
+                && operator.input(0).is_some_and(|v| {
+                    let rank = self.seen.shape(v).map_or(0, <[usize]>::len);
+                    (0..rank).any(|axis| self.new_len(v, axis).is_some())
+                });
+            let from_tainted = operator.inputs().iter().flatten().any(|v| tainted.contains(v));
+            let is_integer = |v: &&ValueId| matches!(self.seen.element(**v), Some(ElementType::I64 | ElementType::I32));
+            if from_shape || from_tainted {
+                tainted.extend(operator.outputs().iter().flatten().filter(is_integer));
+            }
+        }
+        tainted
+    }
+
     fn goes(&self, channel: Channel) -> bool {
         self.removed.contains(&self.provenance.channels.find(channel))
     }

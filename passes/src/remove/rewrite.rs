@@ -41,15 +41,16 @@ enum Element {
 impl Element {
     /// A length that follows an axis of the graph's inputs, else the old element at `place`.
     fn following(graph: &Graph, cut: &Cut, dim: Dim, place: usize) -> Self {
+        let mut candidates = Vec::new();
         for &input in graph.inputs() {
             for (axis, size) in cut.seen.dims(input).unwrap_or_default().into_iter().enumerate() {
                 let factor = dim.0[0] / size.0[0].max(1);
                 if size.fixed().is_none() && factor > 0 && dim.0 == size.0.map(|s| s * factor) {
-                    return Self::OfInput(input, axis, factor);
+                    candidates.push((factor, Self::OfInput(input, axis, factor)));
                 }
             }
         }
-        Self::Old(place)
+        candidates.into_iter().min_by_key(|c| c.0).map_or(Self::Old(place), |c| c.1)
     }
 }
 
@@ -60,7 +61,7 @@ fn retarget(graph: &mut Graph, node: NodeId, slot: usize, cut: &Cut) -> Result<(
         (operator.output(0).ok_or("it has no output")?, operator.input(slot).ok_or("it has no target shape")?);
     let dims = cut.seen.dims(output).ok_or("its output was not seen")?;
     let new: Vec<Option<usize>> = (0..dims.len()).map(|axis| cut.new_len(output, axis)).collect();
-    if new.iter().all(Option::is_none) {
+    if new.iter().all(Option::is_none) && !cut.tainted.contains(&target) {
         return Ok(());
     }
     let offset =
@@ -146,7 +147,7 @@ fn tile(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), String> {
     let (from, to) = (cut.seen.dims(data), cut.seen.dims(output));
     let (from, to) = (from.ok_or("its input was not seen")?, to.ok_or("its output was not seen")?);
     let changes = (0..to.len()).any(|axis| cut.new_len(output, axis).is_some());
-    if graph.constant(repeats).is_some() || !changes {
+    if graph.constant(repeats).is_some() || !(changes || cut.tainted.contains(&repeats)) {
         return Ok(());
     }
     let count = |(place, (from, to)): (usize, (&Dim, &Dim))| {
