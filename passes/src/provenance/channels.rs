@@ -17,6 +17,8 @@ pub struct Frozen {
 pub struct Channels {
     parent: Vec<Channel>,
     frozen: Vec<Option<u32>>,
+    /// By the channel that stands for a class: whether all of it are copies that an operator makes.
+    elastic: Vec<bool>,
     reasons: Vec<Frozen>,
 }
 
@@ -27,7 +29,20 @@ impl Channels {
         let end = start + count as Channel;
         self.parent.extend(start..end);
         self.frozen.resize(end as usize, None);
+        self.elastic.resize(end as usize, false);
         start..end
+    }
+
+    /// `count` new channels that hold no data of their own, as those of an axis that is only repeated.
+    pub fn fresh_elastic(&mut self, count: usize) -> std::ops::Range<Channel> {
+        let range = self.fresh(count);
+        self.elastic[range.start as usize..].fill(true);
+        range
+    }
+
+    /// Whether the class of `channel` holds no data.
+    pub fn is_elastic(&self, channel: Channel) -> bool {
+        self.elastic[self.find(channel) as usize]
     }
 
     /// Number of channels.
@@ -65,6 +80,7 @@ impl Channels {
         if root != other {
             self.parent[other as usize] = root;
             self.frozen[root as usize] = self.frozen[root as usize].or(self.frozen[other as usize]);
+            self.elastic[root as usize] &= self.elastic[other as usize];
         }
     }
 

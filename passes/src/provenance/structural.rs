@@ -2,6 +2,7 @@
 
 use ndarray::{ArrayD, Axis, IxDyn};
 
+use super::channels::Channels;
 use super::plane::{self, Plane, Planes};
 use super::{Decline, Operand, Scene};
 
@@ -16,6 +17,7 @@ pub(super) fn apply(scene: &mut Scene, op_type: &str) -> Result<Vec<Planes>, Dec
         "Concat" => concat(scene),
         "Expand" => expand(scene),
         "Tile" => tile(scene),
+        "Resize" => resize(scene),
         "ConstantOfShape" => Ok(vec![elastic(scene, &[])?]),
         _ => Err("is an operator without a rule".into()),
     }
@@ -24,8 +26,14 @@ pub(super) fn apply(scene: &mut Scene, op_type: &str) -> Result<Vec<Planes>, Dec
 fn reshape(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let operand = scene.operand(0)?;
     let shape = scene.output_shape(0)?;
-    let moved = operand.planes.iter().map(|p| p.reshaped(&operand.shape, &shape)).collect();
-    Ok(vec![plane::merge(moved, &mut scene.provenance.channels)])
+    let moved: Planes = operand.planes.iter().map(|p| p.reshaped(&operand.shape, &shape)).collect();
+    let channels = &mut scene.provenance.channels;
+    // Where copies are folded into an axis with channels, every copy of a channel is the same channel.
+    let is_elastic = |p: &Plane, channels: &Channels| p.0.iter().all(|&c| channels.is_elastic(c));
+    let (copies, mut left): (Planes, Planes) = moved.into_iter().partition(|p| is_elastic(p, channels));
+    let axes: Vec<usize> = left.iter().flat_map(Plane::axes).collect();
+    left.extend(copies.into_iter().filter(|p| !p.axes().iter().any(|a| axes.contains(a))));
+    Ok(vec![plane::merge(left, channels)])
 }
 
 fn transpose(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
@@ -190,6 +198,15 @@ fn expand(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     Ok(vec![planes])
 }
 
+/// Axes that keep their length keep their elements; the others are mixed.
+fn resize(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let operand = scene.operand(0)?;
+    let shape = scene.output_shape(0)?;
+    let changed: Vec<usize> = (0..shape.len()).filter(|&a| shape[a] != operand.shape[a]).collect();
+    scene.freeze_varying(&operand.planes, &changed, "resizes it");
+    Ok(vec![operand.planes.into_iter().filter(|p| !changed.iter().any(|&a| p.varies(a))).collect()])
+}
+
 /// Every copy of a channel is the same channel.
 fn tile(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let operand = scene.operand(0)?;
@@ -215,7 +232,7 @@ fn elastic(scene: &mut Scene, from: &[usize]) -> Result<Planes, Decline> {
     let mut planes = Planes::new();
     for axis in (0..shape.len()).filter(grown) {
         let Some(period) = dims[axis].fixed().or_else(|| scene.seen.factor(dims[axis])) else { continue };
-        let channels: Vec<_> = scene.provenance.channels.fresh(period).collect();
+        let channels: Vec<_> = scene.provenance.channels.fresh_elastic(period).collect();
         planes.push(Plane::along(shape.len(), axis, (0..shape[axis]).map(|i| channels[i % period])));
     }
     Ok(planes)

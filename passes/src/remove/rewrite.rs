@@ -15,6 +15,7 @@ pub(super) fn rewrite(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), 
         _ if !operator.is_standard() => Ok(()),
         "Reshape" => retarget(graph, node, 1, cut),
         "Expand" => retarget(graph, node, 1, cut),
+        "Resize" if operator.input(3).is_some() => retarget(graph, node, 3, cut),
         "Tile" => tile(graph, node, cut),
         "ConstantOfShape" => retarget(graph, node, 0, cut),
         "Split" => split(graph, node, cut),
@@ -78,7 +79,7 @@ fn retarget(graph: &mut Graph, node: NodeId, slot: usize, cut: &Cut) -> Result<(
         return Ok(());
     }
     let is_reshape = operator.is("Reshape");
-    let data = operator.input(0).filter(|_| slot == 1);
+    let data = operator.input(0).filter(|_| slot > 0);
     let data_dims = data.and_then(|d| cut.seen.dims(d)).unwrap_or_default();
     let zero_copies = is_reshape && operator.int("allowzero", 0) == 0;
     let mut elements = Vec::new();
