@@ -15,13 +15,16 @@ use crate::runtime::{self, Runtime, Session, Values};
 /// Batches that are compared, spread over the lengths of the calibration set.
 const BATCHES: usize = 8;
 
-/// How much the outputs may differ, relative to the largest of the masked original's.
-fn tolerance(element: Option<ElementType>) -> f64 {
-    match element {
-        Some(ElementType::F16) => 2e-2,
-        Some(ElementType::BF16) => 1e-1,
+/// How much the outputs of a model may differ, relative to the largest of the masked original's.
+fn tolerance(model: &Model) -> f64 {
+    let graph = &model.graph;
+    let constants = graph.initializers().into_iter().filter_map(|v| graph.constant(v));
+    let limit = |element| match element {
+        ElementType::F16 => 2e-2,
+        ElementType::BF16 => 1e-1,
         _ => 1e-4,
-    }
+    };
+    constants.map(|t| limit(t.element())).fold(1e-4, f64::max)
 }
 
 /// The original with the same masks and tuned weights, and nothing removed.
@@ -110,6 +113,7 @@ fn compare_all(
     batches: &[&Batch],
 ) -> Result<f64, Error> {
     let [masked, pruned] = models;
+    let allowed = tolerance(masked);
     let mut worst: f64 = 0.0;
     for batch in batches {
         runtime.check_cancelled()?;
@@ -118,7 +122,7 @@ fn compare_all(
         let (expected, found) = (run(0)?, run(1)?);
         for &output in masked.graph.outputs() {
             let name = masked.graph.name(output);
-            let (difference, allowed) = compare(name, &expected, &found)?;
+            let difference = compare(name, &expected, &found)?;
             worst = worst.max(difference);
             if difference > allowed {
                 let place = first_difference(runtime, pruned, masked, discovery, batch)?;
@@ -136,16 +140,16 @@ fn spread(batches: &[Batch]) -> Vec<&Batch> {
     (0..count).map(|i| &batches[i * (batches.len() - 1) / (count - 1).max(1)]).collect()
 }
 
-/// The relative difference of one output, and how much is allowed.
-fn compare(name: &str, expected: &Values, found: &Values) -> Result<(f64, f64), Error> {
+/// The relative difference of one output.
+fn compare(name: &str, expected: &Values, found: &Values) -> Result<f64, Error> {
     let missing = || Error::Verify { reason: format!("output {name:?} is missing") };
     let (expected, found) = (expected.get(name).ok_or_else(missing)?, found.get(name).ok_or_else(missing)?);
     let element = runtime::element(expected);
     if !element.is_some_and(ElementType::is_float) {
-        return Ok((0.0, 0.0));
+        return Ok(0.0);
     }
     let (expected, found) = (runtime::scalars(expected)?, runtime::scalars(found)?);
-    Ok((difference(&expected, &found), tolerance(element)))
+    Ok(difference(&expected, &found))
 }
 
 /// Largest difference relative to the largest expected value; infinite where shapes differ.
@@ -167,7 +171,8 @@ fn same_interface(masked: &Model, pruned: &Model) -> Result<(), Error> {
         let of = |values: &[_]| {
             values.iter().map(|&v| (graph.name(v).to_string(), graph.info(v).cloned())).collect::<Vec<_>>()
         };
-        (of(graph.inputs()), of(graph.outputs()))
+        let given: Vec<_> = graph.inputs().iter().copied().filter(|&v| graph.constant(v).is_none()).collect();
+        (of(&given), of(graph.outputs()))
     };
     if describe(masked) != describe(pruned) {
         return Err(Error::Verify { reason: "its inputs or outputs are declared differently".into() });
@@ -200,8 +205,7 @@ fn first_difference(
     let (expected, found) = (run(masked)?, run(pruned)?);
     for (i, sublayer) in discovery.sublayers.iter().enumerate().filter(|(_, s)| known(s)) {
         let name = masked.graph.name(sublayer.residual.output);
-        let (difference, allowed) = compare(name, &expected, &found)?;
-        if difference > allowed {
+        if compare(name, &expected, &found)? > tolerance(masked) {
             return Ok(format!("sublayer {} ({}) differs first", i + 1, sublayer.name));
         }
     }

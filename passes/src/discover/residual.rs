@@ -77,8 +77,11 @@ fn normalised(graph: &Graph, start: ValueId, path: &[NodeId], upstream: &HashSet
     let below = graph.descendants([start]);
     let joins = |&n: &NodeId| {
         let operator = graph.operator(n);
-        let producers = operator.inputs().iter().flatten().map(|&v| graph.producer(v));
-        operator.is("Add") && producers.flatten().any(|(maker, _)| upstream.contains(&maker))
+        let [a, b] = [0, 1].map(|slot| operator.input(slot).and_then(|v| graph.producer(v)).map(|p| p.0));
+        let (Some(a), Some(b), true) = (a, b, operator.is("Add")) else { return false };
+        [(a, b), (b, a)].into_iter().any(|(own, other)| {
+            below.contains(&own) && upstream.contains(&other) && !passes_product(graph, own, &below)
+        })
     };
     if !below.iter().any(joins) {
         return None;
@@ -87,6 +90,16 @@ fn normalised(graph: &Graph, start: ValueId, path: &[NodeId], upstream: &HashSet
     let path: Vec<NodeId> = path.iter().take_while(is_affine).copied().collect();
     let output = path.last().map_or(Some(start), |&n| graph.operator(n).output(0))?;
     Some(Residual { path, joint: None, output })
+}
+
+/// Whether another product lies between the sublayer's output and what `node` makes.
+fn passes_product(graph: &Graph, node: NodeId, below: &HashSet<NodeId>) -> bool {
+    let between = graph.ancestors(graph.operator(node).outputs().iter().flatten().copied());
+    let is_product = |n: &NodeId| {
+        let operator = graph.operator(*n);
+        matches!(operator.op_type.as_str(), "MatMul" | "Gemm" | "Conv" | "Einsum" | "Softmax") || !operator.is_standard()
+    };
+    between.iter().any(|n| below.contains(n) && is_product(n))
 }
 
 fn outside() -> String {

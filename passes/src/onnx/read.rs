@@ -80,8 +80,11 @@ pub fn read(bytes: Bytes, files: &mut dyn FnMut(&str) -> Result<Bytes, String>) 
     read_outputs(&mut model.graph, outputs)?;
     for info in std::mem::take(&mut proto.value_info) {
         let value = model.graph.declare(info.name());
-        model.listed.push(value);
-        model.graph.set_info(value, Some(info));
+        // What an input or output says of itself counts.
+        if model.graph.info(value).is_none() {
+            model.listed.push(value);
+            model.graph.set_info(value, Some(info));
+        }
     }
     model.graph.connect_all();
     model.graph_header = proto;

@@ -74,7 +74,7 @@ pub fn write_detached(model: &Model, threshold: usize) -> Detached {
     for value in model.graph.initializers().into_iter().filter(|&v| !model.graph.consumers(v).is_empty()) {
         if let Some(tensor) = model.graph.constant(value) {
             let large = tensor.element().packed_len(tensor.count()).is_some_and(|len| len >= threshold);
-            if tensor.external().is_some() || large {
+            if large {
                 constants.push((model.graph.name(value).to_string(), tensor.clone()));
             }
         }

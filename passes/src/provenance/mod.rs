@@ -18,7 +18,7 @@ pub use channels::{Channel, Channels, Frozen};
 pub use plane::{Plane, Planes};
 
 use crate::ir::{Graph, NodeId, Slot, ValueId};
-use crate::observe::Observation;
+use crate::observe::{Dim, Observation};
 
 /// A matrix product that ends channels on the rows of a constant weight.
 #[derive(Clone, Debug)]
@@ -156,6 +156,10 @@ impl Provenance {
         if let Some(planes) = self.uses.get(&(node, slot)) {
             return planes.clone();
         }
+        let is_frozen = |p: &Plane| p.0.iter().all(|&c| self.channels.frozen(c).is_some());
+        if self.planes(value).iter().all(is_frozen) {
+            return self.planes(value).to_vec();
+        }
         self.freeze_value(graph, value, "several readers pick from it");
         let fresh = self.planes(value).to_vec().into_iter().map(|plane| {
             let mut channels = self.channels.fresh(plane.0.len());
@@ -267,15 +271,19 @@ fn shared_values(graph: &Graph, seen: &Observation) -> HashSet<ValueId> {
     // Who asks for the shape picks nothing.
     let picks = |reader: &(NodeId, Slot)| !matches!(reader.1, Slot::Input(_)) || !graph.operator(reader.0).is("Shape");
     let readers = |v: ValueId| graph.consumers(v).into_iter().filter(picks).count();
-    shared.retain(|v| graph.constant(*v).is_none() && readers(*v) > 1 && !is_stream(seen, *v));
+    shared.retain(|v| graph.constant(*v).is_none() && readers(*v) > 1 && !is_stream(graph, seen, *v));
     shared
 }
 
 /// Whether only the last axis of a value could carry channels.
-fn is_stream(seen: &Observation, value: ValueId) -> bool {
+fn is_stream(graph: &Graph, seen: &Observation, value: ValueId) -> bool {
     let dims = seen.dims(value).unwrap_or_default();
     let leading = &dims[..dims.len().saturating_sub(1)];
-    !leading.iter().any(|&d| d.fixed().or_else(|| seen.factor(d)).is_some_and(|n| n > 1))
+    // Samples and tokens, also where their numbers are fixed.
+    let of_inputs: HashSet<[usize; 2]> =
+        graph.inputs().iter().filter_map(|&v| seen.dims(v)).flatten().map(|d| d.0).collect();
+    let carries = |&d: &Dim| d.fixed().or_else(|| seen.factor(d)).is_some_and(|n| n > 1) && !of_inputs.contains(&d.0);
+    !leading.iter().any(carries)
 }
 
 /// Why a rule does not apply.

@@ -58,6 +58,8 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
             removed.extend(gone.map(|(unit, _)| unit.class));
         }
     }
+    // A constant that is an input too could be given from outside at its old size.
+    graph.unlist_constants();
     graph.remove_dead();
     let mut cut = Cut { provenance: &discovery.provenance, seen, removed, tainted: HashSet::new() };
     cut.tainted = cut.lengths_of_cut_values(graph);

@@ -228,6 +228,12 @@ impl Graph {
         self.inputs = inputs.into_iter().filter(|&v| !self.consumers(v).is_empty()).collect();
     }
 
+    /// Makes initializers that are listed as inputs too initializers only.
+    pub fn unlist_constants(&mut self) {
+        let inputs = std::mem::take(&mut self.inputs);
+        self.inputs = inputs.into_iter().filter(|&v| self.constant(v).is_none()).collect();
+    }
+
     /// Removes operators and initializers that no output depends on. Inputs stay.
     pub fn remove_dead(&mut self) {
         let mut alive: HashSet<NodeId> = HashSet::new();
