@@ -97,7 +97,8 @@ fn passes_product(graph: &Graph, node: NodeId, below: &HashSet<NodeId>) -> bool 
     let between = graph.ancestors(graph.operator(node).outputs().iter().flatten().copied());
     let is_product = |n: &NodeId| {
         let operator = graph.operator(*n);
-        matches!(operator.op_type.as_str(), "MatMul" | "Gemm" | "Conv" | "Einsum" | "Softmax") || !operator.is_standard()
+        matches!(operator.op_type.as_str(), "MatMul" | "Gemm" | "Conv" | "Einsum" | "Softmax")
+            || !operator.is_standard()
     };
     between.iter().any(|n| below.contains(n) && is_product(n))
 }

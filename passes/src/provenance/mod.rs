@@ -51,6 +51,8 @@ pub struct Provenance {
     /// Where a value broadcasts over axes of another that carry channels: operator, wider, narrower plane.
     broadcasts: Vec<(NodeId, Plane, Plane)>,
     shared: HashSet<ValueId>,
+    /// Those of them that readers have picked from.
+    forked: HashSet<ValueId>,
 }
 
 impl Provenance {
@@ -157,9 +159,10 @@ impl Provenance {
             return planes.clone();
         }
         let is_frozen = |p: &Plane| p.0.iter().all(|&c| self.channels.frozen(c).is_some());
-        if self.planes(value).iter().all(is_frozen) {
+        if !self.forked.contains(&value) && self.planes(value).iter().all(is_frozen) {
             return self.planes(value).to_vec();
         }
+        self.forked.insert(value);
         self.freeze_value(graph, value, "several readers pick from it");
         let fresh = self.planes(value).to_vec().into_iter().map(|plane| {
             let mut channels = self.channels.fresh(plane.0.len());

@@ -2,7 +2,6 @@
 
 use ndarray::{ArrayD, Axis, IxDyn};
 
-use super::channels::Channels;
 use super::plane::{self, Plane, Planes};
 use super::{Decline, Operand, Scene};
 
@@ -28,11 +27,21 @@ fn reshape(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let shape = scene.output_shape(0)?;
     let moved: Planes = operand.planes.iter().map(|p| p.reshaped(&operand.shape, &shape)).collect();
     let channels = &mut scene.provenance.channels;
-    // Where copies are folded into an axis with channels, every copy of a channel is the same channel.
-    let is_elastic = |p: &Plane, channels: &Channels| p.0.iter().all(|&c| channels.is_elastic(c));
-    let (copies, mut left): (Planes, Planes) = moved.into_iter().partition(|p| is_elastic(p, channels));
-    let axes: Vec<usize> = left.iter().flat_map(Plane::axes).collect();
-    left.extend(copies.into_iter().filter(|p| !p.axes().iter().any(|a| axes.contains(a))));
+    // Where axes are folded into one, every copy of a channel is the same channel, and what cannot go
+    // anyway has no say.
+    let rank = |p: &Plane| match p.0.iter() {
+        mut all if all.clone().all(|&c| channels.frozen(c).is_some()) => all.next().map_or(0, |_| 2),
+        mut all => all.all(|&c| channels.is_elastic(c)) as u8,
+    };
+    let mut ranked: Vec<(u8, Plane)> = moved.into_iter().map(|p| (rank(&p), p)).collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    let mut left = Planes::new();
+    for (rank, plane) in ranked {
+        let collides = |p: &Plane| p.axes().iter().any(|&a| plane.varies(a));
+        if rank == 0 || !left.iter().any(collides) {
+            left.push(plane);
+        }
+    }
     Ok(vec![plane::merge(left, channels)])
 }
 

@@ -356,7 +356,8 @@ fn layer_scale_lies_on_the_way_to_the_stream() {
     let y = g.op(op("Add"), &[x, y], &stream);
     g.graph.add_output(y);
     let discovery = g.discover();
-    let factor = crate::plan::scale_of(&g.graph, &discovery.sublayers[0]).unwrap();
+    let factor =
+        crate::plan::scale_of(&g.graph, &discovery.sublayers[0].projection, &discovery.sublayers[0].residual).unwrap();
     assert_eq!(factor.into_dyn(), g_weight(&g, "scale").to_f64().unwrap());
     let pruned = prune(&g, &[]).unwrap();
     let graph = &pruned.graph;
