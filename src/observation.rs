@@ -1,6 +1,6 @@
 //! Runs a model twice with different sizes, for the pass that observes shapes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use kprune_passes::ir::{Model, ValueId};
 use kprune_passes::observe::{Observation, Seen, Sizes, observed_model};
@@ -8,7 +8,7 @@ use kprune_passes::signature::{self, Axis, Input};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::calibration::{Calibration, fill};
+use crate::calibration::fill;
 use crate::error::Error;
 use crate::runtime::{self, Runtime, Session};
 
@@ -21,6 +21,9 @@ const TRIED: &[&[[usize; 2]]] = &[
     &[[224, 256], [288, 320]],
 ];
 
+/// The longest axis that is tried because a constant names its length.
+const LONGEST: usize = 512;
+
 /// Lengths of the batch axis in the two runs.
 const BATCHES: [usize; 2] = [2, 3];
 
@@ -28,14 +31,17 @@ const BATCHES: [usize; 2] = [2, 3];
 ///
 /// # Errors
 /// Where the model does not run with any of the sizes tried.
-pub fn observe(runtime: &Runtime, model: &Model, calibration: &Calibration) -> Result<Observation, Error> {
+pub fn observe(runtime: &Runtime, model: &Model, mask: Option<&str>) -> Result<Observation, Error> {
     let inputs = signature::inputs(model);
     let (observed, values) = observed_model(model);
     let mut session = runtime.session(&observed, "observing shapes", false)?;
     let mut failure = None;
-    for lengths in TRIED {
-        let sizes = sizes(&inputs, lengths);
-        let mut run = |i| look(&mut session, model, &inputs, &values, &sizes, i, calibration.mask_input());
+    let tried = TRIED.iter().map(|lengths| lengths.to_vec());
+    // An exporter may have written down the length that it saw of an axis that it declares as free.
+    let written_down = numbers(model).into_iter().map(|n| vec![[n, n]]);
+    for lengths in tried.chain(written_down) {
+        let sizes = sizes(&inputs, &lengths);
+        let mut run = |i| look(&mut session, model, &inputs, &values, &sizes, i, mask);
         match run(0).and_then(|first| Ok([first, run(1)?])) {
             Ok(runs) => return Ok(Observation::new(&model.graph, sizes, runs)),
             Err(e @ Error::Runtime { .. }) => failure = failure.or(Some(e)),
@@ -43,6 +49,17 @@ pub fn observe(runtime: &Runtime, model: &Model, calibration: &Calibration) -> R
         }
     }
     Err(failure.unwrap_or_else(|| Error::internal("no sizes were tried")))
+}
+
+/// Small numbers that stand in the model's constants.
+fn numbers(model: &Model) -> BTreeSet<usize> {
+    let graph = &model.graph;
+    let made = graph.sorted().into_iter().filter(|&n| graph.operator(n).is("Constant"));
+    let made: Vec<ValueId> = made.filter_map(|n| graph.operator(n).output(0)).collect();
+    let constants = graph.initializers().into_iter().chain(made).filter_map(|v| graph.constant(v));
+    let small = constants.filter(|t| t.count() <= 8).filter_map(|t| t.to_i64().ok());
+    let numbers = small.flatten().filter_map(|n| usize::try_from(n).ok());
+    numbers.filter(|n| (2..=LONGEST).contains(n)).collect()
 }
 
 /// Lengths of every named axis: batches on first axes, `lengths` elsewhere, others for every name.

@@ -7,8 +7,9 @@ use kprune_passes::fold::fold_constants;
 use kprune_passes::ir::{Model, NodeId};
 use kprune_passes::lower::{self, Lowered};
 use kprune_passes::observe::Observation;
+use kprune_passes::signature;
 
-use crate::calibration::Calibration;
+use crate::calibration::{Calibration, Sources};
 use crate::config::Options;
 use crate::error::Error;
 use crate::files;
@@ -48,14 +49,16 @@ pub fn prepare(
     let mut model = files::read_model(path)?;
     fold_constants(&mut model.graph);
     check_supported(&model, path)?;
-    let single = lower::in_single_precision(&model);
-    let calibration = Calibration::gather(&single, path, &options.sources)?;
+    let mut single = lower::in_single_precision(&model);
     stage("import");
-    let seen = observe(runtime, &single, &calibration)?;
+    let mask = options.sources.mask_input.as_deref();
+    let seen = observe(runtime, &single, mask)?;
+    signature::fix_axes(&mut single.graph, seen.sizes());
+    let calibration = gather(runtime, &single, path, options)?;
     let (lowered, seen) = match lower::has_fused(&single) {
         true => {
             let lowered = lower::lower(single.clone(), &seen);
-            let seen = observe(runtime, &lowered.model, &calibration)?;
+            let seen = observe(runtime, &lowered.model, mask)?;
             (lowered, seen)
         }
         false => (Lowered::unchanged(single.clone()), seen),
@@ -69,6 +72,27 @@ pub fn prepare(
     stage("discover");
     Ok(Prepared { model, single, lowered: lowered.model, calibration, seen, seen_as_written, found, written })
 }
+
+/// The calibration set; made-up sequences are made shorter until the model takes them.
+fn gather(runtime: &Runtime, model: &Model, path: &Path, options: &Options) -> Result<Calibration, Error> {
+    let mut calibration = Calibration::gather(model, path, &options.sources)?;
+    if !calibration.is_made_up || options.sources.seq_len.is_some() {
+        return Ok(calibration);
+    }
+    let mut session = runtime.session(model, "trying the model", true)?;
+    for length in SHORTER {
+        let runs = calibration.batches(options.batch_size)?;
+        if runs.first().is_some_and(|batch| session.run(batch.feeds()).is_ok()) {
+            break;
+        }
+        let sources = Sources { seq_len: Some(*length), ..options.sources.clone() };
+        calibration = Calibration::gather(model, path, &sources)?;
+    }
+    Ok(calibration)
+}
+
+/// Lengths of made-up sequences for models that do not take the usual one.
+const SHORTER: &[usize] = &[32, 16, 8];
 
 /// Refuses what cannot be pruned, before any work.
 fn check_supported(model: &Model, path: &Path) -> Result<(), Error> {

@@ -93,3 +93,23 @@ pub fn declare(name: &str, element: ElementType, rank: usize) -> ValueInfoProto 
         ..Default::default()
     }
 }
+
+/// Declares the named axes of inputs that were the same in both runs, because the graph takes no other
+/// length, with that length.
+pub fn fix_axes(graph: &mut Graph, sizes: &crate::observe::Sizes) {
+    for value in graph.inputs().to_vec() {
+        let Some(mut info) = graph.info(value).cloned() else { continue };
+        let tensor = info.r#type.as_mut().and_then(|t| t.value.as_mut());
+        let Some(type_proto::Value::TensorType(tensor)) = tensor else { continue };
+        for dim in tensor.shape.iter_mut().flat_map(|s| &mut s.dim) {
+            let size = match &dim.value {
+                Some(tensor_shape_proto::dimension::Value::DimParam(name)) => sizes.get(name),
+                _ => None,
+            };
+            if let Some([first, _]) = size.filter(|[first, second]| first == second) {
+                dim.value = Some(tensor_shape_proto::dimension::Value::DimValue(*first as i64));
+            }
+        }
+        graph.set_info(value, Some(info));
+    }
+}

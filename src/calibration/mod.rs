@@ -39,6 +39,8 @@ pub struct Calibration {
     pub source: String,
     /// Whether they are of the user's task.
     pub is_task_data: bool,
+    /// Whether they are numbers that mean nothing.
+    pub is_made_up: bool,
 }
 
 /// Which tokens are real.
@@ -97,6 +99,9 @@ impl Batch {
     }
 }
 
+/// What made-up samples are called.
+const MADE_UP: &str = "random inputs";
+
 impl Calibration {
     /// Reads or makes the calibration set of the model at `path`.
     ///
@@ -112,7 +117,7 @@ impl Calibration {
                 Some(tokenizer) => text::built_in(&inputs, tokenizer)?,
                 None => random::samples(model, &inputs, sources)?,
             };
-            let source = if tokenizer.is_some() { "built-in English text" } else { "random inputs" };
+            let source = if tokenizer.is_some() { "built-in English text" } else { MADE_UP };
             return Self::new(model, inputs, arrays, Path::new(""), sources, source, false);
         }
         let mut parts = Vec::new();
@@ -135,7 +140,7 @@ impl Calibration {
     ) -> Result<Self, Error> {
         check(model, &inputs, &arrays, path)?;
         let mask = Mask::find(&inputs, &arrays, sources.mask_input.as_deref(), path)?;
-        Ok(Self { inputs, arrays, mask, source: source.to_string(), is_task_data })
+        Ok(Self { inputs, arrays, mask, source: source.to_string(), is_task_data, is_made_up: source == MADE_UP })
     }
 
     /// Number of samples.
