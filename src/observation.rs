@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use kprune_passes::ir::{Model, ValueId};
 use kprune_passes::observe::{Observation, Seen, Sizes, observed_model};
-use kprune_passes::signature::{self, Axis, Input};
+use kprune_passes::signature::{self, Axis, Convolved, Input};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -21,6 +21,9 @@ const TRIED: &[&[[usize; 2]]] = &[
     &[[224, 256], [288, 320]],
 ];
 
+/// The most patches along one side of an image that are tried.
+const MOST_PATCHES: usize = 64;
+
 /// The longest axis that is tried because a constant names its length.
 const LONGEST: usize = 512;
 
@@ -36,11 +39,7 @@ pub fn observe(runtime: &Runtime, model: &Model, mask: Option<&str>) -> Result<O
     let (observed, values) = observed_model(model);
     let mut session = runtime.session(&observed, "observing shapes", false)?;
     let mut failure = None;
-    let tried = TRIED.iter().map(|lengths| lengths.to_vec());
-    // An exporter may have written down the length that it saw of an axis that it declares as free.
-    let written_down = numbers(model).into_iter().map(|n| vec![[n, n]]);
-    for lengths in tried.chain(written_down) {
-        let sizes = sizes(&inputs, &lengths);
+    for sizes in attempts(model, &inputs) {
         let mut run = |i| look(&mut session, model, &inputs, &values, &sizes, i, mask);
         match run(0).and_then(|first| Ok([first, run(1)?])) {
             Ok(runs) => return Ok(Observation::new(&model.graph, sizes, runs)),
@@ -49,6 +48,21 @@ pub fn observe(runtime: &Runtime, model: &Model, mask: Option<&str>) -> Result<O
         }
     }
     Err(failure.unwrap_or_else(|| Error::internal("no sizes were tried")))
+}
+
+/// The sizes to try in turn, from those that tell most.
+fn attempts(model: &Model, inputs: &[Input]) -> Vec<Sizes> {
+    let convolved = signature::convolved(&model.graph);
+    let mut attempts: Vec<Sizes> = TRIED.iter().map(|lengths| sizes(inputs, lengths, &convolved, None)).collect();
+    // Some take images of one size only: as many patches as they have positions.
+    let mut images: BTreeSet<usize> = BTreeSet::new();
+    for stride in convolved.values().map(|c| c.stride).filter(|&s| s > 1) {
+        images.extend((1..=MOST_PATCHES).map(|n| n * stride));
+    }
+    attempts.extend(images.into_iter().map(|n| sizes(inputs, TRIED[0], &convolved, Some(n))));
+    // An exporter may have written down the length that it saw of an axis that it declares as free.
+    attempts.extend(numbers(model).into_iter().map(|n| sizes(inputs, &[[n, n]], &convolved, None)));
+    attempts
 }
 
 /// Small numbers that stand in the model's constants.
@@ -62,18 +76,33 @@ fn numbers(model: &Model) -> BTreeSet<usize> {
     numbers.filter(|n| (2..=LONGEST).contains(n)).collect()
 }
 
-/// Lengths of every named axis: batches on first axes, `lengths` elsewhere, others for every name.
-fn sizes(inputs: &[Input], lengths: &[[usize; 2]]) -> Sizes {
+/// Lengths of every named axis: batches on first axes, what a convolution demands on second ones, `image`
+/// behind them, `lengths` elsewhere, others for every name.
+fn sizes(
+    inputs: &[Input],
+    lengths: &[[usize; 2]],
+    convolved: &HashMap<ValueId, Convolved>,
+    image: Option<usize>,
+) -> Sizes {
     let mut sizes = Sizes::new();
     let mut others = 0;
     for input in inputs {
+        let convolution = convolved.get(&input.value).filter(|_| input.axes.as_ref().is_some_and(|a| a.len() > 2));
         for (i, axis) in input.axes.iter().flatten().enumerate() {
             let Axis::Named(name) = axis else { continue };
-            if !sizes.contains_key(name) {
-                let size = if i == 0 { BATCHES } else { lengths[others.min(lengths.len() - 1)] };
-                others += (i > 0) as usize;
-                sizes.insert(name.clone(), size);
+            if sizes.contains_key(name) {
+                continue;
             }
+            let size = match (i, convolution, image) {
+                (0, ..) => BATCHES,
+                (1, Some(convolution), _) => [convolution.channels; 2],
+                (_, Some(_), Some(image)) => [image; 2],
+                _ => {
+                    others += 1;
+                    lengths[(others - 1).min(lengths.len() - 1)]
+                }
+            };
+            sizes.insert(name.clone(), size);
         }
     }
     sizes

@@ -113,3 +113,37 @@ pub fn fix_axes(graph: &mut Graph, sizes: &crate::observe::Sizes) {
         graph.set_info(value, Some(info));
     }
 }
+
+/// What a convolution demands of an input that it reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Convolved {
+    /// The length of the second axis.
+    pub channels: usize,
+    /// How far apart it looks at the axes behind.
+    pub stride: usize,
+}
+
+/// The inputs that convolutions read, directly or after arithmetic.
+pub fn convolved(graph: &Graph) -> HashMap<ValueId, Convolved> {
+    let mut found = HashMap::new();
+    for &input in graph.inputs() {
+        let mut values = vec![input];
+        while let Some(value) = values.pop() {
+            for (node, slot) in graph.consumers(value) {
+                let operator = graph.operator(node);
+                match operator.op_type.as_str() {
+                    "Cast" | "Identity" | "Sub" | "Mul" | "Div" | "Add" => values.extend(operator.output(0)),
+                    "Conv" if slot == Slot::Input(0) => {
+                        let weight = operator.input(1).and_then(|v| graph.constant(v));
+                        let Some(&per_group) = weight.and_then(|t| t.dims().get(1)) else { continue };
+                        let channels = per_group * operator.int("group", 1).max(1) as usize;
+                        let stride = operator.ints("strides").and_then(|s| s.first().copied()).unwrap_or(1);
+                        found.insert(input, Convolved { channels, stride: stride.max(1) as usize });
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    found
+}
