@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use kprune_passes::discover::Scope;
+use kprune_passes::loss::OutputKind;
 use kprune_passes::search::Weights;
 
 use crate::calibration::Sources;
@@ -47,6 +49,18 @@ pub struct Cli {
     /// Samples in a mini-batch
     #[arg(long, value_name = "N", default_value = "32", value_parser = positive, help_heading = "Calibration")]
     pub batch_size: usize,
+
+    /// What may be removed: heads and neurons of transformer sublayers, or all that ends in a matrix product
+    #[arg(long, value_name = "WHICH", default_value = "transformer", value_parser = scope)]
+    pub units: Scope,
+
+    /// Take an output for logits, span, tokens, regression or hidden, or ignore it; may be repeated
+    #[arg(long = "output", value_name = "NAME:KIND", value_parser = output, help_heading = "Method")]
+    pub outputs: Vec<(String, OutputKind)>,
+
+    /// Give layers that share weights their own before pruning
+    #[arg(long)]
+    pub untie: bool,
 
     /// Sequence length for which FLOPs are counted [default: the mean true length of the samples]
     #[arg(long, value_name = "N", value_parser = positive)]
@@ -117,6 +131,19 @@ fn temperature(text: &str) -> Result<f64, String> {
     number(text, |x| x.is_finite() && x > 0.0, "a number above 0")
 }
 
+fn scope(text: &str) -> Result<Scope, String> {
+    match text {
+        "transformer" => Ok(Scope::Transformer),
+        "all" => Ok(Scope::All),
+        _ => Err("expected transformer or all".into()),
+    }
+}
+
+fn output(text: &str) -> Result<(String, OutputKind), String> {
+    let (name, kind) = text.rsplit_once(':').ok_or("expected NAME:KIND")?;
+    Ok((name.to_string(), kind.parse()?))
+}
+
 impl Cli {
     /// The settings of the run.
     pub fn options(&self) -> Options {
@@ -130,6 +157,9 @@ impl Cli {
                 seed: self.seed,
             },
             seq_len: self.seq_len,
+            scope: self.units,
+            outputs: self.outputs.clone(),
+            untie: self.untie,
             weights: Weights { pred: self.lambda_pred, rep: self.lambda_rep, head: self.mu },
             temperature: self.temperature,
             batch_size: self.batch_size,

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use kprune_passes::discover::Scope;
+use kprune_passes::loss::OutputKind;
 use kprune_passes::search::Weights;
 
 use crate::calibration::Sources;
@@ -16,6 +18,12 @@ pub struct Options {
     pub sources: Sources,
     /// Length of a sample for which FLOPs are counted; the mean true length where it is not given.
     pub seq_len: Option<usize>,
+    /// Which units are offered.
+    pub scope: Scope,
+    /// What outputs are, where the guess is not to be trusted.
+    pub outputs: Vec<(String, OutputKind)>,
+    /// Whether layers that share weights get their own.
+    pub untie: bool,
     /// Weights of the parts of a score.
     pub weights: Weights,
     /// The temperature tau of the distillation loss.
@@ -36,6 +44,9 @@ impl Default for Options {
             compression: 0.5,
             sources: Sources::default(),
             seq_len: None,
+            scope: Scope::default(),
+            outputs: Vec::new(),
+            untie: false,
             weights: Weights::default(),
             temperature: 2.0,
             batch_size: 32,

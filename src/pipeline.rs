@@ -46,7 +46,8 @@ pub fn prune(
 
     let Prepared { model, lowered, calibration, seen, seen_as_written, found, written, .. } = &prepared;
     let mask = calibration.mask_input().and_then(|name| lowered.graph.find(name));
-    let measuring = Measuring::new(lowered, seen, found, mask, options.temperature);
+    let mut measuring = Measuring::new(lowered, seen, found, mask, options.temperature);
+    measuring.objective.overrule(lowered, &options.outputs).map_err(|name| unknown_output(lowered, &name))?;
     let mut walk = Walk::new(runtime, measuring, &batches, teacher, progress);
     let outcome = choose(&mut walk, &prepared, options, progress, &mut clock)?;
     progress.stage("removing");
@@ -66,6 +67,11 @@ pub fn prune(
     clock.stage("export");
     report.cost = clock.cost(forward);
     Ok(report)
+}
+
+fn unknown_output(model: &Model, name: &str) -> Error {
+    let known: Vec<_> = model.graph.outputs().iter().map(|&v| model.graph.name(v)).collect();
+    Error::Usage(format!("--output {name}: the model has no such output; it has {}", known.join(", ")))
 }
 
 /// The outputs of the untouched model for every batch: one forward-equivalent.

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use kprune_passes::discover::{Discovery, discover};
-use kprune_passes::fold::fold_constants;
+use kprune_passes::discover::{Discovery, discover_units};
+use kprune_passes::fold::{fold_constants, untie};
 use kprune_passes::ir::{Model, NodeId};
 use kprune_passes::lower::{self, Lowered};
 use kprune_passes::observe::Observation;
@@ -48,6 +48,9 @@ pub fn prepare(
 ) -> Result<Prepared, Error> {
     let mut model = files::read_model(path)?;
     fold_constants(&mut model.graph);
+    if options.untie {
+        untie(&mut model.graph);
+    }
     check_supported(&model, path)?;
     let mut single = lower::in_single_precision(&model);
     stage("import");
@@ -63,7 +66,8 @@ pub fn prepare(
         }
         false => (Lowered::unchanged(single.clone()), seen),
     };
-    let found = discover(&lowered.model.graph, &seen, &calibration.lengths(options.seq_len));
+    let lengths = calibration.lengths(options.seq_len);
+    let found = discover_units(&lowered.model.graph, &seen, &lengths, options.scope);
     if found.sublayers.is_empty() {
         return Err(nothing_to_prune(path, &found));
     }

@@ -20,6 +20,23 @@ pub fn fold_constants(graph: &mut Graph) {
     graph.remove_dead();
 }
 
+/// Gives every matrix product a weight of its own where several share one.
+pub fn untie(graph: &mut Graph) {
+    for value in graph.initializers() {
+        let Some(tensor) = graph.constant(value).filter(|t| t.dims().len() > 1).cloned() else { continue };
+        let is_weight = |reader: &(crate::ir::NodeId, Slot)| {
+            let is_product = matches!(graph.operator(reader.0).op_type.as_str(), "MatMul" | "Gemm");
+            is_product && reader.1 == Slot::Input(1)
+        };
+        let readers: Vec<_> = graph.consumers(value).into_iter().filter(is_weight).skip(1).collect();
+        for (node, _) in readers {
+            let hint = format!("{}_untied", graph.name(value));
+            let own = graph.add_constant(&hint, tensor.clone().placed_like(&tensor));
+            graph.set_input(node, 1, Some(own));
+        }
+    }
+}
+
 /// Whether only matrix products read a value.
 fn feeds_products(graph: &Graph, value: ValueId) -> bool {
     let is_product = |reader: &(crate::ir::NodeId, Slot)| {

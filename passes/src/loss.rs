@@ -33,6 +33,8 @@ pub enum OutputKind {
     Regression,
     /// Hidden states or embeddings of any shape, samples first.
     Hidden,
+    /// Nothing that the loss should look at.
+    Ignored,
 }
 
 impl fmt::Display for OutputKind {
@@ -43,6 +45,7 @@ impl fmt::Display for OutputKind {
             Self::TokenLogits => "token logits",
             Self::Regression => "regression",
             Self::Hidden => "hidden states",
+            Self::Ignored => "ignored",
         })
     }
 }
@@ -54,7 +57,40 @@ pub struct Objective {
     pub outputs: Vec<(ValueId, OutputKind)>,
 }
 
+impl std::str::FromStr for OutputKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "logits" => Self::Logits,
+            "span" => Self::SpanLogits,
+            "tokens" => Self::TokenLogits,
+            "regression" => Self::Regression,
+            "hidden" => Self::Hidden,
+            "ignore" => Self::Ignored,
+            _ => return Err("expected logits, span, tokens, regression, hidden or ignore".into()),
+        })
+    }
+}
+
 impl Objective {
+    /// Takes the named outputs for what is given instead of what was guessed.
+    ///
+    /// # Errors
+    /// The first name that is no floating-point output of the model.
+    pub fn overrule(&mut self, model: &Model, given: &[(String, OutputKind)]) -> Result<(), String> {
+        for (name, kind) in given {
+            let value = model.graph.outputs().iter().copied().find(|&v| model.graph.name(v) == *name);
+            let value = value.ok_or_else(|| name.clone())?;
+            self.outputs.retain(|(v, _)| *v != value);
+            self.outputs.push((value, *kind));
+        }
+        self.outputs.retain(|(_, kind)| *kind != OutputKind::Ignored);
+        let place = |v: &ValueId| model.graph.outputs().iter().position(|o| o == v);
+        self.outputs.sort_by_key(|(v, _)| place(v));
+        Ok(())
+    }
+
     /// Guesses the kind of every floating-point output from its name, its rank and what makes it.
     pub fn guess(model: &Model, seen: &Observation, mask: Option<ValueId>) -> Self {
         let graph = &model.graph;
@@ -127,7 +163,9 @@ pub fn append(
             OutputKind::Logits | OutputKind::SpanLogits | OutputKind::TokenLogits => {
                 divergence(emit, output, teacher, element, temperature)
             }
-            OutputKind::Regression | OutputKind::Hidden => squared_error(emit, output, teacher, element),
+            OutputKind::Regression | OutputKind::Hidden | OutputKind::Ignored => {
+                squared_error(emit, output, teacher, element)
+            }
         };
         let share = if kind == OutputKind::SpanLogits { 1.0 / spans as f64 } else { 1.0 };
         let weight = weight(emit, samples, tokens, share, rank, element);

@@ -120,8 +120,24 @@ pub struct Discovery {
     pub declined: Vec<Declined>,
 }
 
-/// Finds the units of `graph`; `at` gives the lengths of the inputs' named axes that FLOPs are counted for.
+/// Which units are offered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// Heads and neurons of sublayers that are added to a residual stream.
+    #[default]
+    Transformer,
+    /// Whatever ends in a matrix product: neurons of poolers and classifiers, channels before a flat layer.
+    All,
+}
+
+/// Finds the units of the transformer sublayers of `graph`; `at` gives the lengths of the inputs' named
+/// axes that FLOPs are counted for.
 pub fn discover(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f64>) -> Discovery {
+    discover_units(graph, seen, at, Scope::Transformer)
+}
+
+/// Finds the units of `graph` that `scope` offers.
+pub fn discover_units(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f64>, scope: Scope) -> Discovery {
     let provenance = Provenance::trace(graph, seen);
     let mut ends: BTreeMap<Channel, BTreeSet<usize>> = BTreeMap::new();
     for (i, contraction) in provenance.contractions.iter().enumerate() {
@@ -131,7 +147,7 @@ pub fn discover(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f64>) -
     }
     let position = graph.sorted().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
     let heads = heads(graph, &provenance);
-    let finder = Finder { graph, seen, provenance: &provenance, ends: &ends, heads, position };
+    let finder = Finder { graph, seen, provenance: &provenance, ends: &ends, heads, position, scope };
     let mut sublayers = Vec::new();
     let mut declined = Vec::new();
     for &(node, channels) in &provenance.untracked {
@@ -172,6 +188,7 @@ struct Finder<'a> {
     heads: HashSet<Channel>,
     /// The place of every operator in the order of execution.
     position: HashMap<NodeId, usize>,
+    scope: Scope,
 }
 
 impl Finder<'_> {
@@ -232,12 +249,19 @@ impl Finder<'_> {
 
     fn site(&self, contraction: &Contraction) -> Result<Site, String> {
         let projection = self.projection(contraction)?;
-        let residual = residual::follow(self.graph, self.seen, &self.position, &projection)?;
+        let residual = residual::follow(self.graph, self.seen, &self.position, &projection);
+        let residual = match (residual, self.scope) {
+            (Err(why), Scope::All) => residual::alone(self.graph, &projection).ok_or(why)?,
+            (residual, _) => residual?,
+        };
         Ok(Site { projection, residual })
     }
 
     fn projection(&self, contraction: &Contraction) -> Result<Projection, String> {
         let operator = self.graph.operator(contraction.node);
+        if operator.is("Conv") {
+            return Err("it is a convolution, which cannot be repaired by least squares here".into());
+        }
         let (features, weight) = match (operator.input(contraction.features), operator.input(contraction.weight)) {
             (Some(features), Some(weight)) => (features, weight),
             _ => return Err("an input is missing".into()),

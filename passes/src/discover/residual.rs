@@ -92,6 +92,12 @@ fn normalised(graph: &Graph, start: ValueId, path: &[NodeId], upstream: &HashSet
     Some(Residual { path, joint: None, output })
 }
 
+/// A projection that joins no stream: what it gives is what is repaired.
+pub(super) fn alone(graph: &Graph, projection: &Projection) -> Option<Residual> {
+    let output = graph.operator(projection.node).output(0)?;
+    Some(Residual { path: Vec::new(), joint: None, output })
+}
+
 /// Whether another product lies between the sublayer's output and what `node` makes.
 fn passes_product(graph: &Graph, node: NodeId, below: &HashSet<NodeId>) -> bool {
     let between = graph.ancestors(graph.operator(node).outputs().iter().flatten().copied());

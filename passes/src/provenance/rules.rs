@@ -96,6 +96,9 @@ pub(super) fn apply(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
         op if REDUCTIONS.contains(&op) => reduce(scene),
         "MatMul" => matmul(scene),
         "Gemm" => gemm(scene),
+        "Conv" => conv(scene),
+        "BatchNormalization" => batch_norm(scene),
+        "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" | "MaxPool" => pool(scene),
         "Softmax" | "LogSoftmax" | "Hardmax" => softmax(scene),
         "LayerNormalization" | "RMSNormalization" => normalise(scene),
         "LpNormalization" | "CumSum" => along_axis(scene),
@@ -302,6 +305,72 @@ fn gemm(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
         terms.push(scene.operand(2)?);
     }
     Ok(vec![join(scene, terms, &shape)])
+}
+
+/// Ends the channels of its input on the second axis of its weight; the first one makes new ones.
+fn conv(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    if scene.operator().int("group", 1) != 1 {
+        return Err("is a convolution in groups".into());
+    }
+    let (x, weight) = (scene.operand(0)?, scene.operand(1)?);
+    let shape = scene.output_shape(0)?;
+    let rank = shape.len();
+    let spatial: Vec<usize> = (2..rank).collect();
+    scene.freeze_varying(&x.planes, &spatial, "mixes neighbours on it");
+    scene.freeze_varying(&weight.planes, &spatial, "mixes neighbours on it");
+    let along = |plane: &Plane, axis: usize| plane.axes() == [axis];
+    let rows = weight.planes.iter().find(|p| along(p, 1)).cloned();
+    let columns = weight.planes.iter().find(|p| along(p, 0)).cloned();
+    match (x.planes.iter().find(|p| along(p, 1)), rows) {
+        (Some(features), Some(rows)) => {
+            let joined = plane::pair(
+                features,
+                &rows.reshaped(rows.0.shape(), features.0.shape()),
+                &mut scene.provenance.channels,
+            );
+            let contraction =
+                Contraction { node: scene.node, features: 0, weight: 1, rows: joined.0.iter().copied().collect() };
+            scene.provenance.contractions.push(contraction);
+        }
+        (None, Some(rows)) => scene.freeze(&rows, "reads a value that cannot be cut"),
+        (Some(features), None) => scene.freeze(&features.clone(), "reads it as one channel"),
+        (None, None) => {}
+    }
+    let Some(columns) = columns else { return Ok(vec![Planes::new()]) };
+    let mut made = vec![1; rank];
+    made[1] = columns.0.len();
+    let made = columns.reshaped(columns.0.shape(), &made);
+    if scene.has_input(2) {
+        let bias = scene.operand(2)?;
+        for plane in &bias.planes {
+            plane::pair(&made, &plane.reshaped(plane.0.shape(), made.0.shape()), &mut scene.provenance.channels);
+        }
+    }
+    Ok(vec![vec![made]])
+}
+
+/// A scale, a shift and two statistics for every index of the second axis.
+fn batch_norm(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let x = scene.operand(0)?;
+    let Some(features) = x.planes.iter().find(|p| p.axes() == [1]).cloned() else {
+        return Err("normalises every channel by itself".into());
+    };
+    for slot in 1..5 {
+        for plane in scene.operand(slot)?.planes {
+            let turned = plane.reshaped(plane.0.shape(), features.0.shape());
+            plane::pair(&features, &turned, &mut scene.provenance.channels);
+        }
+    }
+    Ok(vec![x.planes])
+}
+
+/// Pools over all axes but the first two.
+fn pool(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let x = scene.operand(0)?;
+    let spatial: Vec<usize> = (2..x.shape.len()).collect();
+    scene.freeze_varying(&x.planes, &spatial, "pools over it");
+    let kept = x.planes.into_iter().filter(|p| !spatial.iter().any(|&a| p.varies(a))).collect();
+    Ok(vec![kept; scene.operator().outputs().len()])
 }
 
 #[cfg(test)]
