@@ -31,7 +31,7 @@ pub fn read_model(path: &Path) -> Result<Model, Error> {
         mapped.insert(location.to_string(), bytes.clone());
         Ok(bytes)
     };
-    onnx::read(bytes, &mut files).map_err(|source| Error::Model { path: path.to_path_buf(), source })
+    onnx::read_inlined(bytes, &mut files).map_err(|source| Error::Model { path: path.to_path_buf(), source })
 }
 
 fn map(path: &Path) -> std::io::Result<Bytes> {
@@ -180,7 +180,7 @@ impl Staged {
             let (file, _) = found.ok_or("it was not written")?;
             map(file.path()).map_err(|e| e.to_string())
         };
-        onnx::read(bytes, &mut files).map_err(|source| Error::Model { path: self.target.clone(), source })
+        onnx::read_inlined(bytes, &mut files).map_err(|source| Error::Model { path: self.target.clone(), source })
     }
 
     /// Whether the model has no external data.

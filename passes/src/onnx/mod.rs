@@ -1,10 +1,11 @@
 //! ONNX files: the schema, and reading and writing a [`Model`](crate::ir::Model).
 
+mod inline;
 mod read;
 pub mod schema;
 mod write;
 
-pub use read::{ReadError, read};
+pub use read::{ReadError, read, read_inlined};
 pub use write::{Detached, ExternalFile, Written, external_locations, write, write_detached};
 
 use schema::{StringStringEntryProto, TensorProto};

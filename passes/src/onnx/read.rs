@@ -63,7 +63,20 @@ pub enum ReadError {
 /// # Errors
 /// Where the bytes are no whole, consistent model; see [`ReadError`].
 pub fn read(bytes: Bytes, files: &mut dyn FnMut(&str) -> Result<Bytes, String>) -> Result<Model, ReadError> {
-    let mut header = ModelProto::decode(bytes)?;
+    from_proto(ModelProto::decode(bytes)?, files)
+}
+
+/// As [`read`], with the operators of the model's own functions in the place of their calls.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_inlined(bytes: Bytes, files: Files) -> Result<Model, ReadError> {
+    let mut proto = ModelProto::decode(bytes)?;
+    super::inline::inline_functions(&mut proto);
+    from_proto(proto, files)
+}
+
+fn from_proto(mut header: ModelProto, files: Files) -> Result<Model, ReadError> {
     let mut proto = header.graph.take().ok_or(ReadError::Incomplete("graph"))?;
     if header.opset_import.is_empty() {
         return Err(ReadError::Incomplete("operator set"));
