@@ -9,6 +9,7 @@ use kprune_passes::measure::Measuring;
 use kprune_passes::plan::{Decision, Plan, Tuned, bias_of};
 use kprune_passes::remove::remove;
 use kprune_passes::search::{Candidate, search};
+use kprune_passes::suffix::extract;
 use ndarray::{Array1, Array2, Axis, s};
 
 use crate::calibration::Batch;
@@ -40,14 +41,21 @@ pub fn prune(
     })?;
     let batches = prepared.calibration.batches(options.batch_size)?;
 
-    progress.expect(work(prepared.found.sublayers.len(), batches.len()));
-    let teacher = run_teacher(runtime, &prepared.single, &batches, progress)?;
-    let forward = clock.stage("teacher");
-
     let Prepared { model, lowered, calibration, seen, seen_as_written, found, written, .. } = &prepared;
     let mask = calibration.mask_input().and_then(|name| lowered.graph.find(name));
     let mut measuring = Measuring::new(lowered, seen, found, mask, options.temperature);
     measuring.objective.overrule(lowered, &options.outputs).map_err(|name| unknown_output(lowered, &name))?;
+    measuring
+        .reach_outputs()
+        .map_err(|e| Error::Runtime { doing: "measuring knowledge".into(), reason: e.to_string() })?;
+
+    progress.expect(work(prepared.found.sublayers.len(), batches.len()));
+    let mut teacher = run_teacher(runtime, &prepared.single, &batches, progress)?;
+    let forward = clock.stage("teacher");
+    let compared: Vec<ValueId> = measuring.objective.outputs.iter().map(|o| o.0).collect();
+    if compared.iter().any(|v| !lowered.graph.outputs().contains(v)) {
+        teacher = run_teacher(runtime, &extract(lowered, seen, &[], &compared), &batches, progress)?;
+    }
     let mut walk = Walk::new(runtime, measuring, &batches, teacher, progress);
     let outcome = choose(&mut walk, &prepared, options, progress, &mut clock)?;
     progress.stage("removing");

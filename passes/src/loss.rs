@@ -9,11 +9,12 @@
 //! - one number, hidden states and embeddings: squared error, summed over channels and averaged over the
 //!   real tokens of a sample.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use crate::differentiate::Seed;
 use crate::emit::Emit;
-use crate::ir::{ElementType, Model, Operator, ValueId, attribute};
+use crate::ir::{ElementType, Graph, Model, NodeId, Operator, ValueId, attribute};
 use crate::observe::Observation;
 use crate::signature;
 
@@ -74,6 +75,35 @@ impl std::str::FromStr for OutputKind {
 }
 
 impl Objective {
+    /// Looks at what goes into the operator at `node` instead of the outputs that depend on it; only at
+    /// values that operators `below` the sublayers make. Returns whether there are any.
+    pub(crate) fn look_before(
+        &mut self,
+        graph: &Graph,
+        seen: &Observation,
+        node: NodeId,
+        below: &HashSet<NodeId>,
+    ) -> bool {
+        let operator = graph.operator(node);
+        let behind = graph.descendants(operator.outputs().iter().flatten().copied());
+        let depends = |v: ValueId| graph.producer(v).is_some_and(|(n, _)| n == node || behind.contains(&n));
+        self.outputs.retain(|(v, _)| !depends(*v));
+        let read = operator.inputs().iter().flatten().chain(operator.captures()).copied();
+        let made_above = |v: &ValueId| graph.producer(*v).is_some_and(|(n, _)| below.contains(&n));
+        let mut found = false;
+        for value in read.filter(made_above) {
+            if seen.element(value).is_some_and(ElementType::is_float) {
+                let kind = if is_linear(graph, value) { OutputKind::Logits } else { OutputKind::Hidden };
+                let is_new = !self.outputs.iter().any(|(v, _)| *v == value);
+                self.outputs.extend(is_new.then_some((value, kind)));
+                found = true;
+            } else if let Some((maker, _)) = graph.producer(value) {
+                found |= self.look_before(graph, seen, maker, below);
+            }
+        }
+        found
+    }
+
     /// Takes the named outputs for what is given instead of what was guessed.
     ///
     /// # Errors
@@ -110,15 +140,14 @@ fn guess_kind(model: &Model, seen: &Observation, output: ValueId, mask: Option<V
         [] => return None,
         [_, last] if last.fixed() == Some(1) => OutputKind::Regression,
         [_, last] if last.fixed().is_none() || (named_logits && Some(*last) == tokens) => OutputKind::SpanLogits,
-        [_, _] if named_logits || is_linear(model, output) => OutputKind::Logits,
+        [_, _] if named_logits || is_linear(graph, output) => OutputKind::Logits,
         [_, _, _] if named_logits => OutputKind::TokenLogits,
         _ => OutputKind::Hidden,
     })
 }
 
 /// Whether the output comes straight from a product with a weight.
-fn is_linear(model: &Model, output: ValueId) -> bool {
-    let graph = &model.graph;
+fn is_linear(graph: &Graph, output: ValueId) -> bool {
     let Some((node, _)) = graph.producer(output) else { return false };
     let operator = graph.operator(node);
     let from_product = |v: &ValueId| graph.producer(*v).is_some_and(|(n, _)| graph.operator(n).is("MatMul"));

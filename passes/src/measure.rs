@@ -10,6 +10,9 @@ use crate::plan::{Tuned, scale_of, write_projection};
 use crate::signature;
 use crate::suffix::{Crossings, extract, finish};
 
+/// How many operators that cannot be differentiated the loss is moved before.
+const MOST_OPAQUE: usize = 64;
+
 /// Name of the input that lists the columns of the features that stay.
 pub const COLUMNS: &str = "kprune_columns";
 /// Name of the input that takes the weight of a region's projection, as the model stores it.
@@ -92,6 +95,31 @@ impl<'a> Measuring<'a> {
         let crossings = Crossings::find(&model.graph, discovery);
         let objective = Objective::guess(model, seen, mask);
         Self { model, student: model.clone(), seen: seen.clone(), discovery, crossings, objective, temperature, mask }
+    }
+
+    /// Moves the loss to what goes into operators that cannot be differentiated, where outputs depend on
+    /// sublayers through such: a choice, a branch, an operator of another domain.
+    ///
+    /// # Errors
+    /// Where there is no such value either.
+    pub fn reach_outputs(&mut self) -> Result<(), DifferentiateError> {
+        let graph = &self.model.graph;
+        let features = self.discovery.sublayers.iter().flat_map(|s| s.sites()).map(|(p, _)| p.features);
+        let below = graph.descendants(features);
+        for &output in graph.outputs() {
+            let is_float = self.seen.element(output).is_some_and(ElementType::is_float);
+            if let Some((node, _)) = graph.producer(output).filter(|(n, _)| !is_float && below.contains(n)) {
+                self.objective.look_before(graph, &self.seen, node, &below);
+            }
+        }
+        for _ in 0..MOST_OPAQUE {
+            match self.knowledge(0) {
+                Ok(_) => return Ok(()),
+                Err(error) if self.objective.look_before(graph, &self.seen, error.at, &below) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.knowledge(0).map(|_| ())
     }
 
     /// Puts the projection that was decided on where the same weights are applied again further up.

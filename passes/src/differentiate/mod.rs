@@ -21,6 +21,8 @@ use crate::observe::{Dim, Observation};
 pub struct DifferentiateError {
     /// The operator.
     pub node: String,
+    /// Where it is in the graph.
+    pub at: NodeId,
     /// What stands in the way.
     pub why: String,
 }
@@ -59,7 +61,7 @@ pub fn differentiate(
         }
         let mut step = Step { emit: &mut emit, seen, node, operator: &operator, outputs, on_path: &on_path };
         let inputs = rules::backward(&mut step)
-            .map_err(|why| DifferentiateError { node: step.emit.graph.label(node), why: why.0 })?;
+            .map_err(|why| DifferentiateError { node: step.emit.graph.label(node), at: node, why: why.0 })?;
         for (slot, gradient) in inputs {
             if let Some(value) = operator.input(slot) {
                 accumulate(&mut emit, &mut gradients, value, gradient);
