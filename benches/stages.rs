@@ -36,7 +36,7 @@ fn setting() -> Setting {
     let model = read_model(&path).expect("the fixture is there");
     let sources = Sources { files: vec![folder.join("calibration.npz")], ..Sources::default() };
     let calibration = Calibration::gather(&model, &path, &sources).expect("the data fit");
-    let seen = observe(&runtime, &model, &calibration).expect("the model runs");
+    let seen = observe(&runtime, &model, calibration.mask_input()).expect("the model runs");
     let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
     let batches = calibration.batches(32).expect("there are samples");
     Setting { runtime, model, seen, discovery, calibration, batches }
@@ -58,7 +58,7 @@ fn analysis(c: &mut Criterion) {
     let s = setting();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reviews/model.onnx");
     c.bench_function("read", |b| b.iter(|| read_model(&path).expect("the fixture is there")));
-    c.bench_function("observe", |b| b.iter(|| observe(&s.runtime, &s.model, &s.calibration).expect("it runs")));
+    c.bench_function("observe", |b| b.iter(|| observe(&s.runtime, &s.model, None).expect("it runs")));
     let at = s.calibration.lengths(None);
     c.bench_function("discover", |b| b.iter(|| discover(&s.model.graph, &s.seen, &at)));
     let mut plan = Plan::untouched(&s.discovery);
@@ -70,12 +70,11 @@ fn analysis(c: &mut Criterion) {
 
 fn measuring(c: &mut Criterion) {
     let s = setting();
-    let measuring = s.measuring();
     let progress = Progress::silent();
     let mut group = c.benchmark_group("calibration set");
     group.sample_size(10);
     group.bench_function("forward", |b| b.iter(|| s.teacher()));
-    let walk = || Walk::new(&s.runtime, &measuring, &s.batches, s.teacher(), &progress);
+    let walk = || Walk::new(&s.runtime, s.measuring(), &s.batches, s.teacher(), &progress);
     group.bench_function("knowledge", |b| {
         b.iter_batched(walk, |mut w| w.knowledge(0).expect("it runs"), BatchSize::PerIteration);
     });

@@ -307,3 +307,56 @@ fn an_operator_without_a_rule_is_named() {
     let error = differentiate(&mut graph, &seen, 17, &[(output, inputs[0])], &inputs).unwrap_err();
     assert!(error.node.contains("Acosh"), "{error}");
 }
+
+#[test]
+fn further_reductions() {
+    for name in ["ReduceL2", "ReduceL1", "ReduceSumSquare", "ReduceMax", "ReduceMin"] {
+        for keep in [0, 1] {
+            let operator = op(name).with(attribute::int("keepdims", keep)).with(attribute::ints("axes", &[-1]));
+            unary(17, operator, false);
+        }
+    }
+    unary(17, op("LpNormalization").with(attribute::int("axis", 1)), false);
+    let case = Case { opset: 17, shapes: &[&[2, 3, 4, 2]], by: &[0], positive: false };
+    case.check("GlobalAveragePool", &|g, v| g.add(op("GlobalAveragePool"), v, "y"));
+}
+
+#[test]
+fn padding_and_copies() {
+    let case = Case { opset: 17, shapes: &[&[2, 3]], by: &[0], positive: false };
+    case.check("Pad", &|g, v| {
+        let pads = integers(g, &[1, 0, 0, 2]);
+        g.add(op("Pad"), &[v[0], pads], "y")
+    });
+    case.check("Tile", &|g, v| {
+        let repeats = integers(g, &[2, 3]);
+        g.add(op("Tile"), &[v[0], repeats], "y")
+    });
+}
+
+#[test]
+fn tables_of_indices() {
+    let case = Case { opset: 17, shapes: &[&[2, 4, 3]], by: &[0], positive: false };
+    case.check("Gather by a table", &|g, v| {
+        let table = g.add_constant("table", Tensor::from_i64s(&[2, 2], &[3, 0, 0, 1]));
+        g.add(op("Gather").with(attribute::int("axis", 1)), &[v[0], table], "y")
+    });
+    case.check("GatherND", &|g, v| {
+        let places = g.add_constant("places", Tensor::from_i64s(&[3, 2], &[0, 1, 1, 3, 0, 1]));
+        g.add(op("GatherND"), &[v[0], places], "y")
+    });
+}
+
+#[test]
+fn what_repeats_the_border_or_picks_by_sample_is_declined() {
+    let mut graph = Graph::new();
+    let x = graph.add_input(declare("a", ElementType::F32, 2));
+    let pads = integers(&mut graph, &[0, 1, 0, 1]);
+    let y = graph.add(op("Pad").with(attribute::text("mode", "reflect")), &[x, pads], "y");
+    graph.add_output(y);
+    let plain = model(graph, 17);
+    let seen = observe(&cpu(), &plain, &[("a", &numbers(&[2, 3], 1))]);
+    let mut derived = plain.clone();
+    let error = differentiate(&mut derived.graph, &seen, 17, &[(y, y)], &[x]).unwrap_err();
+    assert!(error.why.contains("border"), "{error}");
+}

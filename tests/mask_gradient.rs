@@ -35,7 +35,7 @@ impl Setting {
         kprune_passes::fold::fold_constants(&mut model.graph);
         let sources = Sources { seq_len: Some(6), ..Sources::default() };
         let calibration = Calibration::gather(&model, &path, &sources).unwrap();
-        let seen = observe(&runtime, &model, &calibration).unwrap();
+        let seen = observe(&runtime, &model, calibration.mask_input()).unwrap();
         let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
         let batches = calibration.batches(4).unwrap();
         Self { runtime, model, seen, discovery, batches }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use kprune_passes::discover::discover;
 use kprune_passes::ir::{ElementType, Tensor};
-use kprune_passes::measure::{BIAS, COLUMNS, Measuring, WEIGHT};
+use kprune_passes::measure::{BIAS, COLUMNS, Measuring, WEIGHT, stream_input};
 use ndarray::{Array1, Array2, ArrayD, IxDyn};
 use onnx_kprune::calibration::{Calibration, Sources};
 use onnx_kprune::files::read_model;
@@ -35,7 +35,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
         kprune_passes::fold::fold_constants(&mut model.graph);
         let files = if fixture.starts_with("reviews") { vec![reviews().join("calibration.npz")] } else { Vec::new() };
         let calibration = Calibration::gather(&model, &path, &Sources { files, ..Sources::default() }).unwrap();
-        let seen = observe(&runtime, &model, &calibration).unwrap();
+        let seen = observe(&runtime, &model, calibration.mask_input()).unwrap();
         let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
         let mask = model.graph.find("attention_mask");
         let measuring = Measuring::new(&model, &seen, &discovery, mask, 2.0);
@@ -87,7 +87,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
                 "{fixture}, sublayer {t}: cross terms"
             );
 
-            let region = measuring.region(t);
+            let region = measuring.region(t, true);
             let stored = if projection.transposed { weight.t().to_owned() } else { weight };
             let weight = numbers(&stored.into_dyn()).unwrap();
             let bias = numbers(&Array1::zeros(projection.outputs).into_dyn()).unwrap();
@@ -100,7 +100,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
                     n => state.get(n).or_else(|| batch.find(n)),
                 })
                 .unwrap();
-            let found = scalars(&values[&region.outputs.stream]).unwrap();
+            let found = scalars(&values[&region.outputs.streams[0]]).unwrap();
             assert!(onnx_kprune::verify::difference(&stream, &found) < 1e-4, "{fixture}, sublayer {t}: stream");
             for crossing in &region.outputs.crossing {
                 state.insert(crossing.clone(), values.remove(crossing).unwrap());

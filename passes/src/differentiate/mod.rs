@@ -60,8 +60,11 @@ pub fn differentiate(
             continue;
         }
         let mut step = Step { emit: &mut emit, seen, node, operator: &operator, outputs, on_path: &on_path };
-        let inputs = rules::backward(&mut step)
-            .map_err(|why| DifferentiateError { node: step.emit.graph.label(node), at: node, why: why.0 })?;
+        let inputs = rules::backward(&mut step).map_err(|why| DifferentiateError {
+            node: step.emit.graph.label(node),
+            at: node,
+            why: why.0,
+        })?;
         for (slot, gradient) in inputs {
             if let Some(value) = operator.input(slot) {
                 accumulate(&mut emit, &mut gradients, value, gradient);

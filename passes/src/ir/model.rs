@@ -38,6 +38,13 @@ impl Model {
             .and_then(|o| o.version)
     }
 
+    /// This model with another operator set imported.
+    pub fn importing(mut self, domain: &str, version: i64) -> Self {
+        let import = OperatorSetIdProto { domain: Some(domain.to_string()), version: Some(version) };
+        self.header.opset_import.push(import);
+        self
+    }
+
     /// Imports at least version `opset` of the standard operator set.
     pub(crate) fn raise_opset(&mut self, opset: i64) {
         for import in &mut self.header.opset_import {

@@ -32,6 +32,12 @@ impl Operator {
         Self { op_type: op_type.to_string(), ..Self::default() }
     }
 
+    /// This operator of another operator set.
+    pub fn of(mut self, domain: &str) -> Self {
+        self.domain = domain.to_string();
+        self
+    }
+
     /// This operator with one more attribute.
     pub fn with(mut self, attribute: AttributeProto) -> Self {
         self.attributes.push(attribute);

@@ -130,11 +130,11 @@ pub(super) fn merged(fused: &mut Fused) -> Made {
     Ok(vec![Some(fused.join_heads(context, sizes[2]))])
 }
 
-/// com.microsoft MultiHeadAttention: queries, keys and values apart, or packed head by head.
+/// com.microsoft MultiHeadAttention: queries, keys and values apart. Packed ones run on no CPU.
 pub(super) fn multi_head(fused: &mut Fused) -> Made {
     fused.refuse(&[6, 7, 8, 9], &[1, 2, 3])?;
     let heads = fused.operator.int("num_heads", 0).max(1);
-    let (q, k, v, width) = if fused.has(1) { apart(fused, heads)? } else { packed(fused, 0, 3)? };
+    let (q, k, v, width) = apart(fused, heads)?;
     let mut biases = Vec::new();
     if fused.has(4) {
         biases.push(fused.padding_bias(4, k)?);
@@ -193,21 +193,6 @@ fn split_bias(fused: &mut Fused) -> Result<Vec<ValueId>, String> {
     }
     let (bias, lengths) = (fused.input(3)?, fused.emit.integers(&lengths));
     Ok(fused.emit.many(Operator::new("Split").with(attribute::int("axis", 0)), &[bias, lengths], 3))
-}
-
-/// [batch, tokens, heads, parts, width] in one value.
-fn packed(fused: &mut Fused, slot: usize, parts: usize) -> Result<Parts, String> {
-    if fused.has(3) || fused.dims(slot)?.len() != 5 {
-        return Err("its parts are packed in a form without a rule".into());
-    }
-    let (value, width) = (fused.input(slot)?, fused.fixed(slot, 4)?);
-    let split = (0..parts as i64).map(|part| {
-        let index = fused.emit.integer(part);
-        let picked = fused.emit.with(Operator::new("Gather").with(attribute::int("axis", 3)), &[value, index]);
-        fused.emit.transpose(picked, &[0, 2, 1, 3])
-    });
-    let split: Vec<_> = split.collect();
-    Ok((split[0], split[1], split[2], width))
 }
 
 /// The standard Attention: 4 axes, or 3 with the numbers of heads as attributes.
