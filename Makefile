@@ -7,7 +7,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 BINARY := target/release/onnx-kprune
 FIXTURE := fixtures/reviews
 
-.PHONY: demo test lint setup bench
+.PHONY: demo test lint setup bench zoo
 
 demo: setup
 	cargo build --release
@@ -23,6 +23,11 @@ test: setup
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --release -- -D warnings
+
+# Every family, exporter and element type of fixtures/zoo.
+zoo: setup
+	cargo build --release
+	$(PYTHON) fixtures/prune_zoo.py $(BINARY) fixtures/zoo
 
 bench: setup
 	cargo bench

@@ -66,6 +66,7 @@ pub fn prepare(
         }
         false => (Lowered::unchanged(single.clone()), seen),
     };
+    stage("observe");
     let lengths = calibration.lengths(options.seq_len);
     let found = discover_units(&lowered.model.graph, &seen, &lengths, options.scope);
     if found.sublayers.is_empty() {
