@@ -19,6 +19,20 @@ use crate::error::Error;
 /// # Errors
 /// Where a file is missing, is no model, or names external data outside its folder.
 pub fn read_model(path: &Path) -> Result<Model, Error> {
+    read_with(path, onnx::read)
+}
+
+/// Reads a model, with the operators of its own functions in the place of their calls.
+///
+/// # Errors
+/// As [`read_model`].
+pub fn read_inlined(path: &Path) -> Result<Model, Error> {
+    read_with(path, onnx::read_inlined)
+}
+
+type Files<'a> = &'a mut dyn FnMut(&str) -> Result<Bytes, String>;
+
+fn read_with(path: &Path, read: fn(Bytes, Files) -> Result<Model, onnx::ReadError>) -> Result<Model, Error> {
     let bytes = map(path).map_err(Error::io("read", path))?;
     let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
     let mut mapped: HashMap<String, Bytes> = HashMap::new();
@@ -31,7 +45,7 @@ pub fn read_model(path: &Path) -> Result<Model, Error> {
         mapped.insert(location.to_string(), bytes.clone());
         Ok(bytes)
     };
-    onnx::read_inlined(bytes, &mut files).map_err(|source| Error::Model { path: path.to_path_buf(), source })
+    read(bytes, &mut files).map_err(|source| Error::Model { path: path.to_path_buf(), source })
 }
 
 fn map(path: &Path) -> std::io::Result<Bytes> {
@@ -180,7 +194,7 @@ impl Staged {
             let (file, _) = found.ok_or("it was not written")?;
             map(file.path()).map_err(|e| e.to_string())
         };
-        onnx::read_inlined(bytes, &mut files).map_err(|source| Error::Model { path: self.target.clone(), source })
+        onnx::read(bytes, &mut files).map_err(|source| Error::Model { path: self.target.clone(), source })
     }
 
     /// Whether the model has no external data.

@@ -46,7 +46,7 @@ pub fn prepare(
     options: &Options,
     mut stage: impl FnMut(&'static str),
 ) -> Result<Prepared, Error> {
-    let mut model = files::read_model(path)?;
+    let mut model = files::read_inlined(path)?;
     fold_constants(&mut model.graph);
     if options.untie {
         untie(&mut model.graph);

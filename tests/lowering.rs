@@ -3,12 +3,17 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
+use kprune_passes::discover::discover;
 use kprune_passes::ir::{ElementType, Graph, Operator, Tensor, ValueId, attribute};
-use kprune_passes::lower::{has_fused, lower};
+use kprune_passes::lower::{changes_precision, has_fused, in_single_precision, lower};
+use kprune_passes::plan::{Plan, Tuned};
+use kprune_passes::remove::remove;
 use kprune_passes::signature::declare;
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{Array1, Array2, ArrayD, IxDyn};
 use onnx_kprune::runtime::scalars;
-use onnx_kprune::verify::difference;
+use onnx_kprune::verify::{difference, masked_original};
 use support::{cpu, model, observe, run};
 
 const BATCH: usize = 2;
@@ -169,4 +174,82 @@ fn what_has_no_rule_is_left_as_it_is() {
     let lowered = lower(fused, &Default::default()).model;
     assert!(has_fused(&lowered));
     assert_eq!(lowered.graph.sorted().len(), 1);
+}
+
+/// Attention, its projection and the addition in three operators, one of which knows the number of heads.
+fn fused_sublayer() -> (kprune_passes::ir::Model, ArrayD<f64>) {
+    let mut graph = Graph::new();
+    let x = graph.add_input(declare("x", ElementType::F32, 3));
+    let mut weight = |dims: &[usize], seed| {
+        let tensor = Tensor::from_floats(ElementType::F32, &numbers(dims, seed)).unwrap();
+        graph.add_constant("w", tensor)
+    };
+    let (merged, bias, projection) = (weight(&[ALL, 3 * ALL], 2), weight(&[3 * ALL], 3), weight(&[ALL, ALL], 4));
+    let (scale, shift, out) = (weight(&[ALL], 5), weight(&[ALL], 6), weight(&[ALL], 7));
+    let attention = microsoft("Attention").with(attribute::int("num_heads", HEADS as i64));
+    let context = graph.add(attention, &[x, merged, bias], "context");
+    let y = graph.add(Operator::new("MatMul"), &[context, projection], "y");
+    let sum = graph.add(microsoft("SkipLayerNormalization"), &[y, x, scale, shift, out], "sum");
+    graph.add_output(sum);
+    (model(graph, 17).importing("com.microsoft", 1), numbers(&STREAM, 1))
+}
+
+#[test]
+fn a_fused_attention_stays_fused_and_names_the_heads_that_are_left() {
+    let (fused, data) = fused_sublayer();
+    let runtime = cpu();
+    let lowered = lower(fused.clone(), &observe(&runtime, &fused, &[("x", &data)]));
+    let seen = observe(&runtime, &lowered.model, &[("x", &data)]);
+    let found = discover(&lowered.model.graph, &seen, &BTreeMap::new());
+    assert_eq!(found.sublayers.len(), 1, "{:?}", found.declined);
+    assert_eq!(found.sublayers[0].units.len(), HEADS);
+    let written = lowered.bring_back(&found, &fused.graph);
+    for (keep, tuned) in [(vec![true, false, true], false), (vec![false; 3], false), (vec![false, false, true], true)] {
+        let mut plan = Plan::untouched(&written);
+        plan.decisions[0].keep = keep.clone();
+        plan.decisions[0].tuned = tuned.then(|| Tuned {
+            weight: Array2::from_shape_fn((ALL, ALL), |(i, j)| if i < 2 * WIDTH { 0.0 } else { (i * j % 5) as f64 }),
+            bias: Array1::from_elem(ALL, 0.5),
+        });
+        let pruned = remove(&fused, &written, &seen.of(&fused.graph), &plan).unwrap();
+        let masked = masked_original(&fused, &written, &plan).unwrap();
+        let output = |m| scalars(&run(&runtime, m, &[("x", &data)])["sum"]).unwrap();
+        let apart = difference(&output(&masked), &output(&pruned));
+        assert!(apart < 1e-5, "{keep:?}: outputs differ by {apart}");
+        let nodes = pruned.graph.sorted();
+        let attention = nodes.iter().map(|&n| pruned.graph.operator(n)).find(|o| o.op_type == "Attention");
+        let left = keep.iter().filter(|&&k| k).count() as i64;
+        let size = WIDTH as i64 * left;
+        match attention {
+            None => assert_eq!(left, 0),
+            Some(operator) => {
+                assert_eq!(operator.int("num_heads", 0), left);
+                assert_eq!(operator.ints("qkv_hidden_sizes"), Some([size; 3].as_slice()));
+            }
+        }
+    }
+}
+
+#[test]
+fn half_precision_becomes_single_and_nothing_else_does() {
+    let mut graph = Graph::new();
+    let x = graph.add_input(declare("x", ElementType::F16, 2));
+    let w = graph.add_constant("w", Tensor::from_floats(ElementType::F16, &numbers(&[3, 3], 1)).unwrap());
+    let exact = graph.add_constant("t", Tensor::from_floats(ElementType::F64, &numbers(&[3], 1)).unwrap());
+    let y = graph.add(Operator::new("MatMul"), &[x, w], "y");
+    let to = |element: ElementType| Operator::new("Cast").with(attribute::int("to", element.code().into()));
+    let (wide, half) = (graph.add(to(ElementType::F64), &[y], "wide"), graph.add(to(ElementType::F16), &[y], "half"));
+    let sum = graph.add(Operator::new("Add"), &[wide, exact], "sum");
+    graph.add_output(sum);
+    graph.add_output(half);
+    let mixed = model(graph, 13);
+    assert!(changes_precision(&mixed));
+    let single = in_single_precision(&mixed);
+    let graph = &single.graph;
+    let element = |v| graph.constant(v).unwrap().element();
+    assert_eq!((element(w), element(exact)), (ElementType::F32, ElementType::F64));
+    let cast = |v| graph.operator(graph.producer(v).unwrap().0).int("to", 0);
+    assert_eq!((cast(wide), cast(half)), (ElementType::F64.code().into(), ElementType::F32.code().into()));
+    assert_eq!(single.opset(""), Some(17));
+    assert!(!changes_precision(&single));
 }

@@ -11,10 +11,11 @@ pub fn fold_constants(graph: &mut Graph) {
         let (Some(input), Some(output)) = (constant, operator.output(0)) else { continue };
         if operator.is("Identity") {
             graph.replace_reads(output, input);
-        } else if operator.is("Transpose") && feeds_products(graph, output) {
-            if let Some(turned) = transposed(graph, &operator, input) {
-                graph.replace_reads(output, turned);
-            }
+        } else if operator.is("Transpose")
+            && feeds_products(graph, output)
+            && let Some(turned) = transposed(graph, &operator, input)
+        {
+            graph.replace_reads(output, turned);
         }
     }
     graph.remove_dead();
@@ -79,6 +80,21 @@ mod tests {
         fold_constants(&mut g);
         assert_eq!(g.sorted().len(), 1);
         assert_eq!(g.operator(g.sorted()[0]).input(1), Some(c));
+    }
+
+    #[test]
+    fn a_weight_that_is_turned_for_products_is_stored_turned() {
+        for (reader, folded) in [("MatMul", true), ("Add", false)] {
+            let (mut g, x) = graph();
+            let w = g.add_constant("w", Tensor::from_i64s(&[2, 3], &[1, 2, 3, 4, 5, 6]));
+            let turned = g.add(Operator::new("Transpose"), &[w], "turned");
+            let y = g.add(Operator::new(reader), &[x, turned], "y");
+            g.add_output(y);
+            fold_constants(&mut g);
+            let read = g.operator(g.producer(y).unwrap().0).input(1).unwrap();
+            let constant = g.constant(read).map(|t| t.to_i64().unwrap().iter().copied().collect::<Vec<_>>());
+            assert_eq!(constant, folded.then(|| vec![1, 4, 2, 5, 3, 6]), "{reader}");
+        }
     }
 
     #[test]

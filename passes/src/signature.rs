@@ -130,10 +130,11 @@ pub fn convolved(graph: &Graph) -> HashMap<ValueId, Convolved> {
         let mut values = vec![input];
         while let Some(value) = values.pop() {
             for (node, slot) in graph.consumers(value) {
+                let Slot::Input(slot) = slot else { continue };
                 let operator = graph.operator(node);
                 match operator.op_type.as_str() {
                     "Cast" | "Identity" | "Sub" | "Mul" | "Div" | "Add" => values.extend(operator.output(0)),
-                    "Conv" if slot == Slot::Input(0) => {
+                    "Conv" if slot == 0 => {
                         let weight = operator.input(1).and_then(|v| graph.constant(v));
                         let Some(&per_group) = weight.and_then(|t| t.dims().get(1)) else { continue };
                         let channels = per_group * operator.int("group", 1).max(1) as usize;
@@ -146,4 +147,26 @@ pub fn convolved(graph: &Graph) -> HashMap<ValueId, Convolved> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Operator, Tensor, attribute};
+
+    #[test]
+    fn a_convolution_tells_how_many_channels_an_image_has() {
+        let mut g = Graph::new();
+        let x = g.add_input(declare("x", ElementType::F32, 4));
+        let ids = g.add_input(declare("ids", ElementType::I64, 2));
+        let kernel = ndarray::ArrayD::zeros(ndarray::IxDyn(&[6, 3, 4, 4]));
+        let w = g.add_constant("w", Tensor::from_floats(ElementType::F32, &kernel).unwrap());
+        let cast = g.add(Operator::new("Cast"), &[x], "cast");
+        let y = g.add(Operator::new("Conv").with(attribute::ints("strides", &[4, 4])), &[cast, w], "y");
+        g.add_output(y);
+        g.add_output(ids);
+        let found = convolved(&g);
+        assert_eq!(found.get(&x), Some(&Convolved { channels: 3, stride: 4 }));
+        assert!(!found.contains_key(&ids));
+    }
 }

@@ -345,3 +345,6 @@ fn product_flops(graph: &Graph, seen: &Observation, node: NodeId, at: &BTreeMap<
     let size: f64 = output.iter().map(|&d| seen.extent(d, at)).product();
     Some(2.0 * size * seen.extent(*inner, at))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! A graph with what the file says around it.
 
 use super::{Graph, ValueId};
-use crate::onnx::schema::{GraphProto, ModelProto, OperatorSetIdProto, SparseTensorProto};
+use crate::onnx::schema::{GraphProto, ModelProto, OperatorSetIdProto, SparseTensorProto, ValueInfoProto};
 
 /// A model: a graph, and everything else that its file holds.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +16,8 @@ pub struct Model {
     pub(crate) sparse: Vec<(ValueId, SparseTensorProto)>,
     /// The order in which declared types are listed.
     pub(crate) listed: Vec<ValueId>,
+    /// Types that are declared a second time, with how many are listed before them.
+    pub(crate) repeated: Vec<(usize, ValueInfoProto)>,
 }
 
 impl Model {

@@ -28,7 +28,7 @@ pub struct Lowered {
     /// The model in f32, of primitive operators. Values of the original keep their ids and names.
     pub model: Model,
     /// For inputs of operators that lowering made: the fused operator that reads the same, and where.
-    origins: HashMap<(NodeId, usize), (NodeId, usize)>,
+    origins: Origins,
 }
 
 /// Whether a model has fused operators to take apart.
@@ -40,6 +40,7 @@ pub fn has_fused(model: &Model) -> bool {
 /// The model in f32, with operators of one version that gradients can be written in.
 pub fn in_single_precision(model: &Model) -> Model {
     let mut single = model.clone();
+    single.repeated.clear();
     single.raise_opset(OPSET);
     precision::to_single(&mut single);
     single
@@ -95,21 +96,18 @@ struct Fused<'g, 'o> {
     seen: &'o Observation,
     node: NodeId,
     operator: Operator,
-    origins: &'o mut HashMap<(NodeId, usize), (NodeId, usize)>,
+    origins: &'o mut Origins,
     /// For every input: the value to read, and who read it before.
-    inputs: Vec<Option<(ValueId, Vec<(NodeId, Slot)>)>>,
+    inputs: Vec<Option<Read>>,
 }
 
+type Read = (ValueId, Vec<(NodeId, Slot)>);
+type Origins = HashMap<(NodeId, usize), (NodeId, usize)>;
+
 impl<'g, 'o> Fused<'g, 'o> {
-    fn new(
-        graph: &'g mut Graph,
-        opset: i64,
-        seen: &'o Observation,
-        node: NodeId,
-        origins: &'o mut HashMap<(NodeId, usize), (NodeId, usize)>,
-    ) -> Self {
+    fn new(graph: &'g mut Graph, opset: i64, seen: &'o Observation, node: NodeId, origins: &'o mut Origins) -> Self {
         let operator = graph.operator(node).clone();
-        let mut inputs: Vec<Option<(ValueId, Vec<_>)>> = Vec::new();
+        let mut inputs: Vec<Option<Read>> = Vec::new();
         for (slot, &input) in operator.inputs().iter().enumerate() {
             let is_again = |v: &ValueId| operator.inputs()[..slot].contains(&Some(*v));
             inputs.push(input.map(|value| {

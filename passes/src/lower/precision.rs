@@ -52,7 +52,7 @@ impl Precision {
         let graph = &mut model.graph;
         for value in graph.values() {
             if let Some(single) = graph.constant(value).and_then(|t| self.tensor(t)) {
-                graph.set_constant(value, single.named(&graph.name(value).to_string()));
+                graph.set_constant(value, single.named(graph.name(value)));
             }
             if let Some(mut info) = graph.info(value).cloned() {
                 self.info(&mut info);

@@ -94,10 +94,12 @@ fn from_proto(mut header: ModelProto, files: Files) -> Result<Model, ReadError> 
     for info in std::mem::take(&mut proto.value_info) {
         let value = model.graph.declare(info.name());
         // What an input or output says of itself counts.
-        if model.graph.info(value).is_none() {
-            model.listed.push(value);
-            model.graph.set_info(value, Some(info));
+        if model.graph.info(value).is_some() {
+            model.repeated.push((model.listed.len(), info));
+            continue;
         }
+        model.listed.push(value);
+        model.graph.set_info(value, Some(info));
     }
     model.graph.connect_all();
     model.graph_header = proto;

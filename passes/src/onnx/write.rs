@@ -213,10 +213,21 @@ fn assemble(model: &Model, place: &dyn Fn(&Tensor) -> TensorProto) -> ModelProto
     ModelProto { graph: Some(proto), ..model.header.clone() }
 }
 
-/// Declared types of inner values, in the order of the file.
+/// Declared types of inner values, in the order of the file, and those that are declared again.
 fn listed(model: &Model) -> Vec<ValueInfoProto> {
-    let alive = model.listed.iter().filter(|&&v| model.graph.has_source(v));
-    alive.filter_map(|&v| model.graph.info(v)).cloned().collect()
+    let graph = &model.graph;
+    let mut infos = Vec::with_capacity(model.listed.len());
+    let mut repeated = model.repeated.iter().filter(|(_, i)| graph.find(i.name()).is_some_and(|v| graph.holds(v)));
+    let mut next = repeated.next();
+    for place in 0..=model.listed.len() {
+        while let Some((_, info)) = next.filter(|(before, _)| *before <= place) {
+            infos.push(info.clone());
+            next = repeated.next();
+        }
+        let value = model.listed.get(place).filter(|&&v| graph.holds(v));
+        infos.extend(value.and_then(|&v| graph.info(v)).cloned());
+    }
+    infos
 }
 
 fn node(graph: &Graph, operator: &Operator, place: &dyn Fn(&Tensor) -> TensorProto) -> NodeProto {

@@ -376,3 +376,7 @@ fn pool(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
 #[cfg(test)]
 #[path = "rules_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "layout_tests.rs"]
+mod layout_tests;

@@ -333,6 +333,29 @@ mod tests {
     }
 
     #[test]
+    fn another_operator_takes_over_a_value_and_its_readers() {
+        let (mut g, x, a, b) = chain();
+        let relu = g.producer(a).unwrap().0;
+        let new = g.add(Operator::new("Tanh"), &[x], "new");
+        let tanh = g.producer(new).unwrap().0;
+        g.take_over(a, new);
+        assert_eq!(g.producer(a), Some((tanh, 0)));
+        assert_eq!(g.consumers(a).len(), 2);
+        g.remove_dead();
+        assert!(!g.contains(relu) && !g.holds(new) && g.holds(b));
+    }
+
+    #[test]
+    fn constants_that_are_inputs_too_become_constants_only() {
+        let (mut g, x, ..) = chain();
+        let c = g.add_constant("c", Tensor::from_i64s(&[1], &[1]));
+        g.list_input(c);
+        g.unlist_constants();
+        assert_eq!(g.inputs(), [x]);
+        assert!(g.constant(c).is_some());
+    }
+
+    #[test]
     fn the_order_follows_reads_and_reports_cycles() {
         let (mut g, _, a, b) = chain();
         let (relu, add) = (g.producer(a).unwrap().0, g.producer(b).unwrap().0);

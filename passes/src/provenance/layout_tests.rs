@@ -1,0 +1,123 @@
+//! Rules for norms within heads, convolutions, resizing and copies.
+
+use crate::ir::{Operator, ValueId, attribute};
+use crate::testing::{B, S, Sketch, classes, is_frozen, n};
+
+fn op(op_type: &str) -> Operator {
+    Operator::new(op_type)
+}
+
+fn distinct(mut classes: Vec<u32>) -> usize {
+    classes.sort_unstable();
+    classes.dedup();
+    classes.len()
+}
+
+/// A product split into 3 heads of width 4.
+fn heads() -> (Sketch, ValueId) {
+    let mut g = Sketch::default();
+    let x = g.input("x", &[B, S, n(8)]);
+    let w = g.weight("w", &[8, 12]);
+    let y = g.op(op("MatMul"), &[x, w], &[B, S, n(12)]);
+    let target = g.integers("heads", &[0, 0, 3, 4]);
+    let split = g.op(op("Reshape"), &[y, target], &[B, S, n(3), n(4)]);
+    (g, split)
+}
+
+#[test]
+fn a_norm_within_heads_makes_heads_whole_and_a_norm_over_all_freezes() {
+    for op_type in ["ReduceL2", "Softmax", "LpNormalization"] {
+        let (mut g, split) = heads();
+        let dims = if op_type == "ReduceL2" { [B, S, n(3), n(1)] } else { [B, S, n(3), n(4)] };
+        let operator = op(op_type).with(attribute::int("axis", -1)).with(attribute::ints("axes", &[-1]));
+        g.op(operator, &[split], &dims);
+        let p = g.trace();
+        assert!(!is_frozen(&p, split), "{op_type}");
+        assert_eq!(distinct(classes(&p, split)), 3, "{op_type}");
+    }
+    let mut g = Sketch::default();
+    let x = g.input("x", &[B, S, n(8)]);
+    let w = g.weight("w", &[8, 12]);
+    let y = g.op(op("MatMul"), &[x, w], &[B, S, n(12)]);
+    g.op(op("ReduceL2").with(attribute::ints("axes", &[-1])), &[y], &[B, S, n(1)]);
+    assert!(is_frozen(&g.trace(), y));
+}
+
+#[test]
+fn convolutions_start_and_end_channels_on_their_second_axis() {
+    let mut g = Sketch::default();
+    let x = g.input("x", &[B, n(3), n(8), n(8)]);
+    let (first, bias, second) = (g.weight("a", &[6, 3, 3, 3]), g.weight("bias", &[6]), g.weight("b", &[5, 6, 1, 1]));
+    let y = g.op(op("Conv"), &[x, first, bias], &[B, n(6), n(6), n(6)]);
+    let statistics: Vec<ValueId> = (0..4).map(|i| g.weight(&format!("s{i}"), &[6])).collect();
+    let y = g.op(op("BatchNormalization"), &[&[y], statistics.as_slice()].concat(), &[B, n(6), n(6), n(6)]);
+    let z = g.op(op("Conv"), &[y, second], &[B, n(5), n(6), n(6)]);
+    let pooled = g.op(op("GlobalAveragePool"), &[z], &[B, n(5), n(1), n(1)]);
+    let p = g.trace();
+    assert_eq!((distinct(classes(&p, y)), distinct(classes(&p, pooled))), (6, 5));
+    assert!(!is_frozen(&p, y) && !is_frozen(&p, pooled));
+    assert_eq!(p.contractions.len(), 1);
+    let rows: Vec<_> = p.contractions[0].rows.iter().map(|&c| p.channels.find(c)).collect();
+    assert_eq!(rows, classes(&p, y));
+}
+
+#[test]
+fn a_convolution_in_groups_freezes_what_it_reads() {
+    let mut g = Sketch::default();
+    let x = g.input("x", &[B, n(3), n(8), n(8)]);
+    let (first, second) = (g.weight("a", &[6, 3, 1, 1]), g.weight("b", &[6, 1, 1, 1]));
+    let y = g.op(op("Conv"), &[x, first], &[B, n(6), n(8), n(8)]);
+    g.op(op("Conv").with(attribute::int("group", 6)), &[y, second], &[B, n(6), n(8), n(8)]);
+    assert!(is_frozen(&g.trace(), y));
+}
+
+#[test]
+fn resizing_keeps_axes_that_keep_their_length() {
+    for (dims, frozen) in [([n(1), n(6), n(9), n(9)], false), ([n(1), n(12), n(4), n(4)], true)] {
+        let mut g = Sketch::default();
+        let x = g.input("x", &[n(1), n(3), n(4), n(4)]);
+        let w = g.weight("w", &[6, 3, 1, 1]);
+        let y = g.op(op("Conv"), &[x, w], &[n(1), n(6), n(4), n(4)]);
+        let sizes = g.integers("sizes", &dims.map(|d| d.0[0] as i64));
+        let node = g.op(op("Resize"), &[y, sizes, sizes, sizes], &dims);
+        assert_eq!(is_frozen(&g.trace(), y), frozen);
+        assert_eq!(g.trace().planes(node).is_empty(), frozen);
+    }
+}
+
+#[test]
+fn query_heads_that_share_keys_go_with_their_group() {
+    let mut g = Sketch::default();
+    let x = g.input("x", &[B, S, n(8)]);
+    let w = g.weight("w", &[8, 8]);
+    let y = g.op(op("MatMul"), &[x, w], &[B, S, n(8)]);
+    let target = g.integers("groups", &[0, 0, 2, 1, 4]);
+    let groups = g.op(op("Reshape"), &[y, target], &[B, S, n(2), n(1), n(4)]);
+    let copies = g.integers("copies", &[1, 1, 2, 3, 4]);
+    let wide = g.op(op("Expand"), &[groups, copies], &[B, S, n(2), n(3), n(4)]);
+    let joined = g.integers("joined", &[0, 0, 6, 4]);
+    let heads = g.op(op("Reshape"), &[wide, joined], &[B, S, n(6), n(4)]);
+    let p = g.trace();
+    let classes = classes(&p, heads);
+    assert_eq!(classes.len(), 24);
+    assert_eq!(distinct(classes.clone()), 2, "a group goes whole, with all its copies");
+    assert_eq!((classes[0], classes[12]), (classes[11], classes[23]));
+}
+
+#[test]
+fn what_cannot_go_has_no_say_where_axes_are_folded() {
+    let mut g = Sketch::default();
+    let x = g.input("x", &[n(2), S]);
+    // A constant as large as the batch is frozen by what it is joined with.
+    let zeros = g.weight("zeros", &[2, 1]);
+    let masked = g.op(op("Add"), &[x, zeros], &[n(2), S]);
+    let target = g.integers("apart", &[2, 1, -1]);
+    let apart = g.op(op("Reshape"), &[masked, target], &[n(2), n(1), S]);
+    let heads = g.integers("heads", &[2, 5, 1]);
+    let wide = g.op(op("Expand"), &[apart, heads], &[n(2), n(5), S]);
+    let folded = g.integers("folded", &[10, -1]);
+    let folded = g.op(op("Reshape"), &[wide, folded], &[n(10), S]);
+    let p = g.trace();
+    assert_eq!(distinct(classes(&p, folded)), 5);
+    assert!(!is_frozen(&p, folded));
+}
