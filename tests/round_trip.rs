@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use onnx_kprune::files::{read_model, stage};
@@ -34,15 +35,26 @@ fn write_again(path: &Path, output: &Path) {
     stage(&model, path, output).and_then(|s| s.publish()).unwrap_or_else(|e| panic!("{e}"));
 }
 
+/// Types of values that nothing makes, which an optimiser left behind, are not written again.
+fn drop_strays(model: &mut ModelProto) {
+    let graph = model.graph.as_mut().unwrap();
+    let mut made: HashSet<String> = graph.node.iter().flat_map(|n| n.output.clone()).collect();
+    made.extend(graph.input.iter().map(|i| i.name.clone()));
+    made.extend(graph.initializer.iter().map(|t| t.name.clone()));
+    graph.value_info.retain(|info| made.contains(&info.name));
+}
+
 #[test]
 fn every_fixture_comes_out_as_it_went_in() {
     let folder = tempfile::tempdir().unwrap();
     let models = models_below(&fixtures());
     assert!(models.len() > 5, "the fixtures are there");
-    for path in models {
+    // External data get a new name; another test looks at those.
+    for path in models.into_iter().filter(|p| !p.with_extension("data").exists()) {
         let output = folder.path().join("out.onnx");
         write_again(&path, &output);
-        let (before, after) = (second_reader(&path), second_reader(&output));
+        let (mut before, after) = (second_reader(&path), second_reader(&output));
+        drop_strays(&mut before);
         assert_eq!(before.unknown_fields().iter().count(), after.unknown_fields().iter().count());
         assert!(before == after, "{} changed", path.display());
     }
