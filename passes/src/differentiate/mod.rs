@@ -5,6 +5,7 @@
 //! is formed.
 
 mod moves;
+mod norms;
 mod rules;
 
 use std::collections::{HashMap, HashSet};
