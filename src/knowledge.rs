@@ -192,8 +192,8 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// Where ONNX Runtime fails.
     pub fn advance(&mut self, t: usize, tuned: &Tuned) -> Result<(), Error> {
-        self.measuring.settle(t, tuned).map_err(|e| Error::internal(e.to_string()))?;
         let mut region = self.region(t, Some(tuned))?;
+        self.measuring.settle(t, tuned).map_err(|e| Error::internal(e.to_string()))?;
         for (i, batch) in self.batches.iter().enumerate() {
             self.runtime.check_cancelled()?;
             region.advance(&mut self.student[i], batch)?;

@@ -30,7 +30,7 @@ pub fn stream_input(site: usize) -> String {
 pub struct Measuring<'a> {
     /// The model, nothing removed.
     pub model: &'a Model,
-    /// The model with the projections that are settled, where they are applied again further up.
+    /// The model with the projections that are settled, where they are applied again.
     student: Model,
     /// Shapes and types of its values.
     pub seen: Observation,
@@ -122,13 +122,16 @@ impl<'a> Measuring<'a> {
         self.knowledge(0).map(|_| ())
     }
 
-    /// Puts the projection that was decided on where the same weights are applied again further up.
+    /// Puts the projection that was decided on where the same weights are applied again further up, or where
+    /// the next sublayer runs beside this one.
     ///
     /// # Errors
     /// Where its weight is of no floating-point type.
     pub fn settle(&mut self, t: usize, tuned: &Tuned) -> Result<(), TensorError> {
-        let sublayer = &self.discovery.sublayers[t];
-        if sublayer.also.is_empty() {
+        let sublayers = &self.discovery.sublayers;
+        let sublayer = &sublayers[t];
+        let is_beside = sublayers.get(t + 1).is_some_and(|next| next.residual.output == sublayer.residual.output);
+        if sublayer.also.is_empty() && !is_beside {
             return Ok(());
         }
         write_projection(&mut self.student.graph, sublayer, tuned)?;
@@ -333,7 +336,8 @@ impl<'a> Measuring<'a> {
         let streams: Vec<ValueId> = sublayer.sites().map(|(_, r)| r.output).take(sites).collect();
         let mut ends = next.clone();
         ends.extend(streams.iter().filter(|v| !next.contains(v)));
-        let mut part = extract(self.model, &self.seen, &into, &ends);
+        let whole = if is_teacher { self.model } else { &self.student };
+        let mut part = extract(whole, &self.seen, &into, &ends);
         let element = self.seen.element(projection.weight).unwrap_or(ElementType::F32);
         let weight = part.graph.add_input(signature::declare(WEIGHT, element, 2));
         let bias = part.graph.add_input(signature::declare(BIAS, element, 1));

@@ -22,7 +22,9 @@ impl Crossings {
         let streams: Vec<ValueId> = discovery.sublayers.iter().map(|s| s.residual.output).collect();
         let needed = graph.ancestors(graph.outputs().iter().chain(&streams).copied());
         let values = (0..=streams.len()).map(|t| {
-            let below = graph.ancestors(streams[..t].iter().copied());
+            // Of sublayers that run side by side into one stream, none is below another.
+            let own = streams.get(t);
+            let below = graph.ancestors(streams[..t].iter().copied().filter(|s| Some(s) != own));
             crossing(graph, &needed, &below)
         });
         Self { values: values.collect() }

@@ -38,3 +38,22 @@ fn a_part_reads_only_what_crosses_into_it() {
     let whole = extract(&g.model(), &g.seen(), g.graph.inputs(), &[second]);
     assert_eq!(whole.graph.sorted().len(), g.graph.sorted().len());
 }
+
+#[test]
+fn layers_side_by_side_are_entered_from_the_same_values() {
+    let mut g = Sketch::default();
+    let x = g.input("x", &[B, S, n(4)]);
+    let stream = g.op(Operator::new("Tanh"), &[x], &[B, S, n(4)]);
+    let mut sides = Vec::new();
+    for name in ["a", "b"] {
+        let (up, down) = (g.weight(&format!("{name}_up"), &[4, 6]), g.weight(&format!("{name}_down"), &[6, 4]));
+        let h = g.op(Operator::new("MatMul"), &[stream, up], &[B, S, n(6)]);
+        sides.push(g.op(Operator::new("MatMul"), &[h, down], &[B, S, n(4)]));
+    }
+    let both = g.op(Operator::new("Add"), &[sides[0], sides[1]], &[B, S, n(4)]);
+    let sum = g.op(Operator::new("Add"), &[stream, both], &[B, S, n(4)]);
+    g.graph.add_output(sum);
+    let crossings = Crossings::find(&g.graph, &g.discover());
+    assert_eq!(crossings.at(0), crossings.at(1));
+    assert_eq!(crossings.at(2), [sum]);
+}

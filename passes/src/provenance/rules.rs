@@ -116,7 +116,8 @@ fn elementwise(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
 }
 
 /// Pairs the channels of operands that broadcast to `shape`. Where one operand has channels on an axis
-/// and another has an extent of its own there without channels, it could not follow a removal: frozen.
+/// and another has an extent of its own there without channels, it could not follow a removal on that axis:
+/// what lies on it goes whole, as along the width of a head, or not at all.
 pub(super) fn join(scene: &mut Scene, operands: Vec<Operand>, shape: &[usize]) -> Planes {
     let rank = shape.len();
     let aligned: Vec<Operand> = operands
@@ -132,7 +133,7 @@ pub(super) fn join(scene: &mut Scene, operands: Vec<Operand>, shape: &[usize]) -
         let untracked = aligned.iter().any(|o| o.shape[axis] > 1 && !tracked(o));
         if untracked {
             for operand in &aligned {
-                scene.freeze_varying(&operand.planes, &[axis], "joins it with a value that cannot be cut");
+                scene.bind_along(&operand.planes, &[axis], "joins it with a value that cannot be cut");
             }
         }
     }
