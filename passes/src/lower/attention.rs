@@ -206,7 +206,7 @@ pub(super) fn standard(fused: &mut Fused) -> Made {
     let mut split = Vec::new();
     for (name, slot) in numbers {
         let value = fused.input(slot)?;
-        let heads = fused.operator.int(name, 1);
+        let heads = fused.operator.int(name, 1).max(1);
         split.push(match rank {
             3 => {
                 let width = fused.fixed(slot, 2)? as i64 / heads;
@@ -217,12 +217,12 @@ pub(super) fn standard(fused: &mut Fused) -> Made {
     }
     let (query_heads, width) = match rank {
         3 => (
-            fused.operator.int("q_num_heads", 1) as usize,
-            fused.fixed(0, 2)? / fused.operator.int("q_num_heads", 1) as usize,
+            fused.operator.int("q_num_heads", 1).max(1) as usize,
+            fused.fixed(0, 2)? / fused.operator.int("q_num_heads", 1).max(1) as usize,
         ),
         _ => (fused.fixed(0, 1)?, fused.fixed(0, 3)?),
     };
-    let groups = if rank == 3 { fused.operator.int("kv_num_heads", 1) as usize } else { fused.fixed(1, 1)? };
+    let groups = if rank == 3 { fused.operator.int("kv_num_heads", 1).max(1) as usize } else { fused.fixed(1, 1)? };
     let value_width = if rank == 3 { fused.fixed(2, 2)? / groups } else { fused.fixed(2, 3)? };
     if query_heads != groups {
         for (part, width) in [(1, width), (2, value_width)] {
