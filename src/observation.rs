@@ -68,9 +68,7 @@ fn attempts(model: &Model, inputs: &[Input]) -> Vec<Sizes> {
 /// Small numbers that stand in the model's constants.
 fn numbers(model: &Model) -> BTreeSet<usize> {
     let graph = &model.graph;
-    let made = graph.sorted().into_iter().filter(|&n| graph.operator(n).is("Constant"));
-    let made: Vec<ValueId> = made.filter_map(|n| graph.operator(n).output(0)).collect();
-    let constants = graph.initializers().into_iter().chain(made).filter_map(|v| graph.constant(v));
+    let constants = graph.constants().into_iter().filter_map(|v| graph.constant(v));
     let small = constants.filter(|t| t.count() <= 8).filter_map(|t| t.to_i64().ok());
     let numbers = small.flatten().filter_map(|n| usize::try_from(n).ok());
     numbers.filter(|n| (2..=LONGEST).contains(n)).collect()

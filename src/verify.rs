@@ -79,7 +79,7 @@ pub fn verify(
     if !is_single {
         let pair = [lower::in_single_precision(masked), lower::in_single_precision(pruned)];
         let mut sessions = [runtime.session(&pair[0], doing[0], true)?, runtime.session(&pair[1], doing[1], true)?];
-        difference = compare_all(runtime, &mut sessions, &pair, discovery, &batches)?;
+        difference = compare_all(runtime, &mut sessions, [&pair[0], &pair[1]], discovery, &batches)?;
     }
     let native = runtime.session(masked, doing[0], true).and_then(|mut session| {
         session.run(batches[0].feeds_for(masked)?.iter().map(|(n, v)| (n.as_str(), v.value())))?;
@@ -99,8 +99,7 @@ pub fn verify(
         true => runtime.session_of_file(staged.path(), doing[1])?,
         false => runtime.session(pruned, doing[1], true)?,
     };
-    let pair = [masked.clone(), pruned.clone()];
-    let as_written = compare_all(runtime, &mut [original, result], &pair, discovery, &batches)?;
+    let as_written = compare_all(runtime, &mut [original, result], [masked, pruned], discovery, &batches)?;
     Ok(Verified { difference: if is_single { as_written } else { difference }, warning: None })
 }
 
@@ -108,11 +107,10 @@ pub fn verify(
 fn compare_all(
     runtime: &Runtime,
     sessions: &mut [Session; 2],
-    models: &[Model; 2],
+    [masked, pruned]: [&Model; 2],
     discovery: &Discovery,
     batches: &[&Batch],
 ) -> Result<f64, Error> {
-    let [masked, pruned] = models;
     let allowed = tolerance(masked);
     let mut worst: f64 = 0.0;
     for batch in batches {

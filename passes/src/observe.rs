@@ -77,7 +77,7 @@ impl Observation {
         let [first, mut second] = runs;
         let mut seen: HashMap<_, _> =
             first.into_iter().filter_map(|(value, a)| Some((value, [a, second.remove(&value)?]))).collect();
-        for value in graph.initializers().into_iter().chain(constant_outputs(graph)) {
+        for value in graph.constants() {
             if let Some(tensor) = graph.constant(value) {
                 let element = tensor.element();
                 let wanted = Seen::wants_integers(element, tensor.count());
@@ -185,11 +185,6 @@ impl Observation {
         let grew = self.sizes.iter().find(|(_, s)| s[0] != s[1]);
         grew.map_or(x as f64, |(name, s)| x as f64 * point(name) / s[0] as f64)
     }
-}
-
-fn constant_outputs(graph: &Graph) -> Vec<ValueId> {
-    let constants = graph.sorted().into_iter().filter(|&n| graph.operator(n).is("Constant"));
-    constants.filter_map(|n| graph.operator(n).output(0)).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::ir::{ElementType, Graph, Model, Slot, ValueId};
+use crate::ir::{ElementType, Graph, Model, NodeId, Slot, ValueId};
 use crate::onnx::schema::{TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
 
 /// One axis of an input.
@@ -56,23 +56,34 @@ fn input(graph: &Graph, value: ValueId) -> Input {
 pub fn limits(graph: &Graph) -> HashMap<ValueId, usize> {
     let mut limits = HashMap::new();
     for &input in graph.inputs() {
-        let mut names = vec![input];
-        while let Some(value) = names.pop() {
-            for (node, slot) in graph.consumers(value) {
-                let Slot::Input(slot) = slot else { continue };
-                let operator = graph.operator(node);
-                if operator.is("Identity") || operator.is("Cast") {
-                    names.extend(operator.output(0));
-                } else if operator.is("Gather") && slot == 1 && operator.int("axis", 0) == 0 {
-                    let table = operator.input(0).and_then(|t| graph.constant(t)).filter(|t| t.dims().len() > 1);
-                    let limit = limits.entry(input).or_insert(usize::MAX);
-                    *limit = table.map_or(*limit, |t| t.dims()[0].min(*limit));
-                }
+        for (node, slot) in readers_behind(graph, input, &["Identity", "Cast"]) {
+            let operator = graph.operator(node);
+            if operator.is("Gather") && slot == 1 && operator.int("axis", 0) == 0 {
+                let table = operator.input(0).and_then(|t| graph.constant(t)).filter(|t| t.dims().len() > 1);
+                let limit = limits.entry(input).or_insert(usize::MAX);
+                *limit = table.map_or(*limit, |t| t.dims()[0].min(*limit));
             }
         }
     }
     limits.retain(|_, limit| *limit < usize::MAX);
     limits
+}
+
+/// Who reads an input and where, directly or behind operators of the types `passed`.
+fn readers_behind(graph: &Graph, input: ValueId, passed: &[&str]) -> Vec<(NodeId, usize)> {
+    let mut readers = Vec::new();
+    let mut values = vec![input];
+    while let Some(value) = values.pop() {
+        for (node, slot) in graph.consumers(value) {
+            let Slot::Input(slot) = slot else { continue };
+            let operator = graph.operator(node);
+            match operator.is_standard() && passed.contains(&operator.op_type.as_str()) {
+                true => values.extend(operator.output(0)),
+                false => readers.push((node, slot)),
+            }
+        }
+    }
+    readers
 }
 
 /// The tensor type that a declaration gives, if it gives one.
@@ -127,23 +138,16 @@ pub struct Convolved {
 pub fn convolved(graph: &Graph) -> HashMap<ValueId, Convolved> {
     let mut found = HashMap::new();
     for &input in graph.inputs() {
-        let mut values = vec![input];
-        while let Some(value) = values.pop() {
-            for (node, slot) in graph.consumers(value) {
-                let Slot::Input(slot) = slot else { continue };
-                let operator = graph.operator(node);
-                match operator.op_type.as_str() {
-                    "Cast" | "Identity" | "Sub" | "Mul" | "Div" | "Add" => values.extend(operator.output(0)),
-                    "Conv" if slot == 0 => {
-                        let weight = operator.input(1).and_then(|v| graph.constant(v));
-                        let Some(&per_group) = weight.and_then(|t| t.dims().get(1)) else { continue };
-                        let channels = per_group * operator.int("group", 1).max(1) as usize;
-                        let stride = operator.ints("strides").and_then(|s| s.first().copied()).unwrap_or(1);
-                        found.insert(input, Convolved { channels, stride: stride.max(1) as usize });
-                    }
-                    _ => {}
-                }
+        for (node, slot) in readers_behind(graph, input, &["Cast", "Identity", "Sub", "Mul", "Div", "Add"]) {
+            let operator = graph.operator(node);
+            if !operator.is("Conv") || slot != 0 {
+                continue;
             }
+            let weight = operator.input(1).and_then(|v| graph.constant(v));
+            let Some(&per_group) = weight.and_then(|t| t.dims().get(1)) else { continue };
+            let channels = per_group * operator.int("group", 1).max(1) as usize;
+            let stride = operator.ints("strides").and_then(|s| s.first().copied()).unwrap_or(1);
+            found.insert(input, Convolved { channels, stride: stride.max(1) as usize });
         }
     }
     found

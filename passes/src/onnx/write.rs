@@ -110,9 +110,7 @@ fn inline(tensor: &Tensor) -> TensorProto {
 }
 
 fn constants(graph: &Graph) -> impl Iterator<Item = &Tensor> {
-    let made = graph.sorted().into_iter().filter(|&n| graph.operator(n).is("Constant"));
-    let made: Vec<_> = made.filter_map(|n| graph.operator(n).output(0)).collect();
-    graph.initializers().into_iter().chain(made).filter_map(|v| graph.constant(v))
+    graph.constants().into_iter().filter_map(|v| graph.constant(v))
 }
 
 /// The places of tensors in one external file.

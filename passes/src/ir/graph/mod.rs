@@ -171,6 +171,13 @@ impl Graph {
         (0..self.values.len()).filter(|&i| is_initializer(&self.values[i])).map(ValueId).collect()
     }
 
+    /// All constants: initializers, then the outputs of `Constant` operators.
+    pub fn constants(&self) -> Vec<ValueId> {
+        let made = self.sorted().into_iter().filter(|&n| self.operator(n).is("Constant"));
+        let made = made.filter_map(|n| self.operator(n).output(0));
+        self.initializers().into_iter().chain(made).collect()
+    }
+
     /// All values that were ever declared.
     pub(crate) fn values(&self) -> impl Iterator<Item = ValueId> + use<> {
         (0..self.values.len()).map(ValueId)
