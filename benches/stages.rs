@@ -15,10 +15,10 @@ use kprune_passes::tune::Sums;
 use ndarray::Array2;
 use onnx_kprune::calibration::{Batch, Calibration, Sources};
 use onnx_kprune::files::read_model;
-use onnx_kprune::knowledge::Walk;
 use onnx_kprune::observation::observe;
 use onnx_kprune::progress::Progress;
-use onnx_kprune::runtime::{Choice, Runtime, Values};
+use onnx_kprune::runtime::{Cache, Choice, Kept, Runtime};
+use onnx_kprune::walk::Walk;
 
 struct Setting {
     runtime: Runtime,
@@ -48,9 +48,10 @@ impl Setting {
         Measuring::new(&self.model, &self.seen, &self.discovery, mask, 2.0)
     }
 
-    fn teacher(&self) -> Vec<Values> {
+    fn teacher(&self, cache: &Cache) -> Vec<Kept> {
         let mut session = self.runtime.session(&self.model, "the teacher", true).expect("the model runs");
-        self.batches.iter().map(|b| session.run(b.feeds()).expect("the model runs")).collect()
+        let outputs = self.batches.iter().map(|b| session.run(b.feeds()).expect("the model runs"));
+        outputs.map(|o| cache.keep(o).expect("there is room")).collect()
     }
 }
 
@@ -71,16 +72,17 @@ fn analysis(c: &mut Criterion) {
 fn measuring(c: &mut Criterion) {
     let s = setting();
     let progress = Progress::silent();
+    let cache = Cache::new(u64::MAX);
     let mut group = c.benchmark_group("calibration set");
     group.sample_size(10);
-    group.bench_function("forward", |b| b.iter(|| s.teacher()));
-    let walk = || Walk::new(&s.runtime, s.measuring(), &s.batches, s.teacher(), &progress);
+    group.bench_function("forward", |b| b.iter(|| s.teacher(&cache)));
+    let walk = || Walk::new(&s.runtime, s.measuring(), &s.batches, s.teacher(&cache), cache.clone(), &progress);
     group.bench_function("knowledge", |b| {
-        b.iter_batched(walk, |mut w| w.knowledge(0).expect("it runs"), BatchSize::PerIteration);
+        b.iter_batched(walk, |mut w| w.knowledge(1).expect("it runs"), BatchSize::PerIteration);
     });
     let columns: Vec<usize> = (0..96).collect();
-    group.bench_function("gram", |b| {
-        b.iter_batched(walk, |mut w| w.gram(0, &columns).expect("it runs"), BatchSize::PerIteration);
+    group.bench_function("tuning sums", |b| {
+        b.iter_batched(walk, |mut w| w.tuning_sums(0, &columns).expect("it runs"), BatchSize::PerIteration);
     });
 }
 

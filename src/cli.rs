@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use bytesize::ByteSize;
 use clap::Parser;
 use kprune_passes::discover::Scope;
 use kprune_passes::loss::OutputKind;
 use kprune_passes::search::Weights;
 
 use crate::calibration::Sources;
-use crate::config::Options;
+use crate::config::{Options, quarter_of_memory};
 use crate::error::Error;
 use crate::runtime::Choice;
 
@@ -49,6 +50,15 @@ pub struct Cli {
     /// Samples in a mini-batch
     #[arg(long, value_name = "N", default_value = "32", value_parser = positive, help_heading = "Calibration")]
     pub batch_size: usize,
+
+    /// Measure knowledge anew at the second sublayer and then at every K-th [published: 1]
+    #[arg(long, value_name = "K", default_value = "1", value_parser = positive, help_heading = "Method")]
+    pub refresh: usize,
+
+    /// How much of the values between sublayers is kept in memory, as 2GiB or 500MB; the rest is kept in a
+    /// temporary file [default: a quarter of the machine's memory]
+    #[arg(long, value_name = "SIZE", help_heading = "Runtime")]
+    pub memory: Option<ByteSize>,
 
     /// What may be removed: heads and neurons of transformer sublayers, or all that ends in a matrix product
     #[arg(long, value_name = "WHICH", default_value = "transformer", value_parser = scope)]
@@ -163,6 +173,8 @@ impl Cli {
             weights: Weights { pred: self.lambda_pred, rep: self.lambda_rep, head: self.mu },
             temperature: self.temperature,
             batch_size: self.batch_size,
+            refresh: self.refresh,
+            memory: self.memory.map_or_else(quarter_of_memory, |size| size.as_u64()),
             provider: self.provider,
             threads: self.threads.unwrap_or(0),
             onnxruntime: self.onnxruntime.clone(),

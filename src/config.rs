@@ -30,6 +30,10 @@ pub struct Options {
     pub temperature: f64,
     /// Samples in a mini-batch.
     pub batch_size: usize,
+    /// Knowledge is measured at the first two sublayers, and then at every one of so many.
+    pub refresh: usize,
+    /// How many bytes of values may be kept in memory; beyond them, a temporary file is used.
+    pub memory: u64,
     /// The execution provider.
     pub provider: Choice,
     /// Threads; 0 leaves their number to the machine.
@@ -50,9 +54,27 @@ impl Default for Options {
             weights: Weights::default(),
             temperature: 2.0,
             batch_size: 32,
+            refresh: 1,
+            memory: quarter_of_memory(),
             provider: Choice::Auto,
             threads: 0,
             onnxruntime: None,
         }
     }
+}
+
+impl Options {
+    /// Whether knowledge is measured at sublayer `t`. At the first one there is only the representational part,
+    /// so the second is always measured.
+    pub fn measures_at(&self, t: usize) -> bool {
+        t == 0 || (t - 1).is_multiple_of(self.refresh)
+    }
+}
+
+/// A quarter of the machine's memory, or of what this process is allowed, in bytes.
+pub fn quarter_of_memory() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let allowed = system.cgroup_limits().map(|limits| limits.total_memory).filter(|&n| n > 0);
+    system.total_memory().min(allowed.unwrap_or(u64::MAX)) / 4
 }

@@ -16,12 +16,12 @@ use crate::calibration::Batch;
 use crate::config::Options;
 use crate::error::Error;
 use crate::files::{self, Staged};
-use crate::knowledge::{TuningSums, Walk, candidates, original_weight, work};
 use crate::prepare::{Prepared, prepare};
 use crate::progress::Progress;
 use crate::report::{self, Report};
-use crate::runtime::{Runtime, Values};
+use crate::runtime::{Cache, Kept, Runtime};
 use crate::verify::{Verified, masked_original, verify};
+use crate::walk::{Knowledge, TuningSums, Walk, candidates, original_weight, work};
 
 /// Prunes the model at `input` and writes the result to `output`.
 ///
@@ -49,14 +49,16 @@ pub fn prune(
         .reach_outputs()
         .map_err(|e| Error::Runtime { doing: "measuring knowledge".into(), reason: e.to_string() })?;
 
-    progress.expect(work(prepared.found.sublayers.len(), batches.len()));
-    let mut teacher = run_teacher(runtime, &prepared.single, &batches, progress)?;
+    let sublayers = prepared.found.sublayers.len();
+    progress.expect(work(sublayers, (0..sublayers).filter(|&t| options.measures_at(t)), batches.len()));
+    let cache = Cache::new(options.memory);
+    let mut teacher = run_teacher(runtime, &prepared.single, &batches, &cache, progress)?;
     let forward = clock.stage("teacher");
     let compared: Vec<ValueId> = measuring.objective.outputs.iter().map(|o| o.0).collect();
     if compared.iter().any(|v| !lowered.graph.outputs().contains(v)) {
-        teacher = run_teacher(runtime, &extract(lowered, seen, &[], &compared), &batches, progress)?;
+        teacher = run_teacher(runtime, &extract(lowered, seen, &[], &compared), &batches, &cache, progress)?;
     }
-    let mut walk = Walk::new(runtime, measuring, &batches, teacher, progress);
+    let mut walk = Walk::new(runtime, measuring, &batches, teacher, cache, progress);
     let outcome = choose(&mut walk, &prepared, options, progress, &mut clock)?;
     progress.stage("removing");
     let pruned = remove(model, written, seen_as_written, &outcome.plan).map_err(|e| Error::internal(e.to_string()))?;
@@ -83,16 +85,21 @@ fn unknown_output(model: &Model, name: &str) -> Error {
 }
 
 /// The outputs of the untouched model for every batch: one forward-equivalent.
-fn run_teacher(runtime: &Runtime, model: &Model, batches: &[Batch], progress: &Progress) -> Result<Vec<Values>, Error> {
+fn run_teacher(
+    runtime: &Runtime,
+    model: &Model,
+    batches: &[Batch],
+    cache: &Cache,
+    progress: &Progress,
+) -> Result<Vec<Kept>, Error> {
     progress.stage("running the original");
     let mut session = runtime.session(model, "running the original", true)?;
-    batches
-        .iter()
-        .map(|batch| {
-            runtime.check_cancelled()?;
-            session.run(batch.feeds())
-        })
-        .collect()
+    let mut outputs = Vec::new();
+    for batch in batches {
+        runtime.check_cancelled()?;
+        outputs.push(cache.keep(session.run_with(|name| batch.find(name))?)?);
+    }
+    Ok(outputs)
 }
 
 /// What was decided, and how well each projection could be repaired.
@@ -126,13 +133,17 @@ fn choose(
         return Ok(outcome);
     }
     let mut left = budget;
+    let mut knowledge: Vec<Vec<Knowledge>> = Vec::new();
     for (t, sublayer) in sublayers.iter().enumerate() {
         let place = format!("sublayer {} of {}", t + 1, sublayers.len());
-        progress.stage(&format!("{place}: measuring"));
-        let knowledge = walk.knowledge(t)?;
+        if options.measures_at(t) {
+            progress.stage(&format!("{place}: measuring"));
+            knowledge.truncate(t);
+            knowledge.extend(walk.knowledge(t)?);
+        }
         clock.stage("measure");
 
-        let ranked = candidates(sublayers, t, &knowledge, options.weights);
+        let ranked = candidates(sublayers, t, &knowledge[t..], options.weights);
         let decision = &mut outcome.plan.decisions[t];
         decision.keep = vec![false; sublayer.units.len()];
         search(&ranked, t, left).into_iter().for_each(|unit| decision.keep[unit] = true);
@@ -141,13 +152,13 @@ fn choose(
 
         progress.stage(&format!("{place}: tuning"));
         let columns = decision.columns(sublayer);
-        let sums = walk.gram(t, &columns)?;
+        let sums = walk.tuning_sums(t, &columns)?;
         let (tuned, repair) = repair(prepared, t, &columns, &sums)?;
         clock.stage("tune");
 
         progress.stage(&format!("{place}: advancing"));
         if t + 1 < sublayers.len() {
-            walk.advance(t, &tuned)?;
+            walk.advance(t, &columns, &tuned)?;
         }
         clock.stage("advance");
         progress.done(&format!(

@@ -7,13 +7,13 @@ use std::collections::HashMap;
 
 use kprune_passes::discover::discover;
 use kprune_passes::ir::{ElementType, Tensor};
-use kprune_passes::measure::{BIAS, COLUMNS, Measuring, WEIGHT, stream_input};
-use ndarray::{Array1, Array2, ArrayD, IxDyn};
+use kprune_passes::measure::{COLUMNS, FEATURES, Measuring, SO_FAR, WEIGHT, stream_input};
+use ndarray::{Array2, ArrayD, IxDyn};
 use onnx_kprune::calibration::{Calibration, Sources};
 use onnx_kprune::files::read_model;
-use onnx_kprune::knowledge::original_weight;
 use onnx_kprune::observation::observe;
-use onnx_kprune::runtime::{Values, host, numbers, scalars};
+use onnx_kprune::runtime::{self, Held, Values, host, numbers, scalars};
+use onnx_kprune::walk::original_weight;
 use support::{cpu, fixtures, reviews};
 
 fn rows(value: ArrayD<f64>, width: usize) -> Array2<f64> {
@@ -28,26 +28,26 @@ fn close(found: &Array2<f64>, expected: &Array2<f64>) -> bool {
 
 #[test]
 fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
-    let runtime = cpu();
+    let cpu = cpu();
     for fixture in ["reviews/model.onnx", "tiny/dynamo-sdpa-18.onnx", "tiny/torchscript-sdpa-14.onnx"] {
         let path = fixtures().join(fixture);
         let mut model = read_model(&path).unwrap();
         kprune_passes::fold::fold_constants(&mut model.graph);
         let files = if fixture.starts_with("reviews") { vec![reviews().join("calibration.npz")] } else { Vec::new() };
         let calibration = Calibration::gather(&model, &path, &Sources { files, ..Sources::default() }).unwrap();
-        let seen = observe(&runtime, &model, calibration.mask_input()).unwrap();
+        let seen = observe(&cpu, &model, calibration.mask_input()).unwrap();
         let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
         let mask = model.graph.find("attention_mask");
         let measuring = Measuring::new(&model, &seen, &discovery, mask, 2.0);
         // A batch of samples of different lengths, so that there is padding.
-        let batches = calibration.batches(calibration.samples()).unwrap();
+        let batches = calibration.batches(64).unwrap();
         let batch = &batches[0];
         let mut whole = model.clone();
         for sublayer in &discovery.sublayers {
             whole.graph.add_output(sublayer.residual.output);
             whole.graph.add_output(sublayer.projection.features);
         }
-        let expected = runtime.session(&whole, "testing", true).unwrap().run(batch.feeds()).unwrap();
+        let expected = cpu.session(&whole, "testing", true).unwrap().run(batch.feeds()).unwrap();
         let name = |v| model.graph.name(v).to_string();
         let real: Vec<f64> = match expected_mask(batch.find("attention_mask")) {
             Some(mask) => mask,
@@ -62,16 +62,21 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
 
             // The target of tuning against a teacher that is the model itself is what the projection gives.
             let columns: Vec<usize> = (0..projection.width).step_by(3).collect();
-            let gram = measuring.gram(t).unwrap();
+            let tuning = measuring.tuning(t).unwrap();
             let indices: Vec<i64> = columns.iter().map(|&c| c as i64).collect();
             let indices = host(&Tensor::from_i64s(&[indices.len()], &indices)).unwrap();
             let teacher = numbers(&stream).unwrap();
-            let sums = runtime.session(&gram.model, "testing", true).unwrap().run_with(|n| match n {
+            // The sums so far are ones, so that they are seen to be added to.
+            let (kept, outputs) = (columns.len() + 1, projection.outputs);
+            let so_far = [vec![kept, kept], vec![kept, outputs], vec![]]
+                .map(|dims| host(&Tensor::from_floats(ElementType::F64, &ArrayD::ones(dims)).unwrap()).unwrap());
+            let sums = cpu.session(&tuning.model, "testing", true).unwrap().run_with(|n| match n {
                 n if n == stream_input(0) => Some(teacher.value()),
                 COLUMNS => Some(indices.value()),
+                n if SO_FAR.contains(&n) => SO_FAR.iter().position(|s| *s == n).map(|i| so_far[i].value()),
                 n => state.get(n).or_else(|| batch.find(n)),
             });
-            let sums = sums.unwrap_or_else(|e| panic!("{fixture}, sublayer {t}: {e}"));
+            let mut sums = sums.unwrap_or_else(|e| panic!("{fixture}, sublayer {t}: {e}"));
             let real = Array2::from_shape_fn((real.len(), 1), |(i, _)| real[i]);
             let kept = ndarray::concatenate![
                 ndarray::Axis(1),
@@ -80,28 +85,54 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
             ];
             let kept = kept * &real;
             let target = (&features * &real).dot(&weight);
-            let matrix = |name: &str| scalars(&sums[name]).unwrap().into_dimensionality::<ndarray::Ix2>().unwrap();
-            assert!(close(&matrix(&gram.outputs.gram), &kept.t().dot(&kept)), "{fixture}, sublayer {t}: Gram matrix");
-            assert!(
-                close(&matrix(&gram.outputs.cross), &kept.t().dot(&target)),
-                "{fixture}, sublayer {t}: cross terms"
-            );
+            let [gram, cross, energy] = tuning.outputs.sums.each_ref().map(|name| scalars(&sums[name]).unwrap() - 1.0);
+            let matrix = |sum: ArrayD<f64>| sum.into_dimensionality::<ndarray::Ix2>().unwrap();
+            assert!(close(&matrix(gram), &kept.t().dot(&kept)), "{fixture}, sublayer {t}: Gram matrix");
+            assert!(close(&matrix(cross), &kept.t().dot(&target)), "{fixture}, sublayer {t}: cross terms");
+            let norm = target.mapv(|y| y * y).sum();
+            assert!((energy.sum() - norm).abs() < 1e-4 * norm, "{fixture}, sublayer {t}: energy");
 
-            let region = measuring.region(t, true);
-            let stored = if projection.transposed { weight.t().to_owned() } else { weight };
-            let weight = numbers(&stored.into_dyn()).unwrap();
-            let bias = numbers(&Array1::zeros(projection.outputs).into_dyn()).unwrap();
-            let mut values: Values = runtime
-                .session(&region.model, "testing", true)
-                .unwrap()
-                .run_with(|n| match n {
-                    WEIGHT => Some(weight.value()),
-                    BIAS => Some(bias.value()),
-                    n => state.get(n).or_else(|| batch.find(n)),
-                })
-                .unwrap();
+            let region = measuring.region(t);
+            let mut session = cpu.session(&region.model, "testing", true).unwrap();
+            let mut values: Values = session.run_with(|n| state.get(n).or_else(|| batch.find(n))).unwrap();
             let found = scalars(&values[&region.outputs.streams[0]]).unwrap();
             assert!(onnx_kprune::verify::difference(&stream, &found) < 1e-4, "{fixture}, sublayer {t}: stream");
+
+            // From the kept features on, the student comes to where it comes with the other rows at zero.
+            if let Some(features) = tuning.outputs.features.and_then(|name| sums.remove(&name)) {
+                let advance = measuring.advance(t);
+                let rows = |columns: &[usize]| {
+                    let rows = weight.select(ndarray::Axis(0), columns);
+                    let rows = ndarray::concatenate![ndarray::Axis(0), rows, Array2::zeros((1, projection.outputs))];
+                    let stored = if projection.transposed { rows.t().to_owned() } else { rows };
+                    numbers(&stored.into_dyn()).unwrap()
+                };
+                let mut session = cpu.session(&advance.model, "testing", true).unwrap();
+                let mut run = |features: &Held, weight: Held| {
+                    let values = session.run_with(|n| match n {
+                        FEATURES => Some(features.value()),
+                        WEIGHT => Some(weight.value()),
+                        n => state.get(n).or_else(|| batch.find(n)),
+                    });
+                    values.unwrap()
+                };
+                let few = run(&features.into(), rows(&columns));
+                let all: Vec<usize> = (0..projection.width).collect();
+                let mut whole = scalars(&expected[&name(projection.features)]).unwrap();
+                let last = ndarray::Axis(whole.ndim() - 1);
+                let removed: Vec<usize> = all.iter().copied().filter(|c| !columns.contains(c)).collect();
+                removed.iter().for_each(|&c| whole.index_axis_mut(last, c).fill(0.0));
+                let mut ones = whole.shape().to_vec();
+                ones[last.index()] = 1;
+                let whole = ndarray::concatenate![last, whole, ArrayD::ones(ones)];
+                let masked = run(&numbers(&whole).unwrap(), rows(&all));
+                let is_float = |name: &&String| runtime::element(&few[*name]).is_some_and(ElementType::is_float);
+                for crossing in advance.outputs.iter().filter(is_float) {
+                    let [found, masked] = [&few, &masked].map(|v| scalars(&v[crossing]).unwrap());
+                    let apart = onnx_kprune::verify::difference(&masked, &found);
+                    assert!(apart < 1e-4, "{fixture}, sublayer {t}: {crossing} differs by {apart}");
+                }
+            }
             for crossing in &region.outputs.crossing {
                 state.insert(crossing.clone(), values.remove(crossing).unwrap());
             }

@@ -176,7 +176,8 @@ impl Calibration {
         lengths
     }
 
-    /// The samples in mini-batches of `size`, grouped by length, each cut to its longest member.
+    /// The samples in mini-batches of `size`, grouped by length, each cut to its longest member; the longest
+    /// first, so that the memory that they need is there for all.
     ///
     /// A mini-batch is one batch, or several where the model takes only batches of a fixed size; samples
     /// that do not fill one are then left out.
@@ -190,7 +191,7 @@ impl Calibration {
         });
         let mut order: Vec<usize> = (0..self.samples()).collect();
         if let Some(mask) = &self.mask {
-            order.sort_by_key(|&i| mask.lengths[i]);
+            order.sort_by_key(|&i| std::cmp::Reverse(mask.lengths[i]));
         }
         let (each, usable) = fixed.map_or((size, order.len()), |n| (n, order.len() / n * n));
         let mut batches = Vec::new();

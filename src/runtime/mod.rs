@@ -1,21 +1,25 @@
 //! ONNX Runtime: the library, the execution provider, sessions, and tensors on the host.
 
+mod cache;
 mod library;
 mod session;
 mod tensors;
 mod weights;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ort::ep::{CUDA, ExecutionProvider};
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::Session as OrtSession;
 use ort::session::builder::SessionBuilder;
 
+pub use cache::{Cache, Kept};
 pub use session::{Session, Values};
 pub use tensors::{Held, element, host, integers, numbers, scalars};
 
@@ -75,6 +79,7 @@ pub struct Runtime {
     provider: Provider,
     threads: usize,
     weights: RefCell<Weights>,
+    set_up: Cell<Duration>,
     cancelled: Arc<AtomicBool>,
 }
 
@@ -95,8 +100,15 @@ impl Runtime {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        let mut this =
-            Self { environment, library, provider: Provider::Cpu, threads, weights: RefCell::default(), cancelled };
+        let mut this = Self {
+            environment,
+            library,
+            provider: Provider::Cpu,
+            threads,
+            weights: RefCell::default(),
+            set_up: Cell::default(),
+            cancelled,
+        };
         this.provider = this.choose(choice)?;
         Ok(this)
     }
@@ -134,6 +146,23 @@ impl Runtime {
     /// Threads of all sessions.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// Time spent so far on making sessions.
+    pub fn set_up(&self) -> Duration {
+        self.set_up.get()
+    }
+
+    /// Where outputs may stay; `None` where that is the host.
+    fn device(&self) -> Result<Option<MemoryInfo<'static>>, Error> {
+        match self.provider {
+            Provider::Cpu => Ok(None),
+            Provider::Cuda(device) => {
+                let memory =
+                    MemoryInfo::new(AllocationDevice::CUDA, device, AllocatorType::Device, MemoryType::Default);
+                memory.map(Some).map_err(Error::runtime("finding the device's memory"))
+            }
+        }
     }
 
     /// # Errors

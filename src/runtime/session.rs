@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Instant;
 
 use kprune_passes::ir::Model;
 use kprune_passes::onnx::write_detached;
+use ort::memory::MemoryInfo;
 use ort::value::DynValue;
 
 use super::{Runtime, weights};
@@ -20,6 +22,8 @@ pub type Values = HashMap<String, DynValue>;
 pub struct Session {
     inner: ort::session::Session,
     doing: String,
+    /// Where outputs may stay; `None` where that is the host.
+    device: Option<MemoryInfo<'static>>,
     _weights: Vec<weights::Held>,
 }
 
@@ -30,6 +34,7 @@ impl Runtime {
     /// Where ONNX Runtime refuses the graph.
     pub fn session(&self, model: &Model, doing: &str, optimise: bool) -> Result<Session, Error> {
         self.check_cancelled()?;
+        let start = Instant::now();
         let detached = write_detached(model, BY_REFERENCE);
         let mut builder = self.builder(optimise).map_err(Error::runtime(doing))?;
         let mut held = Vec::new();
@@ -41,7 +46,8 @@ impl Runtime {
             held.push(weight);
         }
         let inner = builder.commit_from_memory(&detached.bytes).map_err(Error::runtime(doing))?;
-        Ok(Session { inner, doing: doing.to_string(), _weights: held })
+        self.set_up.set(self.set_up.get() + start.elapsed());
+        Ok(Session { inner, doing: doing.to_string(), device: self.device()?, _weights: held })
     }
 
     /// Makes a session of a model file, as any user of the file would.
@@ -51,23 +57,63 @@ impl Runtime {
     pub fn session_of_file(&self, path: &Path, doing: &str) -> Result<Session, Error> {
         let builder = self.builder(true);
         let inner = builder.and_then(|mut b| b.commit_from_file(path)).map_err(Error::runtime(doing))?;
-        Ok(Session { inner, doing: doing.to_string(), _weights: Vec::new() })
+        Ok(Session { inner, doing: doing.to_string(), device: None, _weights: Vec::new() })
     }
 }
 
 impl Session {
-    /// Runs the graph on inputs that `find` gives by name; returns every output.
+    /// Runs the graph on inputs that `find` gives by name; returns every output, on the host.
     ///
     /// # Errors
     /// Where an input is not found, or ONNX Runtime fails.
     pub fn run_with<'a>(&mut self, find: impl Fn(&str) -> Option<&'a DynValue>) -> Result<Values, Error> {
+        self.run_keeping(find, |_| false)
+    }
+
+    /// Runs the graph on inputs that `find` gives by name; returns every output, those that `stays` names on
+    /// the device where they were made.
+    ///
+    /// # Errors
+    /// Where an input is not found, or ONNX Runtime fails.
+    pub fn run_keeping<'a>(
+        &mut self,
+        find: impl Fn(&str) -> Option<&'a DynValue>,
+        stays: impl Fn(&str) -> bool,
+    ) -> Result<Values, Error> {
         let names: Vec<String> = self.inner.inputs().iter().map(|i| i.name().to_string()).collect();
         let mut feeds = Vec::new();
         for name in &names {
             let missing = || Error::internal(format!("nothing gives input {name:?} while {}", self.doing));
             feeds.push((name.as_str(), find(name).ok_or_else(missing)?));
         }
-        self.run(feeds)
+        match self.device.take() {
+            None => self.run(feeds),
+            Some(device) => {
+                let values = self.run_bound(&feeds, &device, stays).map_err(Error::runtime(&self.doing));
+                self.device = Some(device);
+                values
+            }
+        }
+    }
+
+    /// Every output is bound to the host or to the device, anew for every run: its shape may be another.
+    fn run_bound(
+        &mut self,
+        feeds: &[(&str, &DynValue)],
+        device: &MemoryInfo,
+        stays: impl Fn(&str) -> bool,
+    ) -> Result<Values, ort::Error> {
+        let host = MemoryInfo::default();
+        let mut binding = self.inner.create_binding()?;
+        for (name, value) in feeds {
+            binding.bind_input(*name, value)?;
+        }
+        for output in self.inner.outputs() {
+            let name = output.name();
+            binding.bind_output_to_device(name, if stays(name) { device } else { &host })?;
+        }
+        let outputs = self.inner.run_binding(&binding)?;
+        Ok(outputs.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
     }
 
     /// Runs the graph on inputs given by name; returns every output.

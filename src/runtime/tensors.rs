@@ -1,10 +1,11 @@
 //! Tensors on the host: into sessions and out of them.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
-use half::{bf16, f16};
 use kprune_passes::ir::{ElementType, Tensor};
 use ndarray::{ArrayD, IxDyn};
-use ort::value::DynValue;
+use ort::value::{DynTensorValueType, DynValue};
 
 use super::weights;
 use crate::error::Error;
@@ -14,6 +15,13 @@ use crate::error::Error;
 pub struct Held {
     value: std::sync::Arc<DynValue>,
     _memory: Bytes,
+}
+
+impl From<DynValue> for Held {
+    /// Holds what a session gave, where it is.
+    fn from(value: DynValue) -> Self {
+        Self { value: value.into(), _memory: Bytes::new() }
+    }
 }
 
 impl Held {
@@ -32,6 +40,50 @@ pub fn host(tensor: &Tensor) -> Result<Held, Error> {
     let memory = weights::aligned(&bytes, tensor.element());
     let value = weights::borrow(&memory, tensor.element(), tensor.dims())?;
     Ok(Held { value: value.into(), _memory: memory })
+}
+
+/// A value in memory of its own. What a session gave lies in memory of the session, and keeps all of it.
+///
+/// What lies on a device, or is no tensor of numbers, stays where it is.
+///
+/// # Errors
+/// Where ONNX Runtime makes no tensor.
+pub(super) fn own(value: DynValue) -> Result<Held, Error> {
+    let is_here = value.view().downcast::<DynTensorValueType>().is_ok_and(|t| t.memory_info().is_cpu_accessible());
+    match element(&value).filter(|&e| is_here && e != ElementType::String) {
+        None => Ok(value.into()),
+        Some(element) => {
+            let (dims, bytes) = content(&value)?;
+            let tensor = Tensor::from_raw("", element, &dims, bytes.into_owned().into());
+            host(&tensor.map_err(|e| Error::internal(e.to_string()))?)
+        }
+    }
+}
+
+/// Bytes that a tensor of numbers takes; 0 for anything else.
+pub(super) fn size(value: &DynValue) -> u64 {
+    let count: i64 = value.dtype().tensor_shape().map_or(0, |s| s.iter().product());
+    element(value).map_or(0, |e| count as u64 * e.bits().div_ceil(8) as u64)
+}
+
+/// Shape and bytes of a tensor of numbers; from a device they are copied.
+///
+/// # Errors
+/// Where it is no tensor, or the copy fails.
+pub(super) fn content(value: &DynValue) -> Result<(Vec<usize>, Cow<'_, [u8]>), Error> {
+    let doing = "keeping a value";
+    let tensor = value.view().downcast::<DynTensorValueType>().map_err(Error::runtime(doing))?;
+    let dims = value.dtype().tensor_shape().map(|s| s.iter().map(|&d| d as usize).collect()).unwrap_or_default();
+    // SAFETY: `size` bytes, from the tensor's own shape and element type, on the host; no strings.
+    let bytes = |data: *const u8| match data.is_null() || size(value) == 0 {
+        true => &[][..],
+        false => unsafe { std::slice::from_raw_parts(data, size(value) as usize) },
+    };
+    if tensor.memory_info().is_cpu_accessible() {
+        return Ok((dims, Cow::Borrowed(bytes(tensor.data_ptr().cast()))));
+    }
+    let copy = tensor.to(ort::memory::AllocationDevice::CPU, 0).map_err(Error::runtime(doing))?;
+    Ok((dims, Cow::Owned(bytes(copy.data_ptr().cast()).to_vec())))
 }
 
 /// An f32 tensor of any shape, for a session.
@@ -65,27 +117,16 @@ pub fn element(value: &DynValue) -> Option<ElementType> {
     })
 }
 
-/// The numbers of a floating-point tensor.
+/// The numbers of a floating-point tensor, wherever it is.
 ///
 /// # Errors
 /// Where it is of another type.
 pub fn scalars(value: &DynValue) -> Result<ArrayD<f64>, Error> {
-    fn read<T: ort::value::PrimitiveTensorElementType + Copy>(
-        value: &DynValue,
-        convert: impl Fn(T) -> f64,
-    ) -> Result<ArrayD<f64>, Error> {
-        let (shape, data) = value.try_extract_tensor::<T>().map_err(Error::runtime("reading a result"))?;
-        let shape: Vec<_> = shape.iter().map(|&d| d as usize).collect();
-        let data = data.iter().map(|&x| convert(x)).collect();
-        ArrayD::from_shape_vec(IxDyn(&shape), data).map_err(|e| Error::internal(e.to_string()))
-    }
-    match element(value) {
-        Some(ElementType::F32) => read::<f32>(value, f64::from),
-        Some(ElementType::F64) => read::<f64>(value, |x| x),
-        Some(ElementType::F16) => read::<f16>(value, f64::from),
-        Some(ElementType::BF16) => read::<bf16>(value, f64::from),
-        other => Err(Error::internal(format!("a result of type {other:?} was read as numbers"))),
-    }
+    let element = element(value).filter(|e| e.is_float());
+    let element = element.ok_or_else(|| Error::internal("a result that is no number was read as one"))?;
+    let (dims, bytes) = content(value)?;
+    let tensor = Tensor::from_raw("", element, &dims, bytes.into_owned().into());
+    tensor.and_then(|t| t.to_f64()).map_err(|e| Error::internal(e.to_string()))
 }
 
 /// The integers of a tensor of an index type.

@@ -90,6 +90,20 @@ impl Graph {
         outputs
     }
 
+    /// Adds a copy of an operator that reads what `instead` gives for its inputs; returns the new values, one
+    /// for every output that the operator has.
+    pub fn add_copy(&mut self, node: NodeId, instead: impl Fn(ValueId) -> ValueId) -> Vec<ValueId> {
+        let mut operator = self.operator(node).clone();
+        let made = operator.outputs.iter().flatten().map(|&old| format!("{}_again", self.name(old)));
+        let made: Vec<_> = made.collect::<Vec<_>>().iter().map(|hint| self.declare_fresh(hint)).collect();
+        let mut fresh = made.iter().copied();
+        operator.outputs.iter_mut().flatten().for_each(|old| *old = fresh.next().unwrap_or(*old));
+        operator.inputs.iter_mut().flatten().for_each(|v| *v = instead(*v));
+        operator.name.clear();
+        self.insert(operator);
+        made
+    }
+
     /// The value at output `slot` of an operator, made now if the operator left it out.
     pub fn require_output(&mut self, node: NodeId, slot: usize) -> ValueId {
         if let Some(value) = self.operator(node).output(slot) {

@@ -1,0 +1,109 @@
+//! The graph above a sublayer: what every unit there knows.
+
+use super::{Graph, Measuring, add};
+use crate::differentiate::{DifferentiateError, differentiate};
+use crate::emit::Emit;
+use crate::ir::{Model, ValueId};
+use crate::loss;
+use crate::suffix::{extract, finish};
+
+/// Sums over a batch for the units of one sublayer, one number for every column of its features.
+pub struct UnitSums {
+    /// Which sublayer.
+    pub sublayer: usize,
+    /// dL/dm: sum over samples and tokens of feature times gradient; `None` where the loss does not
+    /// depend on the sublayer.
+    pub gradient: Option<String>,
+    /// Sum over real tokens of the squared features.
+    pub energy: String,
+}
+
+impl Measuring<'_> {
+    /// The graph above sublayer `t`, forward and backward: mask gradients and energies of the units of
+    /// `t` and of all sublayers above.
+    ///
+    /// Inputs: what crosses into `t`, the teacher's outputs, the number of samples.
+    ///
+    /// # Errors
+    /// Where an operator above cannot be differentiated.
+    pub fn knowledge(&self, t: usize) -> Result<Graph<Vec<UnitSums>>, DifferentiateError> {
+        let (mut part, features) = self.above(t, true);
+        let mask = self.restore_mask(&mut part);
+        let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
+        let loss = loss::append(&mut emit, &self.seen, &self.objective, self.temperature, mask);
+        let gradients = differentiate(&mut part.graph, &self.seen, self.opset(), &loss.seeds, &features)?;
+        Ok(self.sums(t, part, mask, gradients))
+    }
+
+    /// The graph above sublayer `t`, forward only: the energies of the units of `t` and of all sublayers
+    /// above. Where the student is still the teacher, all mask gradients are zero, and this is all.
+    ///
+    /// Inputs: what crosses into `t`.
+    pub fn energies(&self, t: usize) -> Graph<Vec<UnitSums>> {
+        let (mut part, features) = self.above(t, false);
+        let mask = self.restore_mask(&mut part);
+        self.sums(t, part, mask, vec![None; features.len()])
+    }
+
+    /// The student's graph from what crosses into sublayer `t` to the features of all sublayers above and,
+    /// where they are wanted, the outputs that the loss compares; and those features.
+    fn above(&self, t: usize, with_outputs: bool) -> (Model, Vec<ValueId>) {
+        let sites = self.discovery.sublayers[t..].iter().flat_map(|s| s.sites());
+        let features: Vec<ValueId> = sites.map(|(projection, _)| projection.features).collect();
+        let outputs = self.objective.outputs.iter().map(|o| o.0).filter(|_| with_outputs);
+        let wanted: Vec<ValueId> = outputs.chain(features.iter().copied()).collect();
+        (extract(&self.student, &self.seen, self.crossings.at(t), &wanted), features)
+    }
+
+    /// Makes the sums of every sublayer from `t` on the outputs of a graph; `gradients` are those with
+    /// respect to the features, place by place.
+    fn sums(
+        &self,
+        t: usize,
+        mut part: Model,
+        mask: Option<ValueId>,
+        gradients: Vec<Option<ValueId>>,
+    ) -> Graph<Vec<UnitSums>> {
+        let mut gradients = gradients.into_iter();
+        let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
+        let mut sums = Vec::new();
+        let mut ends = Vec::new();
+        for (i, sublayer) in self.discovery.sublayers[t..].iter().enumerate() {
+            // One mask for every place where the weights are applied: the gradients add up.
+            let (mut gradient, mut energy) = (None, None);
+            for ((projection, _), g) in sublayer.sites().zip(gradients.by_ref()) {
+                let [g, e] = self.unit_sums(&mut emit, projection.features, g, mask);
+                gradient = add(&mut emit, gradient, g);
+                energy = add(&mut emit, energy, e);
+            }
+            ends.extend(gradient.into_iter().chain(energy));
+            let name = |v: ValueId| emit.graph.name(v).to_string();
+            sums.push(UnitSums {
+                sublayer: t + i,
+                gradient: gradient.map(name),
+                energy: energy.map(name).unwrap_or_default(),
+            });
+        }
+        finish(&mut part, &ends);
+        Graph { model: part, outputs: sums }
+    }
+
+    /// Feature times gradient and squared features, one sum for every column.
+    fn unit_sums(
+        &self,
+        emit: &mut Emit,
+        features: ValueId,
+        gradient: Option<ValueId>,
+        mask: Option<ValueId>,
+    ) -> [Option<ValueId>; 2] {
+        let dims = self.seen.dims(features).unwrap_or_default();
+        let leading: Vec<i64> = (0..dims.len() as i64 - 1).collect();
+        let gradient = gradient.map(|gradient| {
+            let product = emit.op("Mul", &[features, gradient]);
+            emit.reduce_sum(product, &leading, false)
+        });
+        let real = self.only_real(emit, features, &dims, mask);
+        let square = emit.op("Mul", &[real, features]);
+        [gradient, Some(emit.reduce_sum(square, &leading, false))]
+    }
+}

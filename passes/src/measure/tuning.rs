@@ -1,0 +1,191 @@
+//! The graph of one sublayer: the sums that its projection is solved from.
+
+use std::collections::HashMap;
+
+use super::{Graph, Measuring, add};
+use crate::differentiate::{DifferentiateError, differentiate};
+use crate::discover::{Projection, Residual};
+use crate::emit::Emit;
+use crate::ir::{self, ElementType, Operator, ValueId, attribute};
+use crate::observe::Dim;
+use crate::plan::scale_of;
+use crate::signature;
+use crate::suffix::{extract, finish};
+
+/// Name of the input that lists the columns of the features that stay.
+pub const COLUMNS: &str = "kprune_columns";
+/// Names of the inputs that take the sums so far: Gram matrix, cross terms, energy.
+pub const SO_FAR: [&str; 3] = ["kprune_gram", "kprune_cross", "kprune_energy"];
+
+/// Name of the input that takes the teacher's residual stream after the place with this number where the
+/// sublayer's weights are applied.
+pub fn stream_input(site: usize) -> String {
+    format!("kprune_stream_{site}")
+}
+
+/// What a tuning graph gives.
+pub struct TuningOutputs {
+    /// The sums so far, in f64, and this batch's added to them: Fa^T Fa for the kept columns and a column
+    /// of ones [kept + 1, kept + 1]; Fa^T Y [kept + 1, outputs]; the squared norm of Y, a scalar.
+    pub sums: [String; 3],
+    /// The kept columns of the features and a column of ones, for all tokens, at the first place where the
+    /// weights are applied; `None` where nothing that crosses into the next sublayer depends on them.
+    pub features: Option<String>,
+}
+
+impl Measuring<'_> {
+    /// The graph of sublayer `t` alone: the kept features, Gram matrix and cross terms that tuning needs.
+    ///
+    /// The target is Y = R_T - R_S - b, R_S the student's stream before the sublayer. What is subtracted
+    /// from R_T is the stream after a projection that gives nothing: the same, without a need to know how
+    /// the sublayer's output reaches the stream.
+    ///
+    /// Inputs: what crosses into `t`, the teacher's stream after it, the kept columns, the sums so far.
+    ///
+    /// # Errors
+    /// Where the way of the sublayer's output to the stream cannot be gone back.
+    pub fn tuning(&self, t: usize) -> Result<Graph<TuningOutputs>, DifferentiateError> {
+        let sublayer = &self.discovery.sublayers[t];
+        let wanted: Vec<ValueId> = sublayer.sites().flat_map(|(p, r)| [p.features, r.output]).collect();
+        let mut part = extract(&self.student, &self.seen, self.crossings.at(t), &wanted);
+        let mask = self.restore_mask(&mut part);
+        let columns = part.graph.add_input(signature::declare(COLUMNS, ElementType::I64, 1));
+        let mut sums = [None; 3];
+        let mut features = None;
+        for (site, (projection, residual)) in sublayer.sites().enumerate() {
+            let [kept, rows] = self.kept_features(&mut part.graph, projection, columns, mask);
+            let target = self.target(&mut part.graph, site, projection, residual, mask)?;
+            let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
+            let turned = emit.transpose(rows, &[1, 0]);
+            let square = emit.op("Mul", &[target, target]);
+            let terms = [
+                emit.op("MatMul", &[turned, rows]),
+                emit.op("MatMul", &[turned, target]),
+                emit.reduce_sum(square, &[0], false),
+            ];
+            for (sum, term) in sums.iter_mut().zip(terms) {
+                let term = emit.cast(term, ElementType::F64);
+                *sum = add(&mut emit, *sum, Some(term));
+            }
+            features = features.or(Some(kept));
+        }
+        let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
+        // Over the outputs in f64: all elements together are too many for f32.
+        sums[2] = sums[2].map(|energy| emit.reduce_sum(energy, &[0], false));
+        let mut ends = Vec::new();
+        for ((name, rank), sum) in SO_FAR.into_iter().zip([2, 2, 0]).zip(sums.into_iter().flatten()) {
+            let so_far = emit.graph.add_input(signature::declare(name, ElementType::F64, rank));
+            ends.push(emit.op("Add", &[so_far, sum]));
+        }
+        let name = |v: ValueId| part.graph.name(v).to_string();
+        let sums = [0, 1, 2].map(|i| ends.get(i).copied().map(name).unwrap_or_default());
+        let features = features.filter(|_| self.feeds_next(t));
+        let outputs = TuningOutputs { sums, features: features.map(name) };
+        ends.extend(features);
+        finish(&mut part, &ends);
+        Ok(Graph { model: part, outputs })
+    }
+
+    /// The kept columns of a projection's features with a column of ones; and the same, one row for every
+    /// token, where rows of padding are zero.
+    fn kept_features(
+        &self,
+        graph: &mut ir::Graph,
+        projection: &Projection,
+        columns: ValueId,
+        mask: Option<ValueId>,
+    ) -> [ValueId; 2] {
+        let mut emit = Emit::new(graph, self.opset(), "measure");
+        let dims = self.seen.dims(projection.features).unwrap_or_default();
+        let last = dims.len() as i64 - 1;
+        let gathered = Operator::new("Gather").with(attribute::int("axis", last));
+        let kept = emit.with(gathered, &[projection.features, columns]);
+        let one = self.filled(&mut emit, projection.features, dims.len(), 1, 1.0);
+        let joined = emit.with(Operator::new("Concat").with(attribute::int("axis", last)), &[kept, one]);
+        let real = self.only_real(&mut emit, joined, &dims, mask);
+        let width = emit.length(real, dims.len() - 1);
+        let all = emit.integers(&[-1]);
+        let shape = emit.with(Operator::new("Concat").with(attribute::int("axis", 0)), &[all, width]);
+        [joined, emit.op("Reshape", &[real, shape])]
+    }
+
+    /// A value of leading dimensions like those of `like`, of rank `rank`, the last axis `width` long.
+    fn filled(&self, emit: &mut Emit, like: ValueId, rank: usize, width: usize, value: f64) -> ValueId {
+        let shape = emit.op("Shape", &[like]);
+        let places: Vec<i64> = (0..rank as i64 - 1).collect();
+        let places = emit.integers(&places);
+        let leading = emit.with(Operator::new("Gather").with(attribute::int("axis", 0)), &[shape, places]);
+        let width = emit.integers(&[width as i64]);
+        let shape = emit.with(Operator::new("Concat").with(attribute::int("axis", 0)), &[leading, width]);
+        let value = emit.number(ElementType::F32, value);
+        emit.op("Expand", &[value, shape])
+    }
+
+    /// What the tuned projection should give, one row for every token; rows of padding are zero.
+    fn target(
+        &self,
+        graph: &mut ir::Graph,
+        site: usize,
+        projection: &Projection,
+        residual: &Residual,
+        mask: Option<ValueId>,
+    ) -> Result<ValueId, DifferentiateError> {
+        let without = self.stream_without(graph, projection, residual);
+        let mut emit = Emit::new(graph, self.opset(), "measure");
+        let dims = self.seen.dims(projection.features).unwrap_or_default();
+        let rank = self.seen.dims(residual.output).map_or(0, |d| d.len());
+        let teacher = emit.graph.add_input(signature::declare(&stream_input(site), ElementType::F32, rank));
+        let missing = emit.op("Sub", &[teacher, without]);
+        let missing = self.before_path(graph, projection, residual, missing)?;
+        let mut emit = Emit::new(graph, self.opset(), "measure");
+        Ok(self.rows(&mut emit, missing, &dims, projection.outputs, mask))
+    }
+
+    /// The stream after a sublayer whose projection gives nothing: its path gone along once more.
+    fn stream_without(&self, graph: &mut ir::Graph, projection: &Projection, residual: &Residual) -> ValueId {
+        let Some(output) = graph.operator(projection.node).output(0) else { return residual.output };
+        let rank = self.seen.dims(output).map_or(0, |d| d.len());
+        let mut emit = Emit::new(graph, self.opset(), "measure");
+        let mut nothing = self.filled(&mut emit, projection.features, rank, projection.outputs, 0.0);
+        if let Some(bias) = emit.graph.operator(projection.node).input(2) {
+            nothing = emit.op("Add", &[nothing, bias]);
+        }
+        let mut instead = HashMap::from([(output, nothing)]);
+        for &node in &residual.path {
+            let made = emit.graph.add_copy(node, |v| instead.get(&v).copied().unwrap_or(v));
+            let old = emit.graph.operator(node).outputs().iter().flatten();
+            instead.extend(old.copied().zip(made));
+        }
+        instead.get(&residual.output).copied().unwrap_or(nothing)
+    }
+
+    /// What the sublayer's projection would have to give for `missing` to reach the stream.
+    ///
+    /// The way between the two scales every output by a factor and rearranges: a linear map whose inverse
+    /// is its transpose, and so its gradient, over the square of the factors.
+    fn before_path(
+        &self,
+        graph: &mut ir::Graph,
+        projection: &Projection,
+        residual: &Residual,
+        missing: ValueId,
+    ) -> Result<ValueId, DifferentiateError> {
+        let wanted = graph.operator(projection.node).output(0).into_iter().collect::<Vec<_>>();
+        let seeds = [(residual.output, missing)];
+        let back = differentiate(graph, &self.seen, self.opset(), &seeds, &wanted)?;
+        let back = back.into_iter().flatten().next().unwrap_or(missing);
+        let Some(scale) = scale_of(&self.model.graph, projection, residual) else { return Ok(back) };
+        // An output that is scaled to nothing cannot repair anything.
+        let inverse = scale.mapv(|s| if s == 0.0 { 0.0 } else { 1.0 / (s * s) });
+        let mut emit = Emit::new(graph, self.opset(), "measure");
+        let inverse = emit.array(ElementType::F32, &inverse.into_dyn());
+        Ok(emit.op("Mul", &[back, inverse]))
+    }
+
+    /// A value with leading dimensions like `dims` as a matrix, one row for every token.
+    fn rows(&self, emit: &mut Emit, value: ValueId, dims: &[Dim], width: usize, mask: Option<ValueId>) -> ValueId {
+        let real = self.only_real(emit, value, dims, mask);
+        let shape = emit.integers(&[-1, width as i64]);
+        emit.op("Reshape", &[real, shape])
+    }
+}

@@ -1,0 +1,154 @@
+//! Teacher and student, led over the calibration set sublayer by sublayer.
+
+mod knowledge;
+mod tuning;
+
+pub use knowledge::{Knowledge, candidates};
+pub use tuning::TuningSums;
+
+use std::collections::HashMap;
+
+use kprune_passes::discover::Sublayer;
+use kprune_passes::ir::{ElementType, Model, Tensor};
+use kprune_passes::measure::{Measuring, WEIGHT};
+use kprune_passes::plan::Tuned;
+use ndarray::{Array1, Array2, ArrayD, Axis, Ix2, concatenate};
+
+use crate::calibration::Batch;
+use crate::error::Error;
+use crate::progress::Progress;
+use crate::runtime::{self, Cache, Held, Kept, Runtime, Session, Values};
+
+/// What measuring costs per sublayer, against running one: about as much again backward, and the sums.
+const KNOWLEDGE_WORK: usize = 3;
+
+/// The work of a whole run over `batches`, in batches through one sublayer; `measured` are the sublayers at
+/// which knowledge is measured.
+pub fn work(sublayers: usize, measured: impl Iterator<Item = usize>, batches: usize) -> usize {
+    let measuring: usize = measured.map(|t| knowledge_work(t, sublayers - t)).sum();
+    batches * (measuring + 2 * sublayers - 1)
+}
+
+/// The work of measuring sublayer `t` and all above, `above` in number, on one batch.
+fn knowledge_work(t: usize, above: usize) -> usize {
+    if t == 0 { above } else { KNOWLEDGE_WORK * above }
+}
+
+/// Teacher and student below the sublayer in hand: for every batch, the values that cross into it.
+pub struct Walk<'a> {
+    runtime: &'a Runtime,
+    measuring: Measuring<'a>,
+    batches: &'a [Batch],
+    progress: &'a Progress,
+    cache: Cache,
+    outputs: Vec<Kept>,
+    /// For every sublayer, the mean over the outputs of W_cj^2, for every column c of its features.
+    mean_squares: Vec<Array1<f64>>,
+    teacher: Vec<Kept>,
+    student: Vec<Kept>,
+}
+
+impl<'a> Walk<'a> {
+    /// Starts below the first sublayer. `outputs` are the teacher's, for every batch, kept in `cache`.
+    pub fn new(
+        runtime: &'a Runtime,
+        measuring: Measuring<'a>,
+        batches: &'a [Batch],
+        outputs: Vec<Kept>,
+        cache: Cache,
+        progress: &'a Progress,
+    ) -> Self {
+        let states = || batches.iter().map(|_| Kept::default()).collect();
+        let (teacher, student) = (states(), states());
+        Self { runtime, measuring, batches, progress, cache, outputs, mean_squares: Vec::new(), teacher, student }
+    }
+
+    /// What is measured, and how.
+    pub fn measuring(&self) -> &Measuring<'a> {
+        &self.measuring
+    }
+
+    fn sublayer(&self, t: usize) -> &Sublayer {
+        &self.measuring.discovery.sublayers[t]
+    }
+
+    /// Advances the student through sublayer `t` with the kept `columns` of its features, which
+    /// [`Walk::tuning_sums`] left, and its tuned projection.
+    ///
+    /// # Errors
+    /// Where ONNX Runtime fails.
+    pub fn advance(&mut self, t: usize, columns: &[usize], tuned: &Tuned) -> Result<(), Error> {
+        let graph = self.measuring.advance(t);
+        self.measuring.settle(t, tuned).map_err(|e| Error::internal(e.to_string()))?;
+        let mut region = Region::new(self, t, graph.model, graph.outputs)?;
+        let bias = tuned.bias.view().insert_axis(Axis(0));
+        let rows = concatenate(Axis(0), &[tuned.weight.select(Axis(0), columns).view(), bias]);
+        let rows = rows.map_err(|e| Error::internal(e.to_string()))?;
+        let projection = &self.sublayer(t).projection;
+        let element = self.measuring.seen.element(projection.weight).unwrap_or(ElementType::F32);
+        let stored = if projection.transposed { rows.reversed_axes() } else { rows };
+        let weight = host(element, &stored.into_dyn())?;
+        for (state, batch) in self.student.iter_mut().zip(self.batches) {
+            self.runtime.check_cancelled()?;
+            let mut values = region.run(&state.load()?, batch, Some(&weight))?;
+            region.keep(&mut values, state, &self.cache)?;
+            self.progress.advance(1);
+        }
+        Ok(())
+    }
+}
+
+/// A session of one sublayer.
+struct Region {
+    /// `None` where there is nothing to run.
+    session: Option<Session>,
+    /// What it makes that crosses into the next sublayer.
+    crossing: Vec<String>,
+    /// What crosses into the next sublayer.
+    next: Vec<String>,
+}
+
+impl Region {
+    fn new(walk: &Walk, t: usize, model: Model, crossing: Vec<String>) -> Result<Self, Error> {
+        let is_empty = model.graph.outputs().is_empty();
+        let session = (!is_empty).then(|| walk.runtime.session(&model, "running a sublayer", true)).transpose()?;
+        let next = walk.measuring.crossings.at(t + 1).iter();
+        let next = next.map(|&v| walk.measuring.model.graph.name(v).to_string()).collect();
+        Ok(Self { session, crossing, next })
+    }
+
+    fn run(&mut self, state: &HashMap<String, Held>, batch: &Batch, weight: Option<&Held>) -> Result<Values, Error> {
+        let find = |name: &str| match name {
+            WEIGHT => weight,
+            _ => state.get(name),
+        };
+        let Some(session) = &mut self.session else { return Ok(Values::new()) };
+        session.run_keeping(|name| find(name).map(Held::value).or_else(|| batch.find(name)), |_| true)
+    }
+
+    /// Moves a state into the next sublayer.
+    fn keep(&self, values: &mut Values, state: &mut Kept, cache: &Cache) -> Result<(), Error> {
+        state.retain(|name| self.next.iter().any(|n| n == name));
+        for name in &self.crossing {
+            if let Some(value) = values.remove(name) {
+                cache.add(state, name.clone(), value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The weight of a sublayer's projection, features by outputs.
+///
+/// # Errors
+/// Where it is no matrix of floating-point numbers.
+pub fn original_weight(model: &Model, sublayer: &Sublayer) -> Result<Array2<f64>, Error> {
+    let tensor = model.graph.constant(sublayer.projection.weight);
+    let array = tensor.and_then(|t| t.to_f64().ok()).and_then(|a| a.into_dimensionality::<Ix2>().ok());
+    let array = array.ok_or_else(|| Error::internal(format!("the weight of {} is no matrix", sublayer.name)))?;
+    Ok(if sublayer.projection.transposed { array.reversed_axes() } else { array })
+}
+
+fn host(element: ElementType, array: &ArrayD<f64>) -> Result<Held, Error> {
+    runtime::host(&Tensor::from_floats(element, array).map_err(|e| Error::internal(e.to_string()))?)
+}
