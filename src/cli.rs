@@ -9,8 +9,9 @@ use kprune_passes::loss::OutputKind;
 use kprune_passes::search::Weights;
 
 use crate::calibration::Sources;
-use crate::config::{Options, quarter_of_memory};
+use crate::config::Options;
 use crate::error::Error;
+use crate::machine::quarter_of_memory;
 use crate::runtime::Choice;
 
 /// Prune the attention heads and FFN neurons of an ONNX encoder, without retraining.
@@ -50,6 +51,10 @@ pub struct Cli {
     /// Samples in a mini-batch
     #[arg(long, value_name = "N", default_value = "32", value_parser = positive, help_heading = "Calibration")]
     pub batch_size: usize,
+
+    /// Keep a multiple of N neurons in every sublayer [default: 16 in wide ones, which kernels like]
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Method")]
+    pub align: Option<usize>,
 
     /// Measure knowledge anew at the second sublayer and then at every K-th [published: 1]
     #[arg(long, value_name = "K", default_value = "1", value_parser = positive, help_heading = "Method")]
@@ -99,6 +104,10 @@ pub struct Cli {
     /// Execution provider: auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "P", default_value = "auto", help_heading = "Runtime")]
     pub provider: Choice,
+
+    /// Let CUDA round products to TF32: faster, and coarser
+    #[arg(long, help_heading = "Runtime")]
+    pub tf32: bool,
 
     /// Threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Runtime")]
@@ -174,8 +183,10 @@ impl Cli {
             temperature: self.temperature,
             batch_size: self.batch_size,
             refresh: self.refresh,
+            align: self.align,
             memory: self.memory.map_or_else(quarter_of_memory, |size| size.as_u64()),
             provider: self.provider,
+            tf32: self.tf32,
             threads: self.threads.unwrap_or(0),
             onnxruntime: self.onnxruntime.clone(),
         }

@@ -2,12 +2,19 @@
 
 use std::path::PathBuf;
 
-use kprune_passes::discover::Scope;
+use kprune_passes::discover::{Kind, Scope, Sublayer};
 use kprune_passes::loss::OutputKind;
 use kprune_passes::search::Weights;
 
 use crate::calibration::Sources;
+use crate::machine::quarter_of_memory;
 use crate::runtime::Choice;
+
+/// Widths that are a multiple of this are the fastest per neuron (docs/speed.md).
+pub const ALIGNED: usize = 16;
+
+/// A sublayer is wide where it has at least this many times [`ALIGNED`] neurons.
+const WIDE: usize = 8;
 
 /// Settings of a run; the defaults are the published ones.
 #[derive(Clone, Debug)]
@@ -32,10 +39,15 @@ pub struct Options {
     pub batch_size: usize,
     /// Knowledge is measured at the first two sublayers, and then at every one of so many.
     pub refresh: usize,
+    /// The number of neurons that a sublayer keeps is a multiple of this; where it is not given, of
+    /// [`ALIGNED`] in sublayers wide enough.
+    pub align: Option<usize>,
     /// How many bytes of values may be kept in memory; beyond them, a temporary file is used.
     pub memory: u64,
     /// The execution provider.
     pub provider: Choice,
+    /// Whether CUDA may round products to TF32.
+    pub tf32: bool,
     /// Threads; 0 leaves their number to the machine.
     pub threads: usize,
     /// The ONNX Runtime library, if it is not to be searched for.
@@ -55,8 +67,10 @@ impl Default for Options {
             temperature: 2.0,
             batch_size: 32,
             refresh: 1,
+            align: None,
             memory: quarter_of_memory(),
             provider: Choice::Auto,
+            tf32: false,
             threads: 0,
             onnxruntime: None,
         }
@@ -69,12 +83,13 @@ impl Options {
     pub fn measures_at(&self, t: usize) -> bool {
         t == 0 || (t - 1).is_multiple_of(self.refresh)
     }
-}
 
-/// A quarter of the machine's memory, or of what this process is allowed, in bytes.
-pub fn quarter_of_memory() -> u64 {
-    let mut system = sysinfo::System::new();
-    system.refresh_memory();
-    let allowed = system.cgroup_limits().map(|limits| limits.total_memory).filter(|&n| n > 0);
-    system.total_memory().min(allowed.unwrap_or(u64::MAX)) / 4
+    /// What the number of units that a sublayer keeps is a multiple of.
+    pub fn step(&self, sublayer: &Sublayer) -> usize {
+        let is_wide = sublayer.units.len() >= WIDE * ALIGNED;
+        match sublayer.kind {
+            Kind::Head => 1,
+            Kind::Neuron => self.align.unwrap_or(if is_wide { ALIGNED } else { 1 }),
+        }
+    }
 }

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use kprune_passes::ir::Model;
 use kprune_passes::onnx::{self, ExternalFile};
 use memmap2::Mmap;
-use prost::Message;
 use tempfile::NamedTempFile;
 
 use crate::error::Error;
@@ -110,7 +109,7 @@ pub fn stage(model: &Model, source: &Path, target: &Path) -> Result<Staged, Erro
         bytes += temporary.as_file().metadata().map(|m| m.len()).unwrap_or(0);
         data.push((temporary, path));
     }
-    let temporary = write_proto(folder, &written.model).map_err(Error::io("write", target))?;
+    let temporary = write_proto(folder, written.model).map_err(Error::io("write", target))?;
     bytes += temporary.as_file().metadata().map(|m| m.len()).unwrap_or(0);
     Ok(Staged { model: temporary, data, target: target.to_path_buf(), bytes })
 }
@@ -155,9 +154,12 @@ fn temporary(folder: &Path) -> std::io::Result<NamedTempFile> {
     tempfile::Builder::new().prefix(".onnx-kprune-").suffix(".tmp").tempfile_in(folder)
 }
 
-fn write_proto(folder: &Path, model: &kprune_passes::onnx::schema::ModelProto) -> std::io::Result<NamedTempFile> {
+fn write_proto(folder: &Path, model: kprune_passes::onnx::schema::ModelProto) -> std::io::Result<NamedTempFile> {
     let mut file = temporary(folder)?;
-    file.write_all(&model.encode_to_vec())?;
+    let mut out = BufWriter::new(file.as_file_mut());
+    onnx::encode(model, &mut out)?;
+    out.flush()?;
+    drop(out);
     file.as_file().sync_all()?;
     Ok(file)
 }

@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod files;
+pub mod machine;
 pub mod observation;
 pub mod pipeline;
 pub mod prepare;

@@ -28,7 +28,8 @@ fn run(cli: &Cli) -> Result<(), Error> {
     cli.check_paths()?;
     let options = cli.options();
     let runtime =
-        Runtime::load(options.onnxruntime.as_deref(), options.provider, options.threads, cancel_on_interrupt())?;
+        Runtime::load(options.onnxruntime.as_deref(), options.provider, options.threads, cancel_on_interrupt())?
+            .with_tf32(options.tf32);
     if !cli.quiet {
         eprintln!(
             "ONNX Runtime: {} ({}, {} threads)",

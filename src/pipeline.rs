@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::time::Instant;
 
-use kprune_passes::discover::Sublayer;
+use kprune_passes::differentiate::DifferentiateError;
+use kprune_passes::discover::{Discovery, Sublayer};
 use kprune_passes::ir::{ElementType, Model, Tensor, ValueId};
 use kprune_passes::measure::Measuring;
 use kprune_passes::plan::{Decision, Plan, Tuned, bias_of};
 use kprune_passes::remove::remove;
-use kprune_passes::search::{Candidate, search};
+use kprune_passes::search::{Candidate, align, search};
 use kprune_passes::suffix::extract;
 use ndarray::{Array1, Array2, Axis, s};
 
@@ -16,12 +17,13 @@ use crate::calibration::Batch;
 use crate::config::Options;
 use crate::error::Error;
 use crate::files::{self, Staged};
+use crate::machine::peak_memory;
 use crate::prepare::{Prepared, prepare};
 use crate::progress::Progress;
 use crate::report::{self, Report};
 use crate::runtime::{Cache, Kept, Runtime};
 use crate::verify::{Verified, masked_original, verify};
-use crate::walk::{Knowledge, TuningSums, Walk, candidates, original_weight, work};
+use crate::walk::{Knowledge, MEASURING, TuningSums, Walk, candidates, original_weight, work};
 
 /// Prunes the model at `input` and writes the result to `output`.
 ///
@@ -45,21 +47,25 @@ pub fn prune(
     let mask = calibration.mask_input().and_then(|name| lowered.graph.find(name));
     let mut measuring = Measuring::new(lowered, seen, found, mask, options.temperature);
     measuring.objective.overrule(lowered, &options.outputs).map_err(|name| unknown_output(lowered, &name))?;
-    measuring
-        .reach_outputs()
-        .map_err(|e| Error::Runtime { doing: "measuring knowledge".into(), reason: e.to_string() })?;
-
-    let sublayers = prepared.found.sublayers.len();
-    progress.expect(work(sublayers, (0..sublayers).filter(|&t| options.measures_at(t)), batches.len()));
     let cache = Cache::new(options.memory);
-    let mut teacher = run_teacher(runtime, &prepared.single, &batches, &cache, progress)?;
-    let forward = clock.stage("teacher");
-    let compared: Vec<ValueId> = measuring.objective.outputs.iter().map(|o| o.0).collect();
-    if compared.iter().any(|v| !lowered.graph.outputs().contains(v)) {
-        teacher = run_teacher(runtime, &extract(lowered, seen, &[], &compared), &batches, &cache, progress)?;
+    let mut outcome = Outcome::untouched(found, options.compression);
+    let mut forward = None;
+    if options.compression > 0.0 {
+        let failed = |e: DifferentiateError| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() };
+        measuring.reach_outputs().map_err(failed)?;
+        let sublayers = found.sublayers.len();
+        progress.expect(work(sublayers, (0..sublayers).filter(|&t| options.measures_at(t)), batches.len()));
+        let (mut teacher, seconds) = run_teacher(runtime, &prepared.single, &batches, &cache, progress)?;
+        forward = Some(seconds);
+        let compared: Vec<ValueId> = measuring.objective.outputs.iter().map(|o| o.0).collect();
+        if compared.iter().any(|v| !lowered.graph.outputs().contains(v)) {
+            (teacher, _) = run_teacher(runtime, &extract(lowered, seen, &[], &compared), &batches, &cache, progress)?;
+        }
+        clock.stage("teacher");
+        let mut walk = Walk::new(runtime, measuring, &batches, teacher, cache.clone(), progress);
+        choose(&mut walk, &prepared, options, progress, &mut clock, &mut outcome)?;
+        measuring = walk.finish();
     }
-    let mut walk = Walk::new(runtime, measuring, &batches, teacher, cache, progress);
-    let outcome = choose(&mut walk, &prepared, options, progress, &mut clock)?;
     progress.stage("removing");
     let pruned = remove(model, written, seen_as_written, &outcome.plan).map_err(|e| Error::internal(e.to_string()))?;
     clock.stage("remove");
@@ -68,7 +74,7 @@ pub fn prune(
     let (staged, verified) = write_verified(runtime, &prepared, &pruned, &outcome.plan, &batches, input, output)?;
     clock.stage("verify");
 
-    let mut report = describe(runtime, input, output, options, &prepared, &batches, walk.measuring(), &outcome);
+    let mut report = describe(runtime, input, output, options, &prepared, &batches, &measuring, &outcome);
     report.output.bytes = staged.bytes();
     report.output.parameters = parameters(&pruned);
     report.verify.difference = verified.difference;
@@ -76,6 +82,8 @@ pub fn prune(
     staged.publish()?;
     clock.stage("export");
     report.cost = clock.cost(forward);
+    report.cost.sessions = runtime.set_up().as_secs_f64();
+    report.cost.spilled = cache.spilled();
     Ok(report)
 }
 
@@ -84,22 +92,24 @@ fn unknown_output(model: &Model, name: &str) -> Error {
     Error::Usage(format!("--output {name}: the model has no such output; it has {}", known.join(", ")))
 }
 
-/// The outputs of the untouched model for every batch: one forward-equivalent.
+/// The outputs of the untouched model for every batch, and the seconds that all runs took: one
+/// forward-equivalent.
 fn run_teacher(
     runtime: &Runtime,
     model: &Model,
     batches: &[Batch],
     cache: &Cache,
     progress: &Progress,
-) -> Result<Vec<Kept>, Error> {
+) -> Result<(Vec<Kept>, f64), Error> {
     progress.stage("running the original");
     let mut session = runtime.session(model, "running the original", true)?;
     let mut outputs = Vec::new();
+    let start = Instant::now();
     for batch in batches {
         runtime.check_cancelled()?;
         outputs.push(cache.keep(session.run_with(|name| batch.find(name))?)?);
     }
-    Ok(outputs)
+    Ok((outputs, start.elapsed().as_secs_f64()))
 }
 
 /// What was decided, and how well each projection could be repaired.
@@ -116,6 +126,15 @@ struct Repair {
     tuned: Option<f64>,
 }
 
+impl Outcome {
+    /// Nothing is decided yet.
+    fn untouched(found: &Discovery, compression: f64) -> Self {
+        let prunable: f64 = found.sublayers.iter().map(Sublayer::flops).sum();
+        let repairs = vec![Repair::default(); found.sublayers.len()];
+        Self { plan: Plan::untouched(found), repairs, budget: prunable * (1.0 - compression) }
+    }
+}
+
 /// For every sublayer from input to output: measure, search, tune, and go on with what is left.
 fn choose(
     walk: &mut Walk,
@@ -123,16 +142,10 @@ fn choose(
     options: &Options,
     progress: &Progress,
     clock: &mut Clock,
-) -> Result<Outcome, Error> {
+    outcome: &mut Outcome,
+) -> Result<(), Error> {
     let sublayers = &prepared.found.sublayers;
-    let prunable: f64 = sublayers.iter().map(Sublayer::flops).sum();
-    let budget = prunable * (1.0 - options.compression);
-    let mut outcome = Outcome { plan: Plan::untouched(&prepared.found), repairs: Vec::new(), budget };
-    outcome.repairs.resize(sublayers.len(), Repair::default());
-    if options.compression == 0.0 {
-        return Ok(outcome);
-    }
-    let mut left = budget;
+    let mut left = outcome.budget;
     let mut knowledge: Vec<Vec<Knowledge>> = Vec::new();
     for (t, sublayer) in sublayers.iter().enumerate() {
         let place = format!("sublayer {} of {}", t + 1, sublayers.len());
@@ -146,7 +159,8 @@ fn choose(
         let ranked = candidates(sublayers, t, &knowledge[t..], options.weights);
         let decision = &mut outcome.plan.decisions[t];
         decision.keep = vec![false; sublayer.units.len()];
-        search(&ranked, t, left).into_iter().for_each(|unit| decision.keep[unit] = true);
+        let kept = align(&ranked, t, search(&ranked, t, left), options.step(sublayer), left);
+        kept.into_iter().for_each(|unit| decision.keep[unit] = true);
         keep_one(sublayer, decision, &ranked);
         left -= decision.flops(sublayer);
 
@@ -170,7 +184,7 @@ fn choose(
         decision.tuned = Some(tuned);
         outcome.repairs[t] = repair;
     }
-    Ok(outcome)
+    Ok(())
 }
 
 /// Keeps the best unit of a sublayer that cannot go whole, because its output is normalised.
@@ -320,7 +334,7 @@ fn describe(
             .map(|d| report::DeclinedReport { place: d.place.clone(), channels: d.channels, why: d.why.clone() })
             .collect(),
         verify: report::Verification { difference: 0.0 },
-        cost: report::Cost { forward: 0.0, total: 0.0, forward_equivalents: 0.0, stages: Vec::new() },
+        cost: report::Cost::default(),
         warnings,
     }
 }
@@ -349,8 +363,15 @@ impl Clock {
         seconds
     }
 
-    fn cost(self, forward: f64) -> report::Cost {
+    fn cost(self, forward: Option<f64>) -> report::Cost {
         let total = self.start.elapsed().as_secs_f64();
-        report::Cost { forward, total, forward_equivalents: total / forward, stages: self.stages }
+        report::Cost {
+            forward,
+            total,
+            forward_equivalents: forward.map(|f| total / f),
+            stages: self.stages,
+            peak_memory: peak_memory(),
+            ..report::Cost::default()
+        }
     }
 }

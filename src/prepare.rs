@@ -84,9 +84,9 @@ fn gather(runtime: &Runtime, model: &Model, path: &Path, options: &Options) -> R
     if !calibration.is_made_up || options.sources.seq_len.is_some() {
         return Ok(calibration);
     }
-    let mut session = runtime.session(model, "trying the model", true)?;
+    let mut session = runtime.session(model, "trying the model", false)?;
     for length in SHORTER {
-        let runs = calibration.batches(options.batch_size)?;
+        let runs = calibration.batches(2)?;
         if runs.first().is_some_and(|batch| session.run(batch.feeds()).is_ok()) {
             break;
         }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets};
 use kprune_passes::discover::Kind;
 use serde::Serialize;
@@ -152,16 +153,22 @@ pub struct Verification {
 }
 
 /// What the run cost.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Cost {
-    /// One pass of the original over the calibration set, in seconds.
-    pub forward: f64,
+    /// One pass of the original over the calibration set, in seconds; `None` where none was needed.
+    pub forward: Option<f64>,
     /// The whole run, in seconds.
     pub total: f64,
     /// The whole run in passes of the original.
-    pub forward_equivalents: f64,
+    pub forward_equivalents: Option<f64>,
     /// Seconds of every stage.
     pub stages: Vec<Stage>,
+    /// Seconds of all stages that went into making sessions.
+    pub sessions: f64,
+    /// The most memory that the process has had, in bytes; pages of mapped files count.
+    pub peak_memory: Option<u64>,
+    /// Bytes of the temporary file that held what did not fit into memory.
+    pub spilled: u64,
 }
 
 /// A stage of the run.
@@ -228,13 +235,11 @@ impl Report {
         );
         let stages: Vec<_> = self.cost.stages.iter().map(|s| format!("{} {:.1} s", s.name, s.seconds)).collect();
         line("time", stages.join(", "));
-        line(
-            "cost",
-            format!(
-                "{:.1} s, {:.1} forward-equivalents of {:.2} s",
-                self.cost.total, self.cost.forward_equivalents, self.cost.forward
-            ),
-        );
+        let cost = &self.cost;
+        let passes = cost.forward.zip(cost.forward_equivalents);
+        let passes = passes.map_or(String::new(), |(f, n)| format!(", {n:.1} forward-equivalents of {f:.2} s"));
+        let memory = cost.peak_memory.map_or(String::new(), |n| format!(", {} of memory at most", ByteSize(n)));
+        line("cost", format!("{:.1} s{passes}{memory}", cost.total));
         text
     }
 

@@ -1,16 +1,19 @@
 //! The last check before a file is written: the pruned model against the masked original.
 
+use std::collections::HashMap;
+
 use kprune_passes::discover::{Discovery, Sublayer};
-use kprune_passes::ir::{ElementType, Model};
+use kprune_passes::ir::{ElementType, Model, Tensor};
 use kprune_passes::lower;
 use kprune_passes::mask::mask_units;
+use kprune_passes::onnx;
 use kprune_passes::plan::{Plan, write_projections};
 use ndarray::ArrayD;
 
 use crate::calibration::Batch;
 use crate::error::Error;
 use crate::files::Staged;
-use crate::runtime::{self, Runtime, Session, Values};
+use crate::runtime::{self, Held, Runtime, Session};
 
 /// Batches that are compared, spread over the lengths of the calibration set.
 const BATCHES: usize = 8;
@@ -72,21 +75,21 @@ pub fn verify(
     batches: &[Batch],
 ) -> Result<Verified, Error> {
     same_interface(masked, pruned)?;
+    if is_same(masked, pruned) {
+        return Ok(Verified { difference: 0.0, warning: None });
+    }
     let batches = spread(batches);
-    let doing = ["running the masked original", "running the pruned model"];
     let is_single = !lower::changes_precision(masked);
     let mut difference = 0.0;
     if !is_single {
         let pair = [lower::in_single_precision(masked), lower::in_single_precision(pruned)];
-        let mut sessions = [runtime.session(&pair[0], doing[0], true)?, runtime.session(&pair[1], doing[1], true)?];
-        difference = compare_all(runtime, &mut sessions, [&pair[0], &pair[1]], discovery, &batches)?;
+        let expected = outputs(runtime, runtime.session(&pair[0], MASKED, true)?, &pair[0], &batches)?;
+        let found = outputs(runtime, runtime.session(&pair[1], PRUNED, true)?, &pair[1], &batches)?;
+        difference = compare_all(runtime, [&expected, &found], [&pair[0], &pair[1]], discovery, &batches)?;
     }
-    let native = runtime.session(masked, doing[0], true).and_then(|mut session| {
-        session.run(batches[0].feeds_for(masked)?.iter().map(|(n, v)| (n.as_str(), v.value())))?;
-        Ok(session)
-    });
-    let original = match native {
-        Ok(session) => session,
+    let native = runtime.session(masked, MASKED, true);
+    let expected = match native.and_then(|session| outputs(runtime, session, masked, &batches)) {
+        Ok(expected) => expected,
         Err(Error::Runtime { reason, .. }) if !is_single => {
             let warning =
                 format!("ONNX Runtime cannot run this model here as it is, so it was checked in f32: {reason}");
@@ -96,31 +99,58 @@ pub fn verify(
     };
     // External data are still under temporary names, where only the model that was read back finds them.
     let result = match staged.is_one_file() {
-        true => runtime.session_of_file(staged.path(), doing[1])?,
-        false => runtime.session(pruned, doing[1], true)?,
+        true => runtime.session_of_file(staged.path(), PRUNED)?,
+        false => runtime.session(pruned, PRUNED, true)?,
     };
-    let as_written = compare_all(runtime, &mut [original, result], [masked, pruned], discovery, &batches)?;
+    let found = outputs(runtime, result, pruned, &batches)?;
+    let as_written = compare_all(runtime, [&expected, &found], [masked, pruned], discovery, &batches)?;
     Ok(Verified { difference: if is_single { as_written } else { difference }, warning: None })
 }
 
-/// The largest difference of an output between two models.
+/// What is being done while one of the two runs.
+const MASKED: &str = "running the masked original";
+const PRUNED: &str = "running the pruned model";
+
+/// Whether two models are the same, byte by byte; they need not be run then.
+fn is_same(masked: &Model, pruned: &Model) -> bool {
+    let [masked, pruned] = [masked, pruned].map(|m| onnx::write_detached(m, LARGE));
+    let all = || masked.constants.iter().zip(&pruned.constants);
+    let same = |((a, x), (b, y)): (&(String, Tensor), &(String, Tensor))| {
+        a == b && x.element() == y.element() && x.dims() == y.dims() && x.bytes().ok() == y.bytes().ok()
+    };
+    masked.bytes == pruned.bytes && masked.constants.len() == pruned.constants.len() && all().all(same)
+}
+
+/// Constants of so many bytes are compared where they lie.
+const LARGE: usize = 4096;
+
+/// What a model gives for every batch. Its session is gone afterwards, and the memory that it took.
+fn outputs(runtime: &Runtime, mut session: Session, model: &Model, batches: &[&Batch]) -> Result<Vec<Outputs>, Error> {
+    let run = |batch: &&Batch| {
+        runtime.check_cancelled()?;
+        let values = session.run(batch.feeds_for(model)?.iter().map(|(n, v)| (n.as_str(), v.value())))?;
+        values.into_iter().map(|(name, value)| Ok((name, runtime::own(value)?))).collect()
+    };
+    batches.iter().map(run).collect()
+}
+
+/// What a model gives, by name.
+type Outputs = HashMap<String, Held>;
+
+/// The largest difference of an output between two models, from what they gave for every batch.
 fn compare_all(
     runtime: &Runtime,
-    sessions: &mut [Session; 2],
+    [expected, found]: [&[Outputs]; 2],
     [masked, pruned]: [&Model; 2],
     discovery: &Discovery,
     batches: &[&Batch],
 ) -> Result<f64, Error> {
     let allowed = tolerance(masked);
     let mut worst: f64 = 0.0;
-    for batch in batches {
-        runtime.check_cancelled()?;
-        let feeds = batch.feeds_for(masked)?;
-        let mut run = |i: usize| sessions[i].run(feeds.iter().map(|(n, v)| (n.as_str(), v.value())));
-        let (expected, found) = (run(0)?, run(1)?);
+    for ((expected, found), batch) in expected.iter().zip(found).zip(batches) {
         for &output in masked.graph.outputs() {
             let name = masked.graph.name(output);
-            let difference = compare(name, &expected, &found)?;
+            let difference = compare(name, expected, found)?;
             worst = worst.max(difference);
             if difference > allowed {
                 let place = first_difference(runtime, pruned, masked, discovery, batch)?;
@@ -139,9 +169,10 @@ fn spread(batches: &[Batch]) -> Vec<&Batch> {
 }
 
 /// The relative difference of one output.
-fn compare(name: &str, expected: &Values, found: &Values) -> Result<f64, Error> {
+fn compare(name: &str, expected: &Outputs, found: &Outputs) -> Result<f64, Error> {
     let missing = || Error::Verify { reason: format!("output {name:?} is missing") };
     let (expected, found) = (expected.get(name).ok_or_else(missing)?, found.get(name).ok_or_else(missing)?);
+    let (expected, found) = (expected.value(), found.value());
     let element = runtime::element(expected);
     if !element.is_some_and(ElementType::is_float) {
         return Ok(0.0);
@@ -188,22 +219,20 @@ fn first_difference(
 ) -> Result<String, Error> {
     let known = |sublayer: &&Sublayer| masked.graph.holds(sublayer.residual.output);
     let stream = |model: &Model, sublayer: &Sublayer| model.graph.find(masked.graph.name(sublayer.residual.output));
-    let feeds = batch.feeds_for(masked)?;
-    let run = |model: &Model| -> Result<Values, Error> {
+    let run = |model: &Model| -> Result<Vec<Outputs>, Error> {
         let mut model = model.clone();
         for sublayer in discovery.sublayers.iter().filter(known) {
             if let Some(value) = stream(&model, sublayer).filter(|v| !model.graph.outputs().contains(v)) {
                 model.graph.add_output(value);
             }
         }
-        runtime
-            .session(&model, "looking for the first difference", true)?
-            .run(feeds.iter().map(|(n, v)| (n.as_str(), v.value())))
+        let session = runtime.session(&model, "looking for the first difference", true)?;
+        outputs(runtime, session, &model, &[batch])
     };
     let (expected, found) = (run(masked)?, run(pruned)?);
     for (i, sublayer) in discovery.sublayers.iter().enumerate().filter(|(_, s)| known(s)) {
         let name = masked.graph.name(sublayer.residual.output);
-        if compare(name, &expected, &found)? > tolerance(masked) {
+        if compare(name, &expected[0], &found[0])? > tolerance(masked) {
             return Ok(format!("sublayer {} ({}) differs first", i + 1, sublayer.name));
         }
     }

@@ -40,18 +40,48 @@ pub fn score(weights: Weights, predictive: f64, representational: f64, flops: f6
 /// The units of sublayer `target` that stay, when units of `target` and of all sublayers above may
 /// together keep at most `budget` FLOPs: those above the threshold at which what is above it fits.
 pub fn search(candidates: &[Candidate], target: usize, budget: f64) -> Vec<usize> {
+    in_order(fitting(ranked(candidates), budget).filter(|c| c.sublayer == target))
+}
+
+/// The units of sublayer `target` that stay when they are to be a multiple of `step`: the multiple that is
+/// nearest to the number of those `kept`, and not zero; a smaller one where `budget`, for this sublayer
+/// alone, does not allow it. None or all stay none or all, as do a few that make no multiple.
+pub fn align(candidates: &[Candidate], target: usize, kept: Vec<usize>, step: usize, budget: f64) -> Vec<usize> {
+    let own: Vec<Candidate> = candidates.iter().filter(|c| c.sublayer == target).copied().collect();
+    if kept.is_empty() || kept.len() == own.len() || step < 2 {
+        return kept;
+    }
+    let affordable = fitting(ranked(&own), budget).count();
+    let nearest = ((kept.len() + step / 2) / step * step).max(step).min(own.len());
+    let count = if nearest <= affordable { nearest } else { affordable / step * step };
+    if count == 0 { kept } else { in_order(ranked(&own).into_iter().take(count)) }
+}
+
+/// From the best to the worst.
+fn ranked(candidates: &[Candidate]) -> Vec<&Candidate> {
     let mut ranked: Vec<&Candidate> = candidates.iter().collect();
     ranked.sort_by(|a, b| b.score.total_cmp(&a.score).then((a.sublayer, a.unit).cmp(&(b.sublayer, b.unit))));
+    ranked
+}
+
+/// The first of them that together cost no more than `budget`.
+fn fitting(ranked: Vec<&Candidate>, budget: f64) -> impl Iterator<Item = &Candidate> {
     // Sums of many equal costs are off by a few units in the last place.
     let budget = budget * (1.0 + 1e-12);
-    let mut used = 0.0;
-    let fitting = ranked.into_iter().take_while(|c| {
-        used += c.flops;
-        used <= budget
-    });
-    let mut kept: Vec<usize> = fitting.filter(|c| c.sublayer == target).map(|c| c.unit).collect();
-    kept.sort_unstable();
-    kept
+    ranked
+        .into_iter()
+        .scan(0.0, |used, c| {
+            *used += c.flops;
+            Some((c, *used))
+        })
+        .take_while(move |(_, used)| *used <= budget)
+        .map(|(c, _)| c)
+}
+
+fn in_order<'a>(units: impl Iterator<Item = &'a Candidate>) -> Vec<usize> {
+    let mut units: Vec<usize> = units.map(|c| c.unit).collect();
+    units.sort_unstable();
+    units
 }
 
 #[cfg(test)]
@@ -80,6 +110,15 @@ mod tests {
     fn equal_scores_are_ranked_by_place() {
         let units = [candidate(0, 1, 1.0, 1.0), candidate(0, 0, 1.0, 1.0)];
         assert_eq!(search(&units, 0, 1.0), [0]);
+    }
+
+    #[test]
+    fn kept_units_are_rounded_to_a_multiple_that_the_budget_allows() {
+        let units: Vec<_> = (0..10).map(|u| candidate(0, u, u as f64, 2.0)).collect();
+        let count = |kept: usize, budget: f64| align(&units, 0, (10 - kept..10).collect(), 4, budget).len();
+        assert_eq!([count(5, 99.0), count(6, 99.0), count(1, 99.0), count(9, 99.0)], [4, 8, 4, 8]);
+        assert_eq!([count(6, 15.0), count(2, 7.0), count(0, 99.0), count(10, 99.0)], [4, 2, 0, 10]);
+        assert_eq!(align(&units, 0, vec![5, 6, 7, 8, 9], 4, 99.0), [6, 7, 8, 9]);
     }
 
     #[test]

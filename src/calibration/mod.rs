@@ -1,7 +1,9 @@
 //! The calibration set: where it comes from, and its batches.
 
+pub use batches::Batch;
 pub(crate) use random::fill;
 
+mod batches;
 mod npz;
 mod random;
 mod text;
@@ -12,7 +14,6 @@ use kprune_passes::ir::{Model, Tensor};
 use kprune_passes::signature::{self, Axis, Input};
 
 use crate::error::Error;
-use crate::runtime::{self, Held};
 
 /// Where calibration data come from.
 #[derive(Clone, Debug, Default)]
@@ -51,52 +52,6 @@ struct Mask {
     tokens: Vec<usize>,
     /// One more than the place of the last real token of every sample.
     lengths: Vec<usize>,
-}
-
-/// Samples that are run together.
-pub struct Batch {
-    /// A tensor for every input.
-    pub feeds: Vec<(String, Held)>,
-    /// Number of samples.
-    pub samples: usize,
-    /// Number of real tokens.
-    pub tokens: usize,
-    /// Which mini-batch the samples belong to; a mini-batch may be run in several batches.
-    pub mini_batch: usize,
-    /// Number of samples of that mini-batch.
-    pub mini_batch_samples: usize,
-}
-
-impl Batch {
-    /// The tensor of the input called `name`.
-    pub fn find(&self, name: &str) -> Option<&ort::value::DynValue> {
-        self.feeds.iter().find(|(n, _)| n == name).map(|(_, held)| held.value())
-    }
-
-    /// The tensors by name, in the element types that `model` declares for its inputs.
-    ///
-    /// # Errors
-    /// Where ONNX Runtime makes no tensor.
-    pub fn feeds_for(&self, model: &Model) -> Result<Vec<(String, Held)>, Error> {
-        let inputs = signature::inputs(model);
-        let element = |name: &str| inputs.iter().find(|i| i.name == name).and_then(|i| i.element);
-        let convert = |(name, held): &(String, Held)| {
-            let held = match (element(name), runtime::element(held.value())) {
-                (Some(to), Some(from)) if to != from && to.is_float() && from.is_float() => {
-                    let tensor = Tensor::from_floats(to, &runtime::scalars(held.value())?);
-                    runtime::host(&tensor.map_err(|e| Error::internal(e.to_string()))?)?
-                }
-                _ => held.clone(),
-            };
-            Ok((name.clone(), held))
-        };
-        self.feeds.iter().map(convert).collect()
-    }
-
-    /// The tensors by name, for a session.
-    pub fn feeds(&self) -> impl Iterator<Item = (&str, &ort::value::DynValue)> {
-        self.feeds.iter().map(|(name, held)| (name.as_str(), held.value()))
-    }
 }
 
 /// What made-up samples are called.
@@ -175,63 +130,6 @@ impl Calibration {
         }
         lengths
     }
-
-    /// The samples in mini-batches of `size`, grouped by length, each cut to its longest member; the longest
-    /// first, so that the memory that they need is there for all.
-    ///
-    /// A mini-batch is one batch, or several where the model takes only batches of a fixed size; samples
-    /// that do not fill one are then left out.
-    ///
-    /// # Errors
-    /// Where there are too few samples for one batch.
-    pub fn batches(&self, size: usize) -> Result<Vec<Batch>, Error> {
-        let fixed = self.inputs.iter().find_map(|i| match i.axes.as_ref()?.first()? {
-            Axis::Fixed(n) => Some(*n),
-            Axis::Named(_) => None,
-        });
-        let mut order: Vec<usize> = (0..self.samples()).collect();
-        if let Some(mask) = &self.mask {
-            order.sort_by_key(|&i| std::cmp::Reverse(mask.lengths[i]));
-        }
-        let (each, usable) = fixed.map_or((size, order.len()), |n| (n, order.len() / n * n));
-        let mut batches = Vec::new();
-        for (mini_batch, rows) in order[..usable].chunks(size.next_multiple_of(each)).enumerate() {
-            for part in rows.chunks(each) {
-                batches.push(Batch { mini_batch, mini_batch_samples: rows.len(), ..self.batch(part)? });
-            }
-        }
-        if batches.is_empty() {
-            let reason = format!("has {} samples, and the model takes batches of {each}", self.samples());
-            return Err(Error::calibration(Path::new(&self.source), reason, "give more samples"));
-        }
-        Ok(batches)
-    }
-
-    fn batch(&self, rows: &[usize]) -> Result<Batch, Error> {
-        let longest = self.mask.as_ref().and_then(|m| rows.iter().map(|&r| m.lengths[r]).max()).map(|n| n.max(1));
-        let mut feeds = Vec::new();
-        for (input, array) in self.inputs.iter().zip(&self.arrays) {
-            let mut batch = select(array, 0, rows)?;
-            if let Some(longest) = longest.filter(|_| self.follows_mask(input, array)) {
-                batch = select(&batch, 1, &(0..longest).collect::<Vec<_>>())?;
-            }
-            feeds.push((input.name.clone(), runtime::host(&batch)?));
-        }
-        let tokens = match &self.mask {
-            Some(mask) => rows.iter().map(|&r| mask.tokens[r]).sum(),
-            None => rows.len(),
-        };
-        Ok(Batch { feeds, samples: rows.len(), tokens, mini_batch: 0, mini_batch_samples: rows.len() })
-    }
-
-    /// Whether the second axis of an input runs over the same tokens as the mask.
-    fn follows_mask(&self, input: &Input, array: &Tensor) -> bool {
-        let Some(mask) = &self.mask else { return false };
-        let second = |input: &Input| input.axes.as_ref().and_then(|a| a.get(1).cloned());
-        let (axis, masked) = (second(input), second(&self.inputs[mask.input]));
-        let may_vary = !matches!(axis, Some(Axis::Fixed(_)) | None);
-        may_vary && axis == masked && array.dims().get(1) == self.arrays[mask.input].dims().get(1)
-    }
 }
 
 impl Mask {
@@ -266,10 +164,6 @@ impl Mask {
         let lengths = rows().map(|r| r.iter().rposition(|&x| x).map_or(0, |last| last + 1)).collect();
         Ok(Some(Self { input, tokens, lengths }))
     }
-}
-
-fn select(array: &Tensor, axis: usize, keep: &[usize]) -> Result<Tensor, Error> {
-    array.select(axis, keep).map_err(|e| Error::internal(e.to_string()))
 }
 
 fn read(file: &Path, inputs: &[Input], tokenizer: Option<&Path>) -> Result<Vec<Tensor>, Error> {

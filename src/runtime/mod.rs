@@ -21,7 +21,7 @@ use ort::session::builder::SessionBuilder;
 
 pub use cache::{Cache, Kept};
 pub use session::{Session, Values};
-pub use tensors::{Held, element, host, integers, numbers, scalars};
+pub use tensors::{Held, element, host, integers, numbers, own, scalars};
 
 use crate::error::Error;
 use weights::Weights;
@@ -78,6 +78,7 @@ pub struct Runtime {
     library: PathBuf,
     provider: Provider,
     threads: usize,
+    tf32: bool,
     weights: RefCell<Weights>,
     set_up: Cell<Duration>,
     cancelled: Arc<AtomicBool>,
@@ -105,6 +106,7 @@ impl Runtime {
             library,
             provider: Provider::Cpu,
             threads,
+            tf32: false,
             weights: RefCell::default(),
             set_up: Cell::default(),
             cancelled,
@@ -130,7 +132,13 @@ impl Runtime {
             return Err(format!("{} has no CUDA provider", self.library.display()));
         }
         let builder = OrtSession::builder(&self.environment).map_err(|e| e.to_string())?;
-        with_cuda(builder, device).map(|_| ()).map_err(|e| e.to_string())
+        with_cuda(builder, device, self.tf32).map(|_| ()).map_err(|e| e.to_string())
+    }
+
+    /// The same, with products rounded to TF32 on CUDA where `tf32` says so.
+    pub fn with_tf32(mut self, tf32: bool) -> Self {
+        self.tf32 = tf32;
+        self
     }
 
     /// Where the library was found.
@@ -176,15 +184,17 @@ impl Runtime {
         let builder = OrtSession::builder(&self.environment)?.with_intra_threads(self.threads)?;
         let builder = builder.with_optimization_level(if optimise { Level3 } else { Disable })?;
         let builder = builder.with_memory_pattern(false)?;
+        // Weights are copied to where products read them fastest; that pays where a session runs often.
+        let builder = builder.with_config_entry("session.disable_prepacking", if optimise { "0" } else { "1" })?;
         match self.provider {
             Provider::Cpu => Ok(builder),
-            Provider::Cuda(device) => with_cuda(builder, device),
+            Provider::Cuda(device) => with_cuda(builder, device, self.tf32),
         }
     }
 }
 
-/// CUDA with full f32 products, so that results do not depend on the device's short cuts.
-fn with_cuda(builder: SessionBuilder, device: i32) -> Result<SessionBuilder, ort::Error> {
-    let cuda = CUDA::default().with_device_id(device).with_tf32(false).build().error_on_failure();
+/// CUDA, with full f32 products unless coarser ones were asked for.
+fn with_cuda(builder: SessionBuilder, device: i32, tf32: bool) -> Result<SessionBuilder, ort::Error> {
+    let cuda = CUDA::default().with_device_id(device).with_tf32(tf32).build().error_on_failure();
     Ok(builder.with_execution_providers([cuda])?)
 }

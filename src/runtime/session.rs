@@ -28,7 +28,8 @@ pub struct Session {
 }
 
 impl Runtime {
-    /// Makes a session of `model`, with graph optimisation or without; `doing` says what for in errors.
+    /// Makes a session of `model`, optimised for many runs or made quickly for a few; `doing` says what for in
+    /// errors.
     ///
     /// # Errors
     /// Where ONNX Runtime refuses the graph.

@@ -48,7 +48,7 @@ pub fn host(tensor: &Tensor) -> Result<Held, Error> {
 ///
 /// # Errors
 /// Where ONNX Runtime makes no tensor.
-pub(super) fn own(value: DynValue) -> Result<Held, Error> {
+pub fn own(value: DynValue) -> Result<Held, Error> {
     let is_here = value.view().downcast::<DynTensorValueType>().is_ok_and(|t| t.memory_info().is_cpu_accessible());
     match element(&value).filter(|&e| is_here && e != ElementType::String) {
         None => Ok(value.into()),

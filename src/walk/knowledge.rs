@@ -6,7 +6,7 @@ use kprune_passes::loss::{SAMPLES, teacher_input};
 use kprune_passes::search::{Candidate, Weights, score};
 use ndarray::{Array1, ArrayD, Axis, Ix1, IxDyn};
 
-use super::{Walk, host, knowledge_work, original_weight};
+use super::{MEASURING, Walk, host, knowledge_work, original_weight};
 use crate::error::Error;
 use crate::runtime::{self, Values};
 
@@ -35,9 +35,9 @@ impl Walk<'_> {
             _ => self
                 .measuring
                 .knowledge(t)
-                .map_err(|e| Error::Runtime { doing: "measuring knowledge".into(), reason: e.to_string() })?,
+                .map_err(|e| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() })?,
         };
-        let mut session = self.runtime.session(&graph.model, "measuring knowledge", true)?;
+        let mut session = self.runtime.session(&graph.model, MEASURING, true)?;
         let widths: Vec<usize> = graph.outputs.iter().map(|s| self.sublayer(s.sublayer).projection.width).collect();
         let zeros = || -> Vec<Array1<f64>> { widths.iter().map(|&w| Array1::zeros(w)).collect() };
         let (mut gradients, mut squares, mut energies) = (zeros(), zeros(), zeros());

@@ -19,6 +19,9 @@ use crate::error::Error;
 use crate::progress::Progress;
 use crate::runtime::{self, Cache, Held, Kept, Runtime, Session, Values};
 
+/// What is being done while knowledge is measured.
+pub const MEASURING: &str = "measuring knowledge";
+
 /// What measuring costs per sublayer, against running one: about as much again backward, and the sums.
 const KNOWLEDGE_WORK: usize = 3;
 
@@ -63,9 +66,9 @@ impl<'a> Walk<'a> {
         Self { runtime, measuring, batches, progress, cache, outputs, mean_squares: Vec::new(), teacher, student }
     }
 
-    /// What is measured, and how.
-    pub fn measuring(&self) -> &Measuring<'a> {
-        &self.measuring
+    /// Ends the walk and lets go of all values.
+    pub fn finish(self) -> Measuring<'a> {
+        self.measuring
     }
 
     fn sublayer(&self, t: usize) -> &Sublayer {

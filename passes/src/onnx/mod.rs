@@ -1,10 +1,12 @@
 //! ONNX files: the schema, and reading and writing a [`Model`](crate::ir::Model).
 
+mod encode;
 mod inline;
 mod read;
 pub mod schema;
 mod write;
 
+pub use encode::encode;
 pub use read::{ReadError, read, read_inlined};
 pub use write::{Detached, ExternalFile, Written, external_locations, write, write_detached};
 

@@ -1,0 +1,165 @@
+//! Samples that are run together.
+
+use std::path::Path;
+
+use kprune_passes::ir::{Model, Tensor};
+use kprune_passes::signature::{self, Axis, Input};
+
+use super::Calibration;
+use crate::error::Error;
+use crate::runtime::{self, Held};
+
+/// A part of a mini-batch has this many samples, if there are so many, before it ends for the sake of padding.
+const FEWEST: usize = 4;
+
+/// It ends before there is more than one padding token in so many real ones.
+const LEAST_REAL: usize = 10;
+
+/// Samples that are run together.
+pub struct Batch {
+    /// A tensor for every input.
+    pub feeds: Vec<(String, Held)>,
+    /// Number of samples.
+    pub samples: usize,
+    /// Number of real tokens.
+    pub tokens: usize,
+    /// Which mini-batch the samples belong to; a mini-batch may be run in several batches.
+    pub mini_batch: usize,
+    /// Number of samples of that mini-batch.
+    pub mini_batch_samples: usize,
+}
+
+impl Batch {
+    /// The tensor of the input called `name`.
+    pub fn find(&self, name: &str) -> Option<&ort::value::DynValue> {
+        self.feeds.iter().find(|(n, _)| n == name).map(|(_, held)| held.value())
+    }
+
+    /// The tensors by name, in the element types that `model` declares for its inputs.
+    ///
+    /// # Errors
+    /// Where ONNX Runtime makes no tensor.
+    pub fn feeds_for(&self, model: &Model) -> Result<Vec<(String, Held)>, Error> {
+        let inputs = signature::inputs(model);
+        let element = |name: &str| inputs.iter().find(|i| i.name == name).and_then(|i| i.element);
+        let convert = |(name, held): &(String, Held)| {
+            let held = match (element(name), runtime::element(held.value())) {
+                (Some(to), Some(from)) if to != from && to.is_float() && from.is_float() => {
+                    let tensor = Tensor::from_floats(to, &runtime::scalars(held.value())?);
+                    runtime::host(&tensor.map_err(|e| Error::internal(e.to_string()))?)?
+                }
+                _ => held.clone(),
+            };
+            Ok((name.clone(), held))
+        };
+        self.feeds.iter().map(convert).collect()
+    }
+
+    /// The tensors by name, for a session.
+    pub fn feeds(&self) -> impl Iterator<Item = (&str, &ort::value::DynValue)> {
+        self.feeds.iter().map(|(name, held)| (name.as_str(), held.value()))
+    }
+}
+
+impl Calibration {
+    /// The samples in mini-batches of `size`, grouped by length, each cut to its longest member; the longest
+    /// first, so that the memory that they need is there for all.
+    ///
+    /// A mini-batch is one batch, or several where its samples are of very different lengths or the model takes
+    /// only batches of a fixed size; samples that do not fill one are then left out.
+    ///
+    /// # Errors
+    /// Where there are too few samples for one batch.
+    pub fn batches(&self, size: usize) -> Result<Vec<Batch>, Error> {
+        let fixed = self.inputs.iter().find_map(|i| match i.axes.as_ref()?.first()? {
+            Axis::Fixed(n) => Some(*n),
+            Axis::Named(_) => None,
+        });
+        let mut order: Vec<usize> = (0..self.samples()).collect();
+        if let Some(mask) = &self.mask {
+            order.sort_by_key(|&i| std::cmp::Reverse(mask.lengths[i]));
+        }
+        let (each, usable) = fixed.map_or((size, order.len()), |n| (n, order.len() / n * n));
+        let mut batches = Vec::new();
+        for (mini_batch, rows) in order[..usable].chunks(size.next_multiple_of(each)).enumerate() {
+            for part in if fixed.is_some() {
+                rows.chunks(each).collect()
+            } else {
+                self.mask.as_ref().map_or(vec![rows], |mask| alike(&mask.lengths, rows))
+            } {
+                batches.push(Batch { mini_batch, mini_batch_samples: rows.len(), ..self.batch(part)? });
+            }
+        }
+        if batches.is_empty() {
+            let reason = format!("has {} samples, and the model takes batches of {each}", self.samples());
+            return Err(Error::calibration(Path::new(&self.source), reason, "give more samples"));
+        }
+        Ok(batches)
+    }
+
+    fn batch(&self, rows: &[usize]) -> Result<Batch, Error> {
+        let longest = self.mask.as_ref().and_then(|m| rows.iter().map(|&r| m.lengths[r]).max()).map(|n| n.max(1));
+        let mut feeds = Vec::new();
+        for (input, array) in self.inputs.iter().zip(&self.arrays) {
+            let mut batch = select(array, 0, rows)?;
+            if let Some(longest) = longest.filter(|_| self.follows_mask(input, array)) {
+                batch = select(&batch, 1, &(0..longest).collect::<Vec<_>>())?;
+            }
+            feeds.push((input.name.clone(), runtime::host(&batch)?));
+        }
+        let tokens = match &self.mask {
+            Some(mask) => rows.iter().map(|&r| mask.tokens[r]).sum(),
+            None => rows.len(),
+        };
+        Ok(Batch { feeds, samples: rows.len(), tokens, mini_batch: 0, mini_batch_samples: rows.len() })
+    }
+
+    /// Whether the second axis of an input runs over the same tokens as the mask.
+    fn follows_mask(&self, input: &Input, array: &Tensor) -> bool {
+        let Some(mask) = &self.mask else { return false };
+        let second = |input: &Input| input.axes.as_ref().and_then(|a| a.get(1).cloned());
+        let (axis, masked) = (second(input), second(&self.inputs[mask.input]));
+        let may_vary = !matches!(axis, Some(Axis::Fixed(_)) | None);
+        may_vary && axis == masked && array.dims().get(1) == self.arrays[mask.input].dims().get(1)
+    }
+}
+
+fn select(array: &Tensor, axis: usize, keep: &[usize]) -> Result<Tensor, Error> {
+    array.select(axis, keep).map_err(|e| Error::internal(e.to_string()))
+}
+
+/// Samples, the longest first, in parts in which little is padding.
+fn alike<'r>(lengths: &[usize], mut rows: &'r [usize]) -> Vec<&'r [usize]> {
+    let mut parts = Vec::new();
+    while let Some(&first) = rows.first() {
+        let mut real = 0;
+        let fits = |(count, row): &(usize, &usize)| {
+            real += lengths[**row];
+            let padding = lengths[first] * (count + 1) - real;
+            *count < FEWEST || padding * LEAST_REAL <= real
+        };
+        let length = rows.iter().enumerate().take_while(fits).count();
+        let (part, rest) = rows.split_at(length);
+        parts.push(part);
+        rows = rest;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mini_batch_is_parted_where_padding_begins_to_cost() {
+        let lengths = [40, 39, 38, 36, 12, 12, 11, 11, 11, 3];
+        let rows: Vec<usize> = (0..lengths.len()).collect();
+        assert_eq!(alike(&lengths, &rows), [&rows[..4], &rows[4..9], &rows[9..]]);
+        assert_eq!(alike(&[5; 10], &rows), [&rows[..]]);
+    }
+
+    #[test]
+    fn a_few_samples_stay_together_however_different() {
+        assert_eq!(alike(&[50, 30, 9, 1], &[0, 1, 2, 3]).len(), 1);
+    }
+}

@@ -1,0 +1,27 @@
+//! What the machine has, and what the process has used of it.
+
+/// A quarter of the machine's memory, or of what this process is allowed, in bytes.
+pub fn quarter_of_memory() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let allowed = system.cgroup_limits().map(|limits| limits.total_memory).filter(|&n| n > 0);
+    system.total_memory().min(allowed.unwrap_or(u64::MAX)) / 4
+}
+
+/// The most memory that the process has had at any time, in bytes; `None` where the system does not say.
+///
+/// Pages of mapped files count as long as they are in memory.
+#[cfg(unix)]
+pub fn peak_memory() -> Option<u64> {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the structure is as large as the call expects, and any bytes are valid for it.
+    let usage = unsafe { (libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) == 0).then(|| usage.assume_init()) };
+    let unit = if cfg!(target_vendor = "apple") { 1 } else { 1024 };
+    usage.and_then(|u| u64::try_from(u.ru_maxrss).ok()).map(|n| n * unit)
+}
+
+/// The most memory that the process has had at any time, in bytes; `None` where the system does not say.
+#[cfg(not(unix))]
+pub fn peak_memory() -> Option<u64> {
+    None
+}
