@@ -41,9 +41,10 @@ pub fn prune(
     let prepared = prepare(runtime, input, options, |name| {
         clock.stage(name);
     })?;
-    let batches = prepared.calibration.batches(options.batch_size)?;
-
     let Prepared { model, lowered, calibration, seen, seen_as_written, found, written, .. } = &prepared;
+    let most = runtime.tokens_at_once();
+    let batches = calibration.batches_within(options.batch_size, most, prepared.tokens_of_a_sample(options.seq_len))?;
+
     let mask = calibration.mask_input().and_then(|name| lowered.graph.find(name));
     let mut measuring = Measuring::new(lowered, seen, found, mask, options.temperature);
     measuring.objective.overrule(lowered, &options.outputs).map_err(|name| unknown_output(lowered, &name))?;

@@ -36,6 +36,18 @@ pub struct Prepared {
     pub written: Discovery,
 }
 
+impl Prepared {
+    /// Tokens of a sample of mean length, as the projections see them.
+    pub fn tokens_of_a_sample(&self, seq_len: Option<usize>) -> f64 {
+        let lengths = self.calibration.lengths(seq_len);
+        let rows = self.found.sublayers.iter().map(|sublayer| {
+            let dims = self.seen.dims(sublayer.projection.features).unwrap_or_default();
+            dims.iter().rev().skip(1).map(|&d| self.seen.extent(d, &lengths)).product::<f64>()
+        });
+        rows.fold(1.0, f64::max)
+    }
+}
+
 /// Reads the model at `path` and finds its sublayers; `stage` is called after each step with its name.
 ///
 /// # Errors

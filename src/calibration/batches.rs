@@ -71,6 +71,15 @@ impl Calibration {
     /// # Errors
     /// Where there are too few samples for one batch.
     pub fn batches(&self, size: usize) -> Result<Vec<Batch>, Error> {
+        self.batches_within(size, usize::MAX, 1.0)
+    }
+
+    /// The same, of at most `most` tokens where samples are not longer. Where nothing says how many tokens a
+    /// sample has, it counts as `each`.
+    ///
+    /// # Errors
+    /// Where there are too few samples for one batch.
+    pub fn batches_within(&self, size: usize, most: usize, each: f64) -> Result<Vec<Batch>, Error> {
         let fixed = self.inputs.iter().find_map(|i| match i.axes.as_ref()?.first()? {
             Axis::Fixed(n) => Some(*n),
             Axis::Named(_) => None,
@@ -79,19 +88,20 @@ impl Calibration {
         if let Some(mask) = &self.mask {
             order.sort_by_key(|&i| std::cmp::Reverse(mask.lengths[i]));
         }
-        let (each, usable) = fixed.map_or((size, order.len()), |n| (n, order.len() / n * n));
+        let (step, usable) = fixed.map_or((1, order.len()), |n| (n, order.len() / n * n));
         let mut batches = Vec::new();
-        for (mini_batch, rows) in order[..usable].chunks(size.next_multiple_of(each)).enumerate() {
-            for part in if fixed.is_some() {
-                rows.chunks(each).collect()
-            } else {
-                self.mask.as_ref().map_or(vec![rows], |mask| alike(&mask.lengths, rows))
-            } {
+        for (mini_batch, rows) in order[..usable].chunks(size.next_multiple_of(step)).enumerate() {
+            let parts: Vec<&[usize]> = match (fixed, &self.mask) {
+                (Some(fixed), _) => rows.chunks(fixed).collect(),
+                (None, Some(mask)) => alike(&mask.lengths, rows, most),
+                (None, None) => rows.chunks(((most as f64 / each) as usize).max(1)).collect(),
+            };
+            for part in parts {
                 batches.push(Batch { mini_batch, mini_batch_samples: rows.len(), ..self.batch(part)? });
             }
         }
         if batches.is_empty() {
-            let reason = format!("has {} samples, and the model takes batches of {each}", self.samples());
+            let reason = format!("has {} samples, and the model takes batches of {step}", self.samples());
             return Err(Error::calibration(Path::new(&self.source), reason, "give more samples"));
         }
         Ok(batches)
@@ -128,15 +138,15 @@ fn select(array: &Tensor, axis: usize, keep: &[usize]) -> Result<Tensor, Error> 
     array.select(axis, keep).map_err(|e| Error::internal(e.to_string()))
 }
 
-/// Samples, the longest first, in parts in which little is padding.
-fn alike<'r>(lengths: &[usize], mut rows: &'r [usize]) -> Vec<&'r [usize]> {
+/// Samples, the longest first, in parts in which little is padding, of at most `most` tokens with padding.
+fn alike<'r>(lengths: &[usize], mut rows: &'r [usize], most: usize) -> Vec<&'r [usize]> {
     let mut parts = Vec::new();
     while let Some(&first) = rows.first() {
         let mut real = 0;
         let fits = |(count, row): &(usize, &usize)| {
             real += lengths[**row];
-            let padding = lengths[first] * (count + 1) - real;
-            *count < FEWEST || padding * LEAST_REAL <= real
+            let all = lengths[first] * (count + 1);
+            *count == 0 || all <= most && (*count < FEWEST || (all - real) * LEAST_REAL <= real)
         };
         let length = rows.iter().enumerate().take_while(fits).count();
         let (part, rest) = rows.split_at(length);
@@ -154,12 +164,19 @@ mod tests {
     fn a_mini_batch_is_parted_where_padding_begins_to_cost() {
         let lengths = [40, 39, 38, 36, 12, 12, 11, 11, 11, 3];
         let rows: Vec<usize> = (0..lengths.len()).collect();
-        assert_eq!(alike(&lengths, &rows), [&rows[..4], &rows[4..9], &rows[9..]]);
-        assert_eq!(alike(&[5; 10], &rows), [&rows[..]]);
+        assert_eq!(alike(&lengths, &rows, 999), [&rows[..4], &rows[4..9], &rows[9..]]);
+        assert_eq!(alike(&[5; 10], &rows, 999), [&rows[..]]);
+    }
+
+    #[test]
+    fn a_part_has_no_more_tokens_than_are_allowed_but_one_sample_at_least() {
+        let rows: Vec<usize> = (0..7).collect();
+        let lengths = [100, 20, 20, 20, 20, 20, 20];
+        assert_eq!(alike(&lengths, &rows, 60), [&rows[..1], &rows[1..4], &rows[4..]]);
     }
 
     #[test]
     fn a_few_samples_stay_together_however_different() {
-        assert_eq!(alike(&[50, 30, 9, 1], &[0, 1, 2, 3]).len(), 1);
+        assert_eq!(alike(&[50, 30, 9, 1], &[0, 1, 2, 3], 999).len(), 1);
     }
 }

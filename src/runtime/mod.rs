@@ -156,6 +156,14 @@ impl Runtime {
         self.threads
     }
 
+    /// How many tokens to run at once: products get no faster beyond, and memory grows.
+    pub fn tokens_at_once(&self) -> usize {
+        match self.provider {
+            Provider::Cpu => 256.max(64 * self.threads),
+            Provider::Cuda(_) => 16384,
+        }
+    }
+
     /// Time spent so far on making sessions.
     pub fn set_up(&self) -> Duration {
         self.set_up.get()
