@@ -29,8 +29,10 @@ zoo: setup
 	cargo build --release
 	$(PYTHON) fixtures/prune_zoo.py $(BINARY) fixtures/zoo
 
+# What pruning costs and what it gives, in forward-equivalents and ratios; `cargo bench` times the stages.
 bench: setup
-	cargo bench
+	cargo build --release
+	$(PYTHON) benches/bench.py $(BINARY)
 
 # OpenBLAS from the system's packages, ONNX Runtime into a local Python environment.
 setup: $(VENV)/ready

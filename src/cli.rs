@@ -56,9 +56,10 @@ pub struct Cli {
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Method")]
     pub align: Option<usize>,
 
-    /// Measure knowledge anew at the second sublayer and then at every K-th [published: 1]
-    #[arg(long, value_name = "K", default_value = "1", value_parser = positive, help_heading = "Method")]
-    pub refresh: usize,
+    /// Measure knowledge anew at the second sublayer and then at every K-th [default: a quarter of them;
+    /// published: 1]
+    #[arg(long, value_name = "K", value_parser = positive, help_heading = "Method")]
+    pub refresh: Option<usize>,
 
     /// How much of the values between sublayers is kept in memory, as 2GiB or 500MB; the rest is kept in a
     /// temporary file [default: a quarter of the machine's memory]

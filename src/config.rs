@@ -10,6 +10,9 @@ use crate::calibration::Sources;
 use crate::machine::quarter_of_memory;
 use crate::runtime::Choice;
 
+/// Measurements after the first in the default schedule.
+const REFRESHES: usize = 4;
+
 /// Widths that are a multiple of this are the fastest per neuron (docs/speed.md).
 pub const ALIGNED: usize = 16;
 
@@ -37,8 +40,9 @@ pub struct Options {
     pub temperature: f64,
     /// Samples in a mini-batch.
     pub batch_size: usize,
-    /// Knowledge is measured at the first two sublayers, and then at every one of so many.
-    pub refresh: usize,
+    /// Knowledge is measured at the first two sublayers, and then at every one of so many; where it is not
+    /// given, at every fourth part of them (docs/speed.md). The published method measures at every one.
+    pub refresh: Option<usize>,
     /// The number of neurons that a sublayer keeps is a multiple of this; where it is not given, of
     /// [`ALIGNED`] in sublayers wide enough.
     pub align: Option<usize>,
@@ -66,7 +70,7 @@ impl Default for Options {
             weights: Weights::default(),
             temperature: 2.0,
             batch_size: 32,
-            refresh: 1,
+            refresh: None,
             align: None,
             memory: quarter_of_memory(),
             provider: Choice::Auto,
@@ -78,10 +82,15 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Whether knowledge is measured at sublayer `t`. At the first one there is only the representational part,
-    /// so the second is always measured.
-    pub fn measures_at(&self, t: usize) -> bool {
-        t == 0 || (t - 1).is_multiple_of(self.refresh)
+    /// Whether knowledge is measured at sublayer `t` of so many. At the first one there is only the
+    /// representational part, so the second is always measured.
+    pub fn measures_at(&self, t: usize, sublayers: usize) -> bool {
+        t == 0 || (t - 1).is_multiple_of(self.every(sublayers))
+    }
+
+    /// At every how many of so many sublayers knowledge is measured.
+    pub fn every(&self, sublayers: usize) -> usize {
+        self.refresh.unwrap_or(sublayers.div_ceil(REFRESHES))
     }
 
     /// What the number of units that a sublayer keeps is a multiple of.

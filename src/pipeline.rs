@@ -55,7 +55,7 @@ pub fn prune(
         let failed = |e: DifferentiateError| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() };
         measuring.reach_outputs().map_err(failed)?;
         let sublayers = found.sublayers.len();
-        progress.expect(work(sublayers, (0..sublayers).filter(|&t| options.measures_at(t)), batches.len()));
+        progress.expect(work(sublayers, (0..sublayers).filter(|&t| options.measures_at(t, sublayers)), batches.len()));
         let (mut teacher, seconds) = run_teacher(runtime, &prepared.single, &batches, &cache, progress)?;
         forward = Some(seconds);
         let compared: Vec<ValueId> = measuring.objective.outputs.iter().map(|o| o.0).collect();
@@ -150,7 +150,7 @@ fn choose(
     let mut knowledge: Vec<Vec<Knowledge>> = Vec::new();
     for (t, sublayer) in sublayers.iter().enumerate() {
         let place = format!("sublayer {} of {}", t + 1, sublayers.len());
-        if options.measures_at(t) {
+        if options.measures_at(t, sublayers.len()) {
             progress.stage(&format!("{place}: measuring"));
             knowledge.truncate(t);
             knowledge.extend(walk.knowledge(t)?);
@@ -303,6 +303,8 @@ fn describe(
             mu: options.weights.head,
             temperature: options.temperature,
             batch_size: options.batch_size,
+            refresh: options.every(discovery.sublayers.len()),
+            align: options.align,
             seed: options.sources.seed,
         },
         runtime: report::RuntimeInfo {

@@ -62,6 +62,8 @@ pub struct Settings {
     pub mu: f64,
     pub temperature: f64,
     pub batch_size: usize,
+    pub refresh: usize,
+    pub align: Option<usize>,
     pub seed: u64,
 }
 

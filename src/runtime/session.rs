@@ -128,3 +128,37 @@ impl Session {
         Ok(outputs.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kprune_passes::ir::{ElementType, Graph, Operator};
+    use kprune_passes::signature::declare;
+    use ndarray::ArrayD;
+
+    use super::*;
+    use crate::runtime::{Choice, numbers, scalars};
+
+    /// With the host in the place of a device: what comes back is the same, for inputs of any shape.
+    #[test]
+    fn outputs_are_bound_anew_in_every_run() {
+        let runtime = Runtime::load(None, Choice::Cpu, 1, Default::default()).unwrap();
+        let mut graph = Graph::new();
+        let x = graph.add_input(declare("x", ElementType::F32, 1));
+        let twice = graph.add(Operator::new("Add"), &[x, x], "twice");
+        let four_times = graph.add(Operator::new("Add"), &[twice, twice], "four_times");
+        graph.set_outputs(&[twice, four_times]);
+        let mut session = runtime.session(&Model::new(graph, 17), "testing", true).unwrap();
+        session.device = Some(MemoryInfo::default());
+        let mut earlier = Vec::new();
+        for length in [3, 5, 2] {
+            let x = ArrayD::from_elem(vec![length], length as f64);
+            let held = numbers(&x).unwrap();
+            let values = session.run_keeping(|_| Some(held.value()), |name| name == "twice").unwrap();
+            earlier.push((x, values));
+        }
+        for (x, values) in &earlier {
+            assert_eq!(scalars(&values["twice"]).unwrap(), x * 2.0);
+            assert_eq!(scalars(&values["four_times"]).unwrap(), x * 4.0);
+        }
+    }
+}
