@@ -17,7 +17,7 @@ use onnx_kprune::calibration::{Batch, Calibration, Sources};
 use onnx_kprune::files::read_model;
 use onnx_kprune::observation::observe;
 use onnx_kprune::progress::Progress;
-use onnx_kprune::runtime::{Cache, Choice, Kept, Runtime};
+use onnx_kprune::runtime::{Cache, Choice, Runtime};
 use onnx_kprune::walk::Walk;
 
 struct Setting {
@@ -48,10 +48,9 @@ impl Setting {
         Measuring::new(&self.model, &self.seen, &self.discovery, mask, 2.0)
     }
 
-    fn teacher(&self, cache: &Cache) -> Vec<Kept> {
+    fn forward(&self) {
         let mut session = self.runtime.session(&self.model, "the teacher", true).expect("the model runs");
-        let outputs = self.batches.iter().map(|b| session.run(b.feeds()).expect("the model runs"));
-        outputs.map(|o| cache.keep(o).expect("there is room")).collect()
+        self.batches.iter().for_each(|b| drop(session.run(b.feeds()).expect("the model runs")));
     }
 }
 
@@ -75,8 +74,13 @@ fn measuring(c: &mut Criterion) {
     let cache = Cache::new(u64::MAX);
     let mut group = c.benchmark_group("calibration set");
     group.sample_size(10);
-    group.bench_function("forward", |b| b.iter(|| s.teacher(&cache)));
-    let walk = || Walk::new(&s.runtime, s.measuring(), &s.batches, s.teacher(&cache), cache.clone(), &progress);
+    group.bench_function("forward", |b| b.iter(|| s.forward()));
+    let walk = || {
+        let walk = Walk::new(&s.runtime, s.measuring(), &s.batches, cache.clone(), &progress);
+        let mut walk = walk.expect("projections have matrices");
+        walk.meet_teacher(&s.model).expect("it runs");
+        walk
+    };
     group.bench_function("knowledge", |b| {
         b.iter_batched(walk, |mut w| w.knowledge(1).expect("it runs"), BatchSize::PerIteration);
     });

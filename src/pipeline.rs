@@ -10,7 +10,6 @@ use kprune_passes::measure::Measuring;
 use kprune_passes::plan::{Decision, Plan, Tuned, bias_of};
 use kprune_passes::remove::remove;
 use kprune_passes::search::{Candidate, align, search};
-use kprune_passes::suffix::extract;
 use ndarray::{Array1, Array2, Axis, s};
 
 use crate::calibration::Batch;
@@ -21,7 +20,7 @@ use crate::machine::peak_memory;
 use crate::prepare::{Prepared, prepare};
 use crate::progress::Progress;
 use crate::report::{self, Report};
-use crate::runtime::{Cache, Kept, Runtime};
+use crate::runtime::{Cache, Runtime};
 use crate::verify::{Verified, masked_original, verify};
 use crate::walk::{Knowledge, MEASURING, TuningSums, Walk, candidates, original_weight, work};
 
@@ -55,15 +54,11 @@ pub fn prune(
         let failed = |e: DifferentiateError| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() };
         measuring.reach_outputs().map_err(failed)?;
         let sublayers = found.sublayers.len();
-        progress.expect(work(sublayers, (0..sublayers).filter(|&t| options.measures_at(t, sublayers)), batches.len()));
-        let (mut teacher, seconds) = run_teacher(runtime, &prepared.single, &batches, &cache, progress)?;
-        forward = Some(seconds);
-        let compared: Vec<ValueId> = measuring.objective.outputs.iter().map(|o| o.0).collect();
-        if compared.iter().any(|v| !lowered.graph.outputs().contains(v)) {
-            (teacher, _) = run_teacher(runtime, &extract(lowered, seen, &[], &compared), &batches, &cache, progress)?;
-        }
+        progress.expect(work(sublayers, (1..sublayers).filter(|&t| options.measures_at(t, sublayers)), batches.len()));
+        let mut walk = Walk::new(runtime, measuring, &batches, cache.clone(), progress)?;
+        progress.stage("running the original");
+        forward = Some(walk.meet_teacher(&prepared.single)?);
         clock.stage("teacher");
-        let mut walk = Walk::new(runtime, measuring, &batches, teacher, cache.clone(), progress);
         choose(&mut walk, &prepared, options, progress, &mut clock, &mut outcome)?;
         measuring = walk.finish();
     }
@@ -91,26 +86,6 @@ pub fn prune(
 fn unknown_output(model: &Model, name: &str) -> Error {
     let known: Vec<_> = model.graph.outputs().iter().map(|&v| model.graph.name(v)).collect();
     Error::Usage(format!("--output {name}: the model has no such output; it has {}", known.join(", ")))
-}
-
-/// The outputs of the untouched model for every batch, and the seconds that all runs took: one
-/// forward-equivalent.
-fn run_teacher(
-    runtime: &Runtime,
-    model: &Model,
-    batches: &[Batch],
-    cache: &Cache,
-    progress: &Progress,
-) -> Result<(Vec<Kept>, f64), Error> {
-    progress.stage("running the original");
-    let mut session = runtime.session(model, "running the original", true)?;
-    let mut outputs = Vec::new();
-    let start = Instant::now();
-    for batch in batches {
-        runtime.check_cancelled()?;
-        outputs.push(cache.keep(session.run_with(|name| batch.find(name))?)?);
-    }
-    Ok((outputs, start.elapsed().as_secs_f64()))
 }
 
 /// What was decided, and how well each projection could be repaired.

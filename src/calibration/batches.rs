@@ -23,6 +23,8 @@ pub struct Batch {
     pub samples: usize,
     /// Number of real tokens.
     pub tokens: usize,
+    /// Number of tokens with padding.
+    pub padded: usize,
     /// Which mini-batch the samples belong to; a mini-batch may be run in several batches.
     pub mini_batch: usize,
     /// Number of samples of that mini-batch.
@@ -121,7 +123,8 @@ impl Calibration {
             Some(mask) => rows.iter().map(|&r| mask.tokens[r]).sum(),
             None => rows.len(),
         };
-        Ok(Batch { feeds, samples: rows.len(), tokens, mini_batch: 0, mini_batch_samples: rows.len() })
+        let padded = rows.len() * longest.unwrap_or(1);
+        Ok(Batch { feeds, samples: rows.len(), tokens, padded, mini_batch: 0, mini_batch_samples: rows.len() })
     }
 
     /// Whether the second axis of an input runs over the same tokens as the mask.

@@ -3,12 +3,12 @@
 use kprune_passes::discover::{Kind, Sublayer};
 use kprune_passes::ir::ElementType;
 use kprune_passes::loss::{SAMPLES, teacher_input};
+use kprune_passes::measure::UnitSums;
 use kprune_passes::search::{Candidate, Weights, score};
-use ndarray::{Array1, ArrayD, Axis, Ix1, IxDyn};
+use ndarray::{Array1, ArrayD, IxDyn};
 
-use super::{MEASURING, Walk, host, knowledge_work, original_weight};
+use super::{KNOWLEDGE_WORK, MEASURING, Walk, host, vector};
 use crate::error::Error;
-use crate::runtime::{self, Values};
 
 /// What the two knowledges of a unit are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -17,6 +17,22 @@ pub struct Knowledge {
     pub predictive: f64,
     /// How much its contribution to the projection's output weighs.
     pub representational: f64,
+}
+
+/// Sums over the calibration set, sublayer by sublayer, for every column of the features.
+pub(super) struct Totals {
+    /// Over mini-batches, of squared mask gradients.
+    pub(super) squares: Vec<Array1<f64>>,
+    /// Over real tokens, of squared features.
+    pub(super) energies: Vec<Array1<f64>>,
+}
+
+impl Totals {
+    /// Sums of nothing for the sublayers of `sums`.
+    pub(super) fn zeros(walk: &Walk, sums: &[UnitSums]) -> Self {
+        let zeros = || sums.iter().map(|s| Array1::zeros(walk.sublayer(s.sublayer).projection.width)).collect();
+        Self { squares: zeros(), energies: zeros() }
+    }
 }
 
 impl Walk<'_> {
@@ -29,18 +45,34 @@ impl Walk<'_> {
     /// # Errors
     /// Where an operator cannot be differentiated, or ONNX Runtime fails.
     pub fn knowledge(&mut self, t: usize) -> Result<Vec<Vec<Knowledge>>, Error> {
-        self.read_weights()?;
-        let graph = match t {
-            0 => self.measuring.energies(t),
-            _ => self
-                .measuring
-                .knowledge(t)
-                .map_err(|e| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() })?,
+        let totals = match (t, self.untouched.take()) {
+            (0, Some(totals)) => totals,
+            _ => self.totals(t)?,
         };
+        let samples: usize = self.batches.iter().map(|b| b.samples).sum();
+        let tokens: usize = self.batches.iter().map(|b| b.tokens).sum();
+        let mut knowledge = Vec::new();
+        for (i, (squares, energies)) in totals.squares.iter().zip(&totals.energies).enumerate() {
+            let mean_squares = &self.mean_squares[t + i];
+            let mean = |columns: &[usize], of: &dyn Fn(usize) -> f64| {
+                columns.iter().map(|&c| of(c)).sum::<f64>() / columns.len() as f64
+            };
+            let units = self.sublayer(t + i).units.iter().map(|u| Knowledge {
+                predictive: 0.5 * mean(&u.columns, &|c| squares[c]) / samples as f64,
+                representational: mean(&u.columns, &|c| energies[c] * mean_squares[c]) / tokens as f64,
+            });
+            knowledge.push(units.collect());
+        }
+        Ok(knowledge)
+    }
+
+    /// Runs the student above sublayer `t`, forward and backward.
+    fn totals(&self, t: usize) -> Result<Totals, Error> {
+        let graph = self.measuring.knowledge(t);
+        let graph = graph.map_err(|e| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() })?;
         let mut session = self.runtime.session(&graph.model, MEASURING, true)?;
-        let widths: Vec<usize> = graph.outputs.iter().map(|s| self.sublayer(s.sublayer).projection.width).collect();
-        let zeros = || -> Vec<Array1<f64>> { widths.iter().map(|&w| Array1::zeros(w)).collect() };
-        let (mut gradients, mut squares, mut energies) = (zeros(), zeros(), zeros());
+        let mut totals = Totals::zeros(self, &graph.outputs);
+        let mut gradients = Totals::zeros(self, &graph.outputs).squares;
         for (i, batch) in self.batches.iter().enumerate() {
             self.runtime.check_cancelled()?;
             let samples = host(ElementType::F32, &ArrayD::from_elem(IxDyn(&[]), batch.mini_batch_samples as f64))?;
@@ -54,41 +86,18 @@ impl Walk<'_> {
                 if let Some(gradient) = &unit.gradient {
                     gradients[j] += &vector(&sums, gradient)?;
                 }
-                energies[j] += &vector(&sums, &unit.energy)?;
+                totals.energies[j] += &vector(&sums, &unit.energy)?;
             }
             // A mini-batch is squared as a whole, in however many parts it was run.
             if self.batches.get(i + 1).is_none_or(|next| next.mini_batch != batch.mini_batch) {
-                for (gradient, square) in gradients.iter_mut().zip(&mut squares) {
+                for (gradient, square) in gradients.iter_mut().zip(&mut totals.squares) {
                     *square += &gradient.mapv(|g| g * g);
                     gradient.fill(0.0);
                 }
             }
-            self.progress.advance(knowledge_work(t, graph.outputs.len()));
+            self.progress.advance(KNOWLEDGE_WORK * graph.outputs.len());
         }
-        let samples: usize = self.batches.iter().map(|b| b.samples).sum();
-        let tokens: usize = self.batches.iter().map(|b| b.tokens).sum();
-        let mut knowledge = Vec::new();
-        for ((unit, squares), energies) in graph.outputs.iter().zip(&squares).zip(&energies) {
-            let mean_squares = &self.mean_squares[unit.sublayer];
-            let mean = |columns: &[usize], of: &dyn Fn(usize) -> f64| {
-                columns.iter().map(|&c| of(c)).sum::<f64>() / columns.len() as f64
-            };
-            let units = self.sublayer(unit.sublayer).units.iter().map(|u| Knowledge {
-                predictive: 0.5 * mean(&u.columns, &|c| squares[c]) / samples as f64,
-                representational: mean(&u.columns, &|c| energies[c] * mean_squares[c]) / tokens as f64,
-            });
-            knowledge.push(units.collect());
-        }
-        Ok(knowledge)
-    }
-
-    /// Reads the weights of all projections, once.
-    fn read_weights(&mut self) -> Result<(), Error> {
-        for sublayer in &self.measuring.discovery.sublayers[self.mean_squares.len()..] {
-            let squares = original_weight(self.measuring.model, sublayer)?.mapv(|w| w * w);
-            self.mean_squares.push(squares.mean_axis(Axis(1)).unwrap_or_default());
-        }
-        Ok(())
+        Ok(totals)
     }
 }
 
@@ -108,9 +117,4 @@ pub fn candidates(
         }
     }
     candidates
-}
-
-fn vector(values: &Values, name: &str) -> Result<Array1<f64>, Error> {
-    let value = values.get(name).ok_or_else(|| Error::internal(format!("a measuring graph gave no {name:?}")))?;
-    runtime::scalars(value)?.into_dimensionality::<Ix1>().map_err(|e| Error::internal(e.to_string()))
 }

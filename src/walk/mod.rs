@@ -1,6 +1,7 @@
 //! Teacher and student, led over the calibration set sublayer by sublayer.
 
 mod knowledge;
+mod teacher;
 mod tuning;
 
 pub use knowledge::{Knowledge, candidates};
@@ -12,7 +13,7 @@ use kprune_passes::discover::Sublayer;
 use kprune_passes::ir::{ElementType, Model, Tensor};
 use kprune_passes::measure::{Measuring, WEIGHT};
 use kprune_passes::plan::Tuned;
-use ndarray::{Array1, Array2, ArrayD, Axis, Ix2, concatenate};
+use ndarray::{Array1, Array2, ArrayD, Axis, Ix1, Ix2, concatenate};
 
 use crate::calibration::Batch;
 use crate::error::Error;
@@ -25,16 +26,11 @@ pub const MEASURING: &str = "measuring knowledge";
 /// What measuring costs per sublayer, against running one: about as much again backward, and the sums.
 const KNOWLEDGE_WORK: usize = 3;
 
-/// The work of a whole run over `batches`, in batches through one sublayer; `measured` are the sublayers at
-/// which knowledge is measured.
+/// The work of a whole run over `batches`, in batches through one sublayer; `measured` are the sublayers after
+/// the first at which knowledge is measured.
 pub fn work(sublayers: usize, measured: impl Iterator<Item = usize>, batches: usize) -> usize {
-    let measuring: usize = measured.map(|t| knowledge_work(t, sublayers - t)).sum();
-    batches * (measuring + 2 * sublayers - 1)
-}
-
-/// The work of measuring sublayer `t` and all above, `above` in number, on one batch.
-fn knowledge_work(t: usize, above: usize) -> usize {
-    if t == 0 { above } else { KNOWLEDGE_WORK * above }
+    let measuring: usize = measured.map(|t| KNOWLEDGE_WORK * (sublayers - t)).sum();
+    batches * (measuring + 3 * sublayers - 1)
 }
 
 /// Teacher and student below the sublayer in hand: for every batch, the values that cross into it.
@@ -47,23 +43,32 @@ pub struct Walk<'a> {
     outputs: Vec<Kept>,
     /// For every sublayer, the mean over the outputs of W_cj^2, for every column c of its features.
     mean_squares: Vec<Array1<f64>>,
+    /// What was summed up before anything was pruned.
+    untouched: Option<knowledge::Totals>,
     teacher: Vec<Kept>,
     student: Vec<Kept>,
 }
 
 impl<'a> Walk<'a> {
-    /// Starts below the first sublayer. `outputs` are the teacher's, for every batch, kept in `cache`.
+    /// Starts below the first sublayer; values are kept in `cache`.
+    ///
+    /// # Errors
+    /// Where the weight of a projection is no matrix.
     pub fn new(
         runtime: &'a Runtime,
         measuring: Measuring<'a>,
         batches: &'a [Batch],
-        outputs: Vec<Kept>,
         cache: Cache,
         progress: &'a Progress,
-    ) -> Self {
+    ) -> Result<Self, Error> {
         let states = || batches.iter().map(|_| Kept::default()).collect();
-        let (teacher, student) = (states(), states());
-        Self { runtime, measuring, batches, progress, cache, outputs, mean_squares: Vec::new(), teacher, student }
+        let (teacher, student, outputs, untouched) = (states(), states(), Vec::new(), None);
+        let mean_square = |sublayer| {
+            let weight = original_weight(measuring.model, sublayer)?;
+            Ok(weight.mapv_into(|w| w * w).mean_axis(Axis(1)).unwrap_or_default())
+        };
+        let mean_squares = measuring.discovery.sublayers.iter().map(mean_square).collect::<Result<_, Error>>()?;
+        Ok(Self { runtime, measuring, batches, progress, cache, outputs, mean_squares, untouched, teacher, student })
     }
 
     /// Ends the walk and lets go of all values.
@@ -150,6 +155,11 @@ pub fn original_weight(model: &Model, sublayer: &Sublayer) -> Result<Array2<f64>
     let array = tensor.and_then(|t| t.to_f64().ok()).and_then(|a| a.into_dimensionality::<Ix2>().ok());
     let array = array.ok_or_else(|| Error::internal(format!("the weight of {} is no matrix", sublayer.name)))?;
     Ok(if sublayer.projection.transposed { array.reversed_axes() } else { array })
+}
+
+fn vector(values: &Values, name: &str) -> Result<Array1<f64>, Error> {
+    let value = values.get(name).ok_or_else(|| Error::internal(format!("a measuring graph gave no {name:?}")))?;
+    runtime::scalars(value)?.into_dimensionality::<Ix1>().map_err(|e| Error::internal(e.to_string()))
 }
 
 fn host(element: ElementType, array: &ArrayD<f64>) -> Result<Held, Error> {

@@ -27,43 +27,49 @@ impl Measuring<'_> {
     /// # Errors
     /// Where an operator above cannot be differentiated.
     pub fn knowledge(&self, t: usize) -> Result<Graph<Vec<UnitSums>>, DifferentiateError> {
-        let (mut part, features) = self.above(t, true);
+        let (mut part, features) = self.above(t);
         let mask = self.restore_mask(&mut part);
         let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
         let loss = loss::append(&mut emit, &self.seen, &self.objective, self.temperature, mask);
         let gradients = differentiate(&mut part.graph, &self.seen, self.opset(), &loss.seeds, &features)?;
-        Ok(self.sums(t, part, mask, gradients))
+        let (sums, ends) = self.sums(t, &mut part, mask, gradients);
+        finish(&mut part, &ends);
+        Ok(Graph { model: part, outputs: sums })
     }
 
-    /// The graph above sublayer `t`, forward only: the energies of the units of `t` and of all sublayers
-    /// above. Where the student is still the teacher, all mask gradients are zero, and this is all.
+    /// The graph of the whole model, nothing removed, forward only: the outputs that the loss compares, and
+    /// the energies of all units. Teacher and student agree there, and all mask gradients are zero.
     ///
-    /// Inputs: what crosses into `t`.
-    pub fn energies(&self, t: usize) -> Graph<Vec<UnitSums>> {
-        let (mut part, features) = self.above(t, false);
+    /// Inputs: those of the model.
+    pub fn teacher(&self) -> Graph<Vec<UnitSums>> {
+        let (mut part, features) = self.above(0);
         let mask = self.restore_mask(&mut part);
-        self.sums(t, part, mask, vec![None; features.len()])
+        let (sums, mut ends) = self.sums(0, &mut part, mask, vec![None; features.len()]);
+        let compared: Vec<ValueId> = self.objective.outputs.iter().map(|o| o.0).collect();
+        ends.extend(&compared);
+        finish(&mut part, &ends);
+        Graph { model: part, outputs: sums }
     }
 
-    /// The student's graph from what crosses into sublayer `t` to the features of all sublayers above and,
-    /// where they are wanted, the outputs that the loss compares; and those features.
-    fn above(&self, t: usize, with_outputs: bool) -> (Model, Vec<ValueId>) {
+    /// The student's graph from what crosses into sublayer `t` to the features of all sublayers above and
+    /// the outputs that the loss compares; and those features.
+    fn above(&self, t: usize) -> (Model, Vec<ValueId>) {
         let sites = self.discovery.sublayers[t..].iter().flat_map(|s| s.sites());
         let features: Vec<ValueId> = sites.map(|(projection, _)| projection.features).collect();
-        let outputs = self.objective.outputs.iter().map(|o| o.0).filter(|_| with_outputs);
+        let outputs = self.objective.outputs.iter().map(|o| o.0);
         let wanted: Vec<ValueId> = outputs.chain(features.iter().copied()).collect();
         (extract(&self.student, &self.seen, self.crossings.at(t), &wanted), features)
     }
 
-    /// Makes the sums of every sublayer from `t` on the outputs of a graph; `gradients` are those with
-    /// respect to the features, place by place.
+    /// Appends the sums of every sublayer from `t` on; `gradients` are those with respect to the features,
+    /// place by place. Returns their names and the values.
     fn sums(
         &self,
         t: usize,
-        mut part: Model,
+        part: &mut Model,
         mask: Option<ValueId>,
         gradients: Vec<Option<ValueId>>,
-    ) -> Graph<Vec<UnitSums>> {
+    ) -> (Vec<UnitSums>, Vec<ValueId>) {
         let mut gradients = gradients.into_iter();
         let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
         let mut sums = Vec::new();
@@ -84,8 +90,7 @@ impl Measuring<'_> {
                 energy: energy.map(name).unwrap_or_default(),
             });
         }
-        finish(&mut part, &ends);
-        Graph { model: part, outputs: sums }
+        (sums, ends)
     }
 
     /// Feature times gradient and squared features, one sum for every column.
