@@ -68,8 +68,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
             let teacher = numbers(&stream).unwrap();
             // The sums so far are ones, so that they are seen to be added to.
             let (kept, outputs) = (columns.len() + 1, projection.outputs);
-            let so_far = [vec![kept, kept], vec![kept, outputs], vec![]]
-                .map(|dims| host(&Tensor::from_floats(ElementType::F64, &ArrayD::ones(dims)).unwrap()).unwrap());
+            let so_far = [kept, outputs].map(|columns| numbers(&ArrayD::ones(vec![kept, columns])).unwrap());
             let sums = cpu.session(&tuning.model, "testing", true).unwrap().run_with(|n| match n {
                 n if n == stream_input(0) => Some(teacher.value()),
                 COLUMNS => Some(indices.value()),
@@ -85,7 +84,8 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
             ];
             let kept = kept * &real;
             let target = (&features * &real).dot(&weight);
-            let [gram, cross, energy] = tuning.outputs.sums.each_ref().map(|name| scalars(&sums[name]).unwrap() - 1.0);
+            let [gram, cross] = tuning.outputs.sums.each_ref().map(|name| scalars(&sums[name]).unwrap() - 1.0);
+            let energy = scalars(&sums[&tuning.outputs.energy]).unwrap();
             let matrix = |sum: ArrayD<f64>| sum.into_dimensionality::<ndarray::Ix2>().unwrap();
             assert!(close(&matrix(gram), &kept.t().dot(&kept)), "{fixture}, sublayer {t}: Gram matrix");
             assert!(close(&matrix(cross), &kept.t().dot(&target)), "{fixture}, sublayer {t}: cross terms");

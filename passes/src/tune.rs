@@ -5,8 +5,9 @@
 use ndarray::{Array2, s};
 use ndarray_linalg::{Cholesky, Diag, LeastSquaresSvd, SolveTriangular, UPLO};
 
-/// Ridge relative to the mean of the Gram matrix's diagonal.
-const RIDGE: f64 = 1e-7;
+/// Ridges relative to the mean of the Gram matrix's diagonal, tried in turn: sums of products in f32 of features
+/// that depend on each other are not quite positive, and the least ridge above that is the one wanted.
+const RIDGES: [f64; 4] = [1e-7, 1e-6, 1e-5, 1e-4];
 
 /// Sums over tokens for one sublayer: Fa are its kept features and a column of ones, Y the target.
 #[derive(Clone, Debug)]
@@ -35,7 +36,7 @@ impl Sums {
     /// The least-squares weight, [kept + 1, outputs]; the last row is what to add to the bias, zero
     /// unless `with_bias`.
     ///
-    /// The normal equations with a small ridge, by Cholesky; by SVD where that fails.
+    /// The normal equations with a small ridge, by Cholesky; by SVD where that fails with every ridge.
     pub fn solve(&self, with_bias: bool) -> Array2<f64> {
         let rows = self.gram.nrows();
         let used = if with_bias { rows } else { rows - 1 };
@@ -45,9 +46,15 @@ impl Sums {
         }
         let mut gram = self.gram.slice(s![..used, ..used]).to_owned();
         let cross = self.cross.slice(s![..used, ..]);
-        let ridge = RIDGE * gram.diag().mean().unwrap_or(0.0).max(f64::MIN_POSITIVE);
-        gram.diag_mut().mapv_inplace(|d| d + ridge);
-        let solution = solve_cholesky(&gram, &cross.to_owned()).unwrap_or_else(|| solve_svd(&gram, &cross.to_owned()));
+        let cross = cross.to_owned();
+        let mean = gram.diag().mean().unwrap_or(0.0).max(f64::MIN_POSITIVE);
+        let mut added = 0.0;
+        let solution = RIDGES.iter().find_map(|ridge| {
+            gram.diag_mut().mapv_inplace(|d| d + ridge * mean - added);
+            added = ridge * mean;
+            solve_cholesky(&gram, &cross)
+        });
+        let solution = solution.unwrap_or_else(|| solve_svd(&gram, &cross));
         weight.slice_mut(s![..used, ..]).assign(&solution);
         weight
     }
@@ -106,6 +113,15 @@ mod tests {
         let features = array![[1., 1.], [2., 2.], [3., 3.]];
         let sums = sums(&features, &array![[2.], [4.], [6.]]);
         assert!(sums.error(&sums.solve(false)) < 1e-3);
+    }
+
+    #[test]
+    fn rounding_that_makes_a_gram_matrix_indefinite_is_overcome_by_the_ridge() {
+        let features = array![[1., 2., 3.], [2., 4., 6.], [1., 2., 3.1]];
+        let mut sums = sums(&features, &features.dot(&array![[1.], [0.], [2.]]));
+        sums.gram[[1, 1]] -= 1e-5;
+        assert!(sums.gram.slice(s![..3, ..3]).cholesky(UPLO::Lower).is_err());
+        assert!(sums.error(&sums.solve(false)) < 1e-2);
     }
 
     #[test]

@@ -3,11 +3,14 @@
 use kprune_passes::ir::{ElementType, Tensor};
 use kprune_passes::measure::{COLUMNS, FEATURES, SO_FAR, stream_input};
 use kprune_passes::tune::Sums;
-use ndarray::{ArrayD, Dimension};
+use ndarray::{Array2, ArrayD, Ix2};
 
-use super::{Region, Walk, host};
+use super::{Region, Walk, host, vector};
 use crate::error::Error;
 use crate::runtime::{self, Held};
+
+/// Sums over so many tokens are formed in f32, and added up in f64.
+const IN_SINGLE: usize = 4096;
 
 /// Sums for tuning, and those of the batches that were held out.
 pub struct TuningSums {
@@ -33,7 +36,7 @@ impl Walk<'_> {
         let (kept, outputs) = (columns.len(), self.sublayer(t).projection.outputs);
         let columns: Vec<i64> = columns.iter().map(|&c| c as i64).collect();
         let columns = runtime::host(&Tensor::from_i64s(&[kept], &columns))?;
-        let mut sums = [nothing(kept, outputs)?, nothing(kept, outputs)?];
+        let mut sums = [Growing::new(kept, outputs)?, Growing::new(kept, outputs)?];
         for (i, batch) in self.batches.iter().enumerate() {
             self.runtime.check_cancelled()?;
             let (below, student) = (self.teacher[i].load()?, self.student[i].load()?);
@@ -42,22 +45,24 @@ impl Walk<'_> {
                 let made = &graph.outputs.streams[streams.iter().position(|s| s == name)?];
                 values.get(made).or_else(|| below.get(made).map(Held::value))
             };
-            let so_far = &mut sums[is_held_out(i, self.batches.len()) as usize];
-            let sum = |name: &str| SO_FAR.iter().position(|s| *s == name).map(|place| so_far[place].value());
+            let growing = &mut sums[is_held_out(i, self.batches.len()) as usize];
+            let so_far = |name: &str| SO_FAR.iter().position(|s| *s == name).map(|place| growing.recent[place].value());
             let mut results = session.run_keeping(
                 |name| match name {
                     COLUMNS => Some(columns.value()),
-                    _ => sum(name)
+                    _ => so_far(name)
                         .or_else(|| stream(name))
                         .or_else(|| student.get(name).map(Held::value))
                         .or_else(|| batch.find(name)),
                 },
-                |_| true,
+                |name| name != tuning.outputs.energy,
             )?;
-            for (sum, name) in so_far.iter_mut().zip(&tuning.outputs.sums) {
+            growing.total.energy += vector(&results, &tuning.outputs.energy)?.sum();
+            for (sum, name) in growing.recent.iter_mut().zip(&tuning.outputs.sums) {
                 let missing = || Error::internal(format!("a tuning graph gave no {name:?}"));
                 *sum = results.remove(name).ok_or_else(missing)?.into();
             }
+            growing.add_up_after(batch.padded)?;
             if let Some(features) = tuning.outputs.features.as_ref().and_then(|name| results.remove(name)) {
                 self.cache.add(&mut self.student[i], FEATURES.to_string(), features)?;
             }
@@ -65,21 +70,55 @@ impl Walk<'_> {
             self.progress.advance(1);
         }
         let [solve, held_out] = sums;
-        Ok(TuningSums { solve: read(&solve)?, held_out: read(&held_out)? })
+        Ok(TuningSums { solve: solve.finish()?, held_out: held_out.finish()? })
     }
 }
 
-/// Sums of no batch yet.
-fn nothing(kept: usize, outputs: usize) -> Result<[Held; 3], Error> {
-    let zeros = |dims: &[usize]| host(ElementType::F64, &ArrayD::zeros(dims));
-    Ok([zeros(&[kept + 1, kept + 1])?, zeros(&[kept + 1, outputs])?, zeros(&[])?])
+/// Sums that grow batch by batch.
+struct Growing {
+    /// In f64, on the host.
+    total: Sums,
+    /// Gram matrix and cross terms of the last batches, in f32, where sessions run.
+    recent: [Held; 2],
+    /// Tokens of those batches.
+    tokens: usize,
 }
 
-fn read([gram, cross, energy]: &[Held; 3]) -> Result<Sums, Error> {
-    fn array<D: Dimension>(sum: &Held) -> Result<ndarray::Array<f64, D>, Error> {
-        runtime::scalars(sum.value())?.into_dimensionality().map_err(|e| Error::internal(e.to_string()))
+impl Growing {
+    fn new(kept: usize, outputs: usize) -> Result<Self, Error> {
+        let total = Sums::zeros(kept, outputs);
+        Ok(Self { recent: nothing(&total)?, total, tokens: 0 })
     }
-    Ok(Sums { gram: array(gram)?, cross: array(cross)?, energy: runtime::scalars(energy.value())?.sum() })
+
+    /// Takes note of a batch of so many tokens; adds the last batches to the total when there are enough.
+    fn add_up_after(&mut self, tokens: usize) -> Result<(), Error> {
+        self.tokens += tokens;
+        if self.tokens >= IN_SINGLE { self.add_up() } else { Ok(()) }
+    }
+
+    fn add_up(&mut self) -> Result<(), Error> {
+        let [gram, cross] = &self.recent;
+        self.total.gram += &matrix(gram)?;
+        self.total.cross += &matrix(cross)?;
+        self.recent = nothing(&self.total)?;
+        self.tokens = 0;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Sums, Error> {
+        self.add_up()?;
+        Ok(self.total)
+    }
+}
+
+/// Sums of no batch yet, of the shapes of `like`.
+fn nothing(like: &Sums) -> Result<[Held; 2], Error> {
+    let zeros = |shape: &[usize]| host(ElementType::F32, &ArrayD::zeros(shape));
+    Ok([zeros(like.gram.shape())?, zeros(like.cross.shape())?])
+}
+
+fn matrix(sum: &Held) -> Result<Array2<f64>, Error> {
+    runtime::scalars(sum.value())?.into_dimensionality::<Ix2>().map_err(|e| Error::internal(e.to_string()))
 }
 
 /// Every tenth batch, and at least one where there are several.

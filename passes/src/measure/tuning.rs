@@ -14,8 +14,8 @@ use crate::suffix::{extract, finish};
 
 /// Name of the input that lists the columns of the features that stay.
 pub const COLUMNS: &str = "kprune_columns";
-/// Names of the inputs that take the sums so far: Gram matrix, cross terms, energy.
-pub const SO_FAR: [&str; 3] = ["kprune_gram", "kprune_cross", "kprune_energy"];
+/// Names of the inputs that take the sums so far: Gram matrix, cross terms.
+pub const SO_FAR: [&str; 2] = ["kprune_gram", "kprune_cross"];
 
 /// Name of the input that takes the teacher's residual stream after the place with this number where the
 /// sublayer's weights are applied.
@@ -25,9 +25,14 @@ pub fn stream_input(site: usize) -> String {
 
 /// What a tuning graph gives.
 pub struct TuningOutputs {
-    /// The sums so far, in f64, and this batch's added to them: Fa^T Fa for the kept columns and a column
-    /// of ones [kept + 1, kept + 1]; Fa^T Y [kept + 1, outputs]; the squared norm of Y, a scalar.
-    pub sums: [String; 3],
+    /// The sums so far with this batch's added to them: Fa^T Fa for the kept columns and a column of ones
+    /// [kept + 1, kept + 1]; Fa^T Y [kept + 1, outputs].
+    ///
+    /// They are f32, as the products are: the sums of a few batches at once are no coarser than one large
+    /// batch, and adding them up costs no pass over memory.
+    pub sums: [String; 2],
+    /// The squared norm of this batch's Y, for every output: [outputs].
+    pub energy: String,
     /// The kept columns of the features and a column of ones, for all tokens, at the first place where the
     /// weights are applied; `None` where nothing that crosses into the next sublayer depends on them.
     pub features: Option<String>,
@@ -50,38 +55,29 @@ impl Measuring<'_> {
         let mut part = extract(&self.student, &self.seen, self.crossings.at(t), &wanted);
         let mask = self.restore_mask(&mut part);
         let columns = part.graph.add_input(signature::declare(COLUMNS, ElementType::I64, 1));
-        let mut sums = [None; 3];
-        let mut features = None;
+        let so_far = SO_FAR.map(|name| part.graph.add_input(signature::declare(name, ElementType::F32, 2)));
+        let (mut sums, mut energy, mut features) = (so_far, None, None);
         for (site, (projection, residual)) in sublayer.sites().enumerate() {
             let [kept, rows] = self.kept_features(&mut part.graph, projection, columns, mask);
             let target = self.target(&mut part.graph, site, projection, residual, mask)?;
             let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
-            let turned = emit.transpose(rows, &[1, 0]);
-            let square = emit.op("Mul", &[target, target]);
-            let terms = [
-                emit.op("MatMul", &[turned, rows]),
-                emit.op("MatMul", &[turned, target]),
-                emit.reduce_sum(square, &[0], false),
-            ];
-            for (sum, term) in sums.iter_mut().zip(terms) {
-                let term = emit.cast(term, ElementType::F64);
-                *sum = add(&mut emit, *sum, Some(term));
+            for (sum, right) in sums.iter_mut().zip([rows, target]) {
+                let product = Operator::new("Gemm").with(attribute::int("transA", 1));
+                *sum = emit.with(product, &[rows, right, *sum]);
             }
+            let square = emit.op("Mul", &[target, target]);
+            let norm = emit.reduce_sum(square, &[0], false);
+            energy = add(&mut emit, energy, Some(norm));
             features = features.or(Some(kept));
         }
-        let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
-        // Over the outputs in f64: all elements together are too many for f32.
-        sums[2] = sums[2].map(|energy| emit.reduce_sum(energy, &[0], false));
-        let mut ends = Vec::new();
-        for ((name, rank), sum) in SO_FAR.into_iter().zip([2, 2, 0]).zip(sums.into_iter().flatten()) {
-            let so_far = emit.graph.add_input(signature::declare(name, ElementType::F64, rank));
-            ends.push(emit.op("Add", &[so_far, sum]));
-        }
-        let name = |v: ValueId| part.graph.name(v).to_string();
-        let sums = [0, 1, 2].map(|i| ends.get(i).copied().map(name).unwrap_or_default());
         let features = features.filter(|_| self.feeds_next(t));
-        let outputs = TuningOutputs { sums, features: features.map(name) };
-        ends.extend(features);
+        let name = |v: ValueId| part.graph.name(v).to_string();
+        let outputs = TuningOutputs {
+            sums: sums.map(name),
+            energy: energy.map(name).unwrap_or_default(),
+            features: features.map(name),
+        };
+        let ends: Vec<ValueId> = sums.into_iter().chain(energy).chain(features).collect();
         finish(&mut part, &ends);
         Ok(Graph { model: part, outputs })
     }
