@@ -194,6 +194,8 @@ impl Runtime {
         let builder = builder.with_memory_pattern(false)?;
         // Weights are copied to where products read them fastest; that pays where a session runs often.
         let builder = builder.with_config_entry("session.disable_prepacking", if optimise { "0" } else { "1" })?;
+        // Several sessions take turns: the threads of one that waits must not take the cores of one that runs.
+        let builder = builder.with_config_entry("session.force_spinning_stop", "1")?;
         match self.provider {
             Provider::Cpu => Ok(builder),
             Provider::Cuda(device) => with_cuda(builder, device, self.tf32),
