@@ -23,7 +23,7 @@ impl Walk<'_> {
         let graph = self.measuring.teacher();
         let mut session = self.runtime.session(&graph.model, MEASURING, true)?;
         let mut yardstick = self.runtime.session(original, "running the original", true)?;
-        let sums: HashSet<&String> = graph.outputs.iter().map(|s| &s.energy).collect();
+        let sums: HashSet<&str> = graph.outputs.iter().map(|s| s.energy.as_str()).collect();
         let mut totals = Totals::zeros(self, &graph.outputs);
         let (mut seconds, mut timed) = (0.0, 0);
         for (i, batch) in self.batches.iter().enumerate() {
@@ -34,11 +34,11 @@ impl Walk<'_> {
                 seconds += start.elapsed().as_secs_f64();
                 timed += batch.padded;
             }
-            let mut values = session.run_keeping(|name| batch.find(name), |name| !sums.contains(&name.to_string()))?;
+            let mut values = session.run_keeping(|name| batch.find(name), |name| !sums.contains(name))?;
             for (energy, sum) in totals.energies.iter_mut().zip(&graph.outputs) {
                 *energy += &vector(&values, &sum.energy)?;
             }
-            values.retain(|name, _| !sums.contains(name));
+            values.retain(|name, _| !sums.contains(name.as_str()));
             self.outputs.push(self.cache.keep(values)?);
             self.progress.advance(self.measuring.discovery.sublayers.len());
         }

@@ -76,10 +76,7 @@ pub(super) fn reduce(step: &mut Step) -> Result<Inputs, Decline> {
         return Ok(vec![(0, g)]);
     }
     if step.operator.int("keepdims", 1) == 0 {
-        let mut axes: Vec<i64> = listed.iter().map(|&a| if a < 0 { a + rank as i64 } else { a }).collect();
-        axes.sort_unstable();
-        let all = (0..rank as i64).collect();
-        g = step.emit.unsqueeze(g, &if axes.is_empty() { all } else { axes });
+        g = step.emit.unsqueeze(g, &reduced_axes(&listed, rank));
     }
     g = match step.operator.op_type.as_str() {
         "ReduceMean" => mean_share(step, g)?,
@@ -117,13 +114,16 @@ fn kept_dims(step: &mut Step, listed: &[i64]) -> Result<ValueId, Decline> {
     if step.operator.int("keepdims", 1) != 0 {
         return Ok(y);
     }
-    let rank = step.dims(step.input(0)?)?.len() as i64;
+    let rank = step.dims(step.input(0)?)?.len();
+    Ok(step.emit.unsqueeze(y, &reduced_axes(listed, rank)))
+}
+
+/// The listed axes of a value of `rank` axes, counted from the first, in order; all where none is listed.
+fn reduced_axes(listed: &[i64], rank: usize) -> Vec<i64> {
+    let rank = rank as i64;
     let mut axes: Vec<i64> = listed.iter().map(|&a| if a < 0 { a + rank } else { a }).collect();
-    if axes.is_empty() {
-        axes = (0..rank).collect();
-    }
     axes.sort_unstable();
-    Ok(step.emit.unsqueeze(y, &axes))
+    if axes.is_empty() { (0..rank).collect() } else { axes }
 }
 
 /// The gradient over the number of elements that one mean is taken of.
