@@ -13,7 +13,7 @@ use kprune_passes::plan::Plan;
 use kprune_passes::remove::remove;
 use kprune_passes::tune::Sums;
 use ndarray::Array2;
-use onnx_kprune::calibration::{Batch, Calibration, Sources};
+use onnx_kprune::data::{Batch, Dataset, Sources};
 use onnx_kprune::files::read_model;
 use onnx_kprune::observation::observe;
 use onnx_kprune::progress::Progress;
@@ -25,7 +25,7 @@ struct Setting {
     model: Model,
     seen: Observation,
     discovery: Discovery,
-    calibration: Calibration,
+    calibration: Dataset,
     batches: Vec<Batch>,
 }
 
@@ -35,7 +35,7 @@ fn setting() -> Setting {
     let runtime = Runtime::load(None, Choice::Cpu, 1, Arc::default()).expect("ONNX Runtime is installed");
     let model = read_model(&path).expect("the fixture is there");
     let sources = Sources { files: vec![folder.join("calibration.npz")], ..Sources::default() };
-    let calibration = Calibration::gather(&model, &path, &sources).expect("the data fit");
+    let calibration = Dataset::gather(&model, &path, &sources).expect("the data fit");
     let seen = observe(&runtime, &model, calibration.mask_input()).expect("the model runs");
     let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
     let batches = calibration.batches(32).expect("there are samples");

@@ -70,10 +70,10 @@ pub enum Error {
         /// What ONNX Runtime says.
         reason: String,
     },
-    /// Calibration data that do not fit the model.
-    #[error("calibration data {}: {reason}", source_name(path))]
+    /// Data that do not fit the model.
+    #[error("data {}: {reason}", source_name(path))]
     #[diagnostic(help("{help}"))]
-    Calibration {
+    Data {
         /// The file; empty for data that the program makes.
         path: PathBuf,
         /// What is wrong.
@@ -107,9 +107,9 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
-    /// Calibration data at `path` that do not fit, with advice.
-    pub fn calibration(path: &Path, reason: impl Into<String>, help: impl Into<String>) -> Self {
-        Self::Calibration { path: path.to_path_buf(), reason: reason.into(), help: help.into() }
+    /// Data at `path` that do not fit, with advice.
+    pub fn data(path: &Path, reason: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Data { path: path.to_path_buf(), reason: reason.into(), help: help.into() }
     }
 
     /// A defect of the program.

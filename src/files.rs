@@ -142,6 +142,16 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<(), Error> {
     persist(write().map_err(Error::io("write", path))?, path)
 }
 
+/// Writes something as readable JSON, whole or not at all.
+///
+/// # Errors
+/// Where the folder cannot be written or the disk is full.
+pub fn write_json(path: &Path, content: &impl serde::Serialize) -> Result<(), Error> {
+    let mut json = serde_json::to_string_pretty(content).map_err(|e| Error::internal(e.to_string()))?;
+    json.push('\n');
+    write_whole(path, json.as_bytes())
+}
+
 /// Size in bytes of a model file and the external files that it refers to.
 pub fn size_with_data(path: &Path, model: &Model) -> u64 {
     let size = |path: &Path| std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
@@ -197,6 +207,11 @@ impl Staged {
             map(file.path()).map_err(|e| e.to_string())
         };
         onnx::read(bytes, &mut files).map_err(|source| Error::Model { path: self.target.clone(), source })
+    }
+
+    /// The path that the model will have.
+    pub fn target(&self) -> &Path {
+        &self.target
     }
 
     /// Whether the model has no external data.

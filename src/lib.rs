@@ -1,16 +1,27 @@
 //! Prunes the attention heads and FFN neurons of an ONNX encoder without retraining.
+//!
+//! [`Pruner`] is the whole program as one call; the modules are its parts.
 
-pub mod calibration;
 pub mod cli;
+pub mod compare;
 pub mod config;
+pub mod data;
 pub mod error;
+pub mod evaluate;
 pub mod files;
+pub mod folder;
+pub mod inspect;
+pub mod latency;
 pub mod machine;
 pub mod observation;
 pub mod pipeline;
+pub mod plan_file;
 pub mod prepare;
 pub mod progress;
+pub mod pruner;
 pub mod report;
 pub mod runtime;
 pub mod verify;
 pub mod walk;
+
+pub use pruner::Pruner;

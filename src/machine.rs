@@ -8,6 +8,16 @@ pub fn quarter_of_memory() -> u64 {
     system.total_memory().min(allowed.unwrap_or(u64::MAX)) / 4
 }
 
+/// What the machine's processor is called, with the number of its cores.
+pub fn name() -> String {
+    let system = sysinfo::System::new_with_specifics(
+        sysinfo::RefreshKind::nothing().with_cpu(sysinfo::CpuRefreshKind::nothing()),
+    );
+    let brand = system.cpus().first().map(|c| c.brand().trim().to_string()).filter(|b| !b.is_empty());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{}, {cores} cores", brand.unwrap_or_else(|| std::env::consts::ARCH.to_string()))
+}
+
 /// The most memory that the process has had at any time, in bytes; `None` where the system does not say.
 ///
 /// Pages of mapped files count as long as they are in memory.

@@ -8,7 +8,7 @@ use kprune_passes::signature::{self, Axis, Convolved, Input};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::calibration::fill;
+use crate::data::fill;
 use crate::error::Error;
 use crate::runtime::{self, Runtime, Session};
 

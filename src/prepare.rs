@@ -1,5 +1,6 @@
 //! From a file to a model whose sublayers are known, with data to measure them on.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use kprune_passes::discover::{Discovery, discover_units};
@@ -9,7 +10,7 @@ use kprune_passes::lower::{self, Lowered};
 use kprune_passes::observe::Observation;
 use kprune_passes::signature;
 
-use crate::calibration::{Calibration, Sources};
+use crate::data::{Dataset, Sources};
 use crate::config::Options;
 use crate::error::Error;
 use crate::files;
@@ -17,15 +18,13 @@ use crate::observation::observe;
 use crate::runtime::Runtime;
 
 /// A model as it is written and as it is measured, and what is known of both.
-pub struct Prepared {
+pub struct Analysis {
     /// The model of the file.
     pub model: Model,
     /// The same in f32.
     pub single: Model,
     /// The same in f32, of primitive operators.
     pub lowered: Model,
-    /// Samples to measure on.
-    pub calibration: Calibration,
     /// Shapes and types of the lowered model's values.
     pub seen: Observation,
     /// What of it is in the model of the file.
@@ -34,6 +33,24 @@ pub struct Prepared {
     pub found: Discovery,
     /// The same sublayers in the model of the file.
     pub written: Discovery,
+    /// The input that says which tokens are real.
+    pub mask: Option<String>,
+}
+
+/// A model with data to measure it on.
+pub struct Prepared {
+    /// What is known of the model.
+    pub analysis: Analysis,
+    /// Samples to measure on.
+    pub calibration: Dataset,
+}
+
+impl std::ops::Deref for Prepared {
+    type Target = Analysis;
+
+    fn deref(&self) -> &Analysis {
+        &self.analysis
+    }
 }
 
 impl Prepared {
@@ -48,6 +65,73 @@ impl Prepared {
     }
 }
 
+/// A model that was read and run, but not looked at yet.
+pub struct Observed {
+    model: Model,
+    single: Model,
+    seen: Observation,
+    mask: Option<String>,
+}
+
+impl Observed {
+    /// Reads the model at `path` and observes its shapes.
+    ///
+    /// # Errors
+    /// Where the file is no model, or one that cannot be pruned.
+    pub fn read(
+        runtime: &Runtime,
+        path: &Path,
+        options: &Options,
+        stage: &mut dyn FnMut(&'static str),
+    ) -> Result<Self, Error> {
+        let mut model = files::read_inlined(path)?;
+        fold_constants(&mut model.graph);
+        if options.untie {
+            untie(&mut model.graph);
+        }
+        check_supported(&model, path)?;
+        let mut single = lower::in_single_precision(&model);
+        stage("import");
+        let mask = options.sources.mask_input.clone();
+        let seen = observe(runtime, &single, mask.as_deref())?;
+        signature::fix_axes(&mut single.graph, seen.sizes());
+        Ok(Self { model, single, seen, mask })
+    }
+
+    /// The model in f32, with the axes fixed that cannot vary.
+    pub fn single(&self) -> &Model {
+        &self.single
+    }
+
+    /// Finds the sublayers; `lengths` are those of the inputs' named axes that FLOPs are counted for.
+    ///
+    /// # Errors
+    /// Where the model does not run once its fused operators are taken apart.
+    pub fn analyse(
+        self,
+        runtime: &Runtime,
+        lengths: &BTreeMap<String, f64>,
+        options: &Options,
+        stage: &mut dyn FnMut(&'static str),
+    ) -> Result<Analysis, Error> {
+        let Self { model, single, seen, mask } = self;
+        let (lowered, seen) = match lower::has_fused(&single) {
+            true => {
+                let lowered = lower::lower(single.clone(), &seen);
+                let seen = observe(runtime, &lowered.model, mask.as_deref())?;
+                (lowered, seen)
+            }
+            false => (Lowered::unchanged(single.clone()), seen),
+        };
+        stage("observe");
+        let found = discover_units(&lowered.model.graph, &seen, lengths, options.scope);
+        let written = lowered.bring_back(&found, &model.graph);
+        let seen_as_written = seen.of(&model.graph);
+        stage("discover");
+        Ok(Analysis { model, single, lowered: lowered.model, seen, seen_as_written, found, written, mask })
+    }
+}
+
 /// Reads the model at `path` and finds its sublayers; `stage` is called after each step with its name.
 ///
 /// # Errors
@@ -56,43 +140,20 @@ pub fn prepare(
     runtime: &Runtime,
     path: &Path,
     options: &Options,
-    mut stage: impl FnMut(&'static str),
+    stage: &mut dyn FnMut(&'static str),
 ) -> Result<Prepared, Error> {
-    let mut model = files::read_inlined(path)?;
-    fold_constants(&mut model.graph);
-    if options.untie {
-        untie(&mut model.graph);
+    let observed = Observed::read(runtime, path, options, stage)?;
+    let calibration = gather(runtime, &observed.single, path, options)?;
+    let analysis = observed.analyse(runtime, &calibration.lengths(options.seq_len), options, stage)?;
+    if analysis.found.sublayers.is_empty() {
+        return Err(nothing_to_prune(path, &analysis.found));
     }
-    check_supported(&model, path)?;
-    let mut single = lower::in_single_precision(&model);
-    stage("import");
-    let mask = options.sources.mask_input.as_deref();
-    let seen = observe(runtime, &single, mask)?;
-    signature::fix_axes(&mut single.graph, seen.sizes());
-    let calibration = gather(runtime, &single, path, options)?;
-    let (lowered, seen) = match lower::has_fused(&single) {
-        true => {
-            let lowered = lower::lower(single.clone(), &seen);
-            let seen = observe(runtime, &lowered.model, mask)?;
-            (lowered, seen)
-        }
-        false => (Lowered::unchanged(single.clone()), seen),
-    };
-    stage("observe");
-    let lengths = calibration.lengths(options.seq_len);
-    let found = discover_units(&lowered.model.graph, &seen, &lengths, options.scope);
-    if found.sublayers.is_empty() {
-        return Err(nothing_to_prune(path, &found));
-    }
-    let written = lowered.bring_back(&found, &model.graph);
-    let seen_as_written = seen.of(&model.graph);
-    stage("discover");
-    Ok(Prepared { model, single, lowered: lowered.model, calibration, seen, seen_as_written, found, written })
+    Ok(Prepared { analysis, calibration })
 }
 
 /// The calibration set; made-up sequences are made shorter until the model takes them.
-fn gather(runtime: &Runtime, model: &Model, path: &Path, options: &Options) -> Result<Calibration, Error> {
-    let mut calibration = Calibration::gather(model, path, &options.sources)?;
+fn gather(runtime: &Runtime, model: &Model, path: &Path, options: &Options) -> Result<Dataset, Error> {
+    let mut calibration = Dataset::gather(model, path, &options.sources)?;
     if !calibration.is_made_up || options.sources.seq_len.is_some() {
         return Ok(calibration);
     }
@@ -103,7 +164,7 @@ fn gather(runtime: &Runtime, model: &Model, path: &Path, options: &Options) -> R
             break;
         }
         let sources = Sources { seq_len: Some(*length), ..options.sources.clone() };
-        calibration = Calibration::gather(model, path, &sources)?;
+        calibration = Dataset::gather(model, path, &sources)?;
     }
     Ok(calibration)
 }

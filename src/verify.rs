@@ -10,7 +10,7 @@ use kprune_passes::onnx;
 use kprune_passes::plan::{Plan, write_projections};
 use ndarray::ArrayD;
 
-use crate::calibration::Batch;
+use crate::data::Batch;
 use crate::error::Error;
 use crate::files::Staged;
 use crate::runtime::{self, Held, Runtime, Session};

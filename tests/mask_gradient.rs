@@ -11,7 +11,7 @@ use kprune_passes::measure::Measuring;
 use kprune_passes::observe::Observation;
 use kprune_passes::signature::declare;
 use ndarray::{Array1, ArrayD, IxDyn};
-use onnx_kprune::calibration::{Batch, Calibration, Sources};
+use onnx_kprune::data::{Batch, Dataset, Sources};
 use onnx_kprune::files::read_model;
 use onnx_kprune::observation::observe;
 use onnx_kprune::runtime::{Held, Runtime, numbers, scalars};
@@ -34,7 +34,7 @@ impl Setting {
         let mut model = read_model(&path).unwrap();
         kprune_passes::fold::fold_constants(&mut model.graph);
         let sources = Sources { seq_len: Some(6), ..Sources::default() };
-        let calibration = Calibration::gather(&model, &path, &sources).unwrap();
+        let calibration = Dataset::gather(&model, &path, &sources).unwrap();
         let seen = observe(&runtime, &model, calibration.mask_input()).unwrap();
         let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
         let batches = calibration.batches(4).unwrap();

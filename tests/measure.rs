@@ -9,7 +9,7 @@ use kprune_passes::discover::discover;
 use kprune_passes::ir::{ElementType, Tensor};
 use kprune_passes::measure::{COLUMNS, FEATURES, Measuring, SO_FAR, WEIGHT, stream_input};
 use ndarray::{Array2, ArrayD, IxDyn};
-use onnx_kprune::calibration::{Calibration, Sources};
+use onnx_kprune::data::{Dataset, Sources};
 use onnx_kprune::files::read_model;
 use onnx_kprune::observation::observe;
 use onnx_kprune::runtime::{self, Held, Values, host, numbers, scalars};
@@ -34,7 +34,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
         let mut model = read_model(&path).unwrap();
         kprune_passes::fold::fold_constants(&mut model.graph);
         let files = if fixture.starts_with("reviews") { vec![reviews().join("calibration.npz")] } else { Vec::new() };
-        let calibration = Calibration::gather(&model, &path, &Sources { files, ..Sources::default() }).unwrap();
+        let calibration = Dataset::gather(&model, &path, &Sources { files, ..Sources::default() }).unwrap();
         let seen = observe(&cpu, &model, calibration.mask_input()).unwrap();
         let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
         let mask = model.graph.find("attention_mask");

@@ -7,7 +7,7 @@ use kprune_passes::discover::discover;
 use kprune_passes::ir::Tensor;
 use kprune_passes::plan::Plan;
 use kprune_passes::remove::remove;
-use onnx_kprune::calibration::{Calibration, Sources};
+use onnx_kprune::data::{Dataset, Sources};
 use onnx_kprune::error::Error;
 use onnx_kprune::files::{read_model, stage};
 use onnx_kprune::observation::observe;
@@ -20,7 +20,7 @@ fn a_wrong_weight_is_found_and_its_sublayer_named() {
     let path = fixtures().join("tiny/torchscript-eager-17.onnx");
     let mut model = read_model(&path).unwrap();
     kprune_passes::fold::fold_constants(&mut model.graph);
-    let calibration = Calibration::gather(&model, &path, &Sources::default()).unwrap();
+    let calibration = Dataset::gather(&model, &path, &Sources::default()).unwrap();
     let seen = observe(&runtime, &model, calibration.mask_input()).unwrap();
     let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
     let batches = calibration.batches(16).unwrap();

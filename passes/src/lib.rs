@@ -4,9 +4,11 @@
 //! this package opens a file, starts a session or prints: where a pass needs numbers from a run, it
 //! returns a graph for the driver to run and takes the results as plain arrays.
 
+pub mod cost;
 pub mod differentiate;
 pub mod discover;
 pub mod emit;
+pub mod flops;
 pub mod fold;
 pub mod ir;
 pub mod loss;

@@ -25,20 +25,20 @@ pub struct Candidate {
     pub sublayer: usize,
     /// Its place among the sublayer's units.
     pub unit: usize,
-    /// Knowledge per FLOP, weighted; the higher, the sooner it stays.
+    /// Knowledge per cost, weighted; the higher, the sooner it stays.
     pub score: f64,
-    /// Its FLOPs.
-    pub flops: f64,
+    /// What it costs to keep it.
+    pub cost: f64,
 }
 
-/// (lambda_pred K_pred + lambda_rep K_rep) / FLOPs, times mu for heads.
-pub fn score(weights: Weights, predictive: f64, representational: f64, flops: f64, is_head: bool) -> f64 {
+/// (lambda_pred K_pred + lambda_rep K_rep) / cost, times mu for heads.
+pub fn score(weights: Weights, predictive: f64, representational: f64, cost: f64, is_head: bool) -> f64 {
     let factor = if is_head { weights.head } else { 1.0 };
-    factor * (weights.pred * predictive + weights.rep * representational) / flops
+    factor * (weights.pred * predictive + weights.rep * representational) / cost
 }
 
 /// The units of sublayer `target` that stay, when units of `target` and of all sublayers above may
-/// together keep at most `budget` FLOPs: those above the threshold at which what is above it fits.
+/// together keep cost at most `budget`: those above the threshold at which what is above it fits.
 pub fn search(candidates: &[Candidate], target: usize, budget: f64) -> Vec<usize> {
     in_order(fitting(ranked(candidates), budget).filter(|c| c.sublayer == target))
 }
@@ -71,7 +71,7 @@ fn fitting(ranked: Vec<&Candidate>, budget: f64) -> impl Iterator<Item = &Candid
     ranked
         .into_iter()
         .scan(0.0, |used, c| {
-            *used += c.flops;
+            *used += c.cost;
             Some((c, *used))
         })
         .take_while(move |(_, used)| *used <= budget)
@@ -88,8 +88,8 @@ fn in_order<'a>(units: impl Iterator<Item = &'a Candidate>) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    fn candidate(sublayer: usize, unit: usize, score: f64, flops: f64) -> Candidate {
-        Candidate { sublayer, unit, score, flops }
+    fn candidate(sublayer: usize, unit: usize, score: f64, cost: f64) -> Candidate {
+        Candidate { sublayer, unit, score, cost }
     }
 
     #[test]

@@ -22,8 +22,10 @@ pub(super) struct Weights {
 #[derive(Clone)]
 pub(super) struct Held {
     pub(super) value: Arc<DynValue>,
-    /// The bytes that identify the constant, and those that sessions read.
-    _memory: [Bytes; 2],
+    /// The bytes that identify the constant.
+    bytes: Bytes,
+    /// What sessions read instead, where those do not lie at a place fit for their type.
+    _copy: Option<Bytes>,
 }
 
 impl Weights {
@@ -37,9 +39,12 @@ impl Weights {
         if let Some(held) = self.made.get(&key).filter(|h| shape_is(&h.value, tensor.dims())) {
             return Ok(held.clone());
         }
+        // Of weights that were cut for one session, nobody else knows when it is gone.
+        self.made.retain(|_, held| !held.bytes.is_unique());
         let aligned = aligned(&bytes, tensor.element());
         let value = Arc::new(borrow(&aligned, tensor.element(), tensor.dims())?);
-        let held = Held { value, _memory: [bytes, aligned] };
+        let copy = (aligned.as_ptr() != bytes.as_ptr()).then_some(aligned);
+        let held = Held { value, bytes, _copy: copy };
         self.made.insert(key, held.clone());
         Ok(held)
     }

@@ -1,5 +1,6 @@
 //! What every unit knows.
 
+use kprune_passes::cost::Costs;
 use kprune_passes::discover::{Kind, Sublayer};
 use kprune_passes::ir::ElementType;
 use kprune_passes::loss::{SAMPLES, teacher_input};
@@ -19,7 +20,11 @@ pub struct Knowledge {
     pub representational: f64,
 }
 
+/// The knowledge of the units of a sublayer and of all above, by sublayer and unit.
+pub type Measured = Vec<Vec<Knowledge>>;
+
 /// Sums over the calibration set, sublayer by sublayer, for every column of the features.
+#[derive(Clone)]
 pub(super) struct Totals {
     /// Over mini-batches, of squared mask gradients.
     pub(super) squares: Vec<Array1<f64>>,
@@ -40,12 +45,13 @@ impl Walk<'_> {
     ///
     /// K_pred = 1/N * sum over mini-batches of 1/2 * mean over the unit's columns of (dL/dm)^2;
     /// K_rep = 1/T * mean over the unit's columns c of ||F_c||^2 * mean_j W_cj^2 (Park et al. 2024).
-    /// At the first sublayer the student is still the teacher, and K_pred is zero.
+    /// At the first sublayer the student is still the teacher, and K_pred is zero. Of several students, it is the
+    /// leader's.
     ///
     /// # Errors
     /// Where an operator cannot be differentiated, or ONNX Runtime fails.
-    pub fn knowledge(&mut self, t: usize) -> Result<Vec<Vec<Knowledge>>, Error> {
-        let totals = match (t, self.untouched.take()) {
+    pub fn knowledge(&self, t: usize) -> Result<Measured, Error> {
+        let totals = match (t, self.untouched.clone()) {
             (0, Some(totals)) => totals,
             _ => self.totals(t)?,
         };
@@ -68,7 +74,8 @@ impl Walk<'_> {
 
     /// Runs the student above sublayer `t`, forward and backward.
     fn totals(&self, t: usize) -> Result<Totals, Error> {
-        let graph = self.measuring.knowledge(t);
+        let leader = &self.students[self.leader];
+        let graph = leader.measuring.knowledge(t);
         let graph = graph.map_err(|e| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() })?;
         let mut session = self.runtime.session(&graph.model, MEASURING, true)?;
         let mut totals = Totals::zeros(self, &graph.outputs);
@@ -76,7 +83,7 @@ impl Walk<'_> {
         for (i, batch) in self.batches.iter().enumerate() {
             self.runtime.check_cancelled()?;
             let samples = host(ElementType::F32, &ArrayD::from_elem(IxDyn(&[]), batch.mini_batch_samples as f64))?;
-            let (state, outputs) = (self.student[i].load()?, self.outputs[i].load()?);
+            let (state, outputs) = (leader.states[i].load()?, self.outputs[i].load()?);
             let teacher = |name: &str| outputs.iter().find(|(output, _)| teacher_input(output) == name);
             let sums = session.run_with(|name| match name {
                 SAMPLES => Some(samples.value()),
@@ -107,14 +114,24 @@ pub fn candidates(
     first: usize,
     knowledge: &[Vec<Knowledge>],
     weights: Weights,
+    costs: &Costs,
 ) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     for (i, (sublayer, knowledge)) in sublayers[first..].iter().zip(knowledge).enumerate() {
-        for (unit, (u, k)) in sublayer.units.iter().zip(knowledge).enumerate() {
-            let is_head = sublayer.kind == Kind::Head;
-            let score = score(weights, k.predictive, k.representational, u.flops, is_head);
-            candidates.push(Candidate { sublayer: first + i, unit, score, flops: u.flops });
-        }
+        let t = first + i;
+        let is_head = sublayer.kind == Kind::Head;
+        let score = |(unit, k): (usize, &Knowledge)| {
+            (unit, score(weights, k.predictive, k.representational, costs.unit(t, sublayer, unit), is_head))
+        };
+        let mut scores: Vec<(usize, f64)> = knowledge.iter().enumerate().map(score).collect();
+        // The best stay first, so each costs what one more costs then.
+        scores.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        candidates.extend(scores.into_iter().enumerate().map(|(place, (unit, score))| Candidate {
+            sublayer: t,
+            unit,
+            score,
+            cost: costs.nth(t, sublayer, unit, place + 1),
+        }));
     }
     candidates
 }

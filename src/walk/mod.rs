@@ -1,10 +1,13 @@
-//! Teacher and student, led over the calibration set sublayer by sublayer.
+//! Teacher and students, led over the calibration set sublayer by sublayer.
+//!
+//! One walk may lead several students, each pruned to another budget: they share the teacher's runs, and what is
+//! measured on the one that leads.
 
 mod knowledge;
 mod teacher;
 mod tuning;
 
-pub use knowledge::{Knowledge, candidates};
+pub use knowledge::{Knowledge, Measured, candidates};
 pub use tuning::TuningSums;
 
 use std::collections::HashMap;
@@ -15,7 +18,7 @@ use kprune_passes::measure::{Measuring, WEIGHT};
 use kprune_passes::plan::Tuned;
 use ndarray::{Array1, Array2, ArrayD, Axis, Ix1, Ix2, concatenate};
 
-use crate::calibration::Batch;
+use crate::data::Batch;
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::runtime::{self, Cache, Held, Kept, Runtime, Session, Values};
@@ -28,25 +31,36 @@ const KNOWLEDGE_WORK: usize = 3;
 
 /// The work of a whole run over `batches`, in batches through one sublayer; `measured` are the sublayers after
 /// the first at which knowledge is measured.
-pub fn work(sublayers: usize, measured: impl Iterator<Item = usize>, batches: usize) -> usize {
+pub fn work(sublayers: usize, students: usize, measured: impl Iterator<Item = usize>, batches: usize) -> usize {
     let measuring: usize = measured.map(|t| KNOWLEDGE_WORK * (sublayers - t)).sum();
-    batches * (measuring + 3 * sublayers - 1)
+    batches * (measuring + sublayers + 2 * students * sublayers - students)
 }
 
-/// Teacher and student below the sublayer in hand: for every batch, the values that cross into it.
+/// Teacher and students below the sublayer in hand: for every batch, the values that cross into it.
 pub struct Walk<'a> {
     runtime: &'a Runtime,
+    /// What is known of the teacher.
     measuring: Measuring<'a>,
     batches: &'a [Batch],
-    progress: &'a Progress,
+    progress: &'a dyn Progress,
     cache: Cache,
+    /// For every batch, the teacher's outputs.
     outputs: Vec<Kept>,
     /// For every sublayer, the mean over the outputs of W_cj^2, for every column c of its features.
     mean_squares: Vec<Array1<f64>>,
     /// What was summed up before anything was pruned.
     untouched: Option<knowledge::Totals>,
     teacher: Vec<Kept>,
-    student: Vec<Kept>,
+    students: Vec<Student<'a>>,
+    /// The student on which knowledge is measured.
+    leader: usize,
+}
+
+/// The model as it is pruned so far, to one budget.
+struct Student<'a> {
+    measuring: Measuring<'a>,
+    /// For every batch, the values that cross into the sublayer in hand.
+    states: Vec<Kept>,
 }
 
 impl<'a> Walk<'a> {
@@ -59,16 +73,36 @@ impl<'a> Walk<'a> {
         measuring: Measuring<'a>,
         batches: &'a [Batch],
         cache: Cache,
-        progress: &'a Progress,
+        progress: &'a dyn Progress,
     ) -> Result<Self, Error> {
-        let states = || batches.iter().map(|_| Kept::default()).collect();
-        let (teacher, student, outputs, untouched) = (states(), states(), Vec::new(), None);
         let mean_square = |sublayer| {
             let weight = original_weight(measuring.model, sublayer)?;
             Ok(weight.mapv_into(|w| w * w).mean_axis(Axis(1)).unwrap_or_default())
         };
         let mean_squares = measuring.discovery.sublayers.iter().map(mean_square).collect::<Result<_, Error>>()?;
-        Ok(Self { runtime, measuring, batches, progress, cache, outputs, mean_squares, untouched, teacher, student })
+        let mut walk = Self {
+            runtime,
+            measuring,
+            batches,
+            progress,
+            cache,
+            outputs: Vec::new(),
+            mean_squares,
+            untouched: None,
+            teacher: Vec::new(),
+            students: Vec::new(),
+            leader: 0,
+        };
+        walk.start(1, 0);
+        Ok(walk)
+    }
+
+    /// Goes back below the first sublayer, with so many students of which nothing is pruned yet.
+    pub fn start(&mut self, students: usize, leader: usize) {
+        let states = || self.batches.iter().map(|_| Kept::default()).collect();
+        self.teacher = states();
+        self.students = (0..students).map(|_| Student { measuring: self.measuring.clone(), states: states() }).collect();
+        self.leader = leader;
     }
 
     /// Ends the walk and lets go of all values.
@@ -80,14 +114,15 @@ impl<'a> Walk<'a> {
         &self.measuring.discovery.sublayers[t]
     }
 
-    /// Advances the student through sublayer `t` with the kept `columns` of its features, which
+    /// Advances student `s` through sublayer `t` with the kept `columns` of its features, which
     /// [`Walk::tuning_sums`] left, and its tuned projection.
     ///
     /// # Errors
     /// Where ONNX Runtime fails.
-    pub fn advance(&mut self, t: usize, columns: &[usize], tuned: &Tuned) -> Result<(), Error> {
-        let graph = self.measuring.advance(t);
-        self.measuring.settle(t, tuned).map_err(|e| Error::internal(e.to_string()))?;
+    pub fn advance(&mut self, s: usize, t: usize, columns: &[usize], tuned: &Tuned) -> Result<(), Error> {
+        let measuring = &mut self.students[s].measuring;
+        let graph = measuring.advance(t);
+        measuring.settle(t, tuned).map_err(|e| Error::internal(e.to_string()))?;
         let mut region = Region::new(self, t, graph.model, graph.outputs)?;
         let bias = tuned.bias.view().insert_axis(Axis(0));
         let rows = concatenate(Axis(0), &[tuned.weight.select(Axis(0), columns).view(), bias]);
@@ -96,7 +131,7 @@ impl<'a> Walk<'a> {
         let element = self.measuring.seen.element(projection.weight).unwrap_or(ElementType::F32);
         let stored = if projection.transposed { rows.reversed_axes() } else { rows };
         let weight = host(element, &stored.into_dyn())?;
-        for (state, batch) in self.student.iter_mut().zip(self.batches) {
+        for (state, batch) in self.students[s].states.iter_mut().zip(self.batches) {
             self.runtime.check_cancelled()?;
             let mut values = region.run(&state.load()?, batch, Some(&weight))?;
             region.keep(&mut values, state, &self.cache)?;

@@ -1,13 +1,18 @@
 //! The sums that a projection is solved from.
 
-use kprune_passes::ir::{ElementType, Tensor};
-use kprune_passes::measure::{COLUMNS, FEATURES, SO_FAR, stream_input};
-use kprune_passes::tune::Sums;
-use ndarray::{Array2, ArrayD, Ix2};
+use std::collections::HashMap;
 
-use super::{Region, Walk, host, vector};
+use kprune_passes::ir::{ElementType, Tensor};
+use kprune_passes::measure::{COLUMNS, FEATURES, Measuring, SO_FAR, TuningOutputs, stream_input};
+use kprune_passes::plan::Decision;
+use kprune_passes::tune::Sums;
+use ndarray::{Array2, Ix2};
+use ort::value::DynValue;
+
+use super::{Region, Walk, vector};
+use crate::data::Batch;
 use crate::error::Error;
-use crate::runtime::{self, Held};
+use crate::runtime::{self, Held, Runtime, Session};
 
 /// Sums over so many tokens are formed in f32, and added up in f64.
 const IN_SINGLE: usize = 4096;
@@ -21,55 +26,97 @@ pub struct TuningSums {
 }
 
 impl Walk<'_> {
-    /// Advances the teacher through sublayer `t` and sums up what tuning the student's projection on the
-    /// kept `columns` needs. Those columns of the student's features are kept for [`Walk::advance`].
+    /// Advances the teacher through sublayer `t` and sums up what tuning every student's projection needs for the
+    /// units that it keeps. Those columns of its features are kept for [`Walk::advance`].
     ///
     /// # Errors
     /// Where ONNX Runtime fails.
-    pub fn tuning_sums(&mut self, t: usize, columns: &[usize]) -> Result<TuningSums, Error> {
+    pub fn tuning_sums(&mut self, t: usize, decisions: &[&Decision]) -> Result<Vec<TuningSums>, Error> {
         let graph = self.measuring.region(t);
-        let streams: Vec<String> = (0..graph.outputs.streams.len()).map(stream_input).collect();
-        let mut teacher = Region::new(self, t, graph.model, graph.outputs.crossing)?;
-        let tuning =
-            self.measuring.tuning(t).map_err(|e| Error::Runtime { doing: "tuning".into(), reason: e.to_string() })?;
-        let mut session = self.runtime.session(&tuning.model, "summing up features", true)?;
-        let (kept, outputs) = (columns.len(), self.sublayer(t).projection.outputs);
-        let columns: Vec<i64> = columns.iter().map(|&c| c as i64).collect();
-        let columns = runtime::host(&Tensor::from_i64s(&[kept], &columns))?;
-        let mut sums = [Growing::new(kept, outputs)?, Growing::new(kept, outputs)?];
+        let outputs = graph.outputs;
+        let mut teacher = Region::new(self, t, graph.model, outputs.crossing)?;
+        let mut tunings = Vec::new();
+        for (student, decision) in self.students.iter().zip(decisions) {
+            tunings.push(Tuning::new(self.runtime, &student.measuring, t, decision)?);
+        }
         for (i, batch) in self.batches.iter().enumerate() {
             self.runtime.check_cancelled()?;
-            let (below, student) = (self.teacher[i].load()?, self.student[i].load()?);
+            let below = self.teacher[i].load()?;
             let mut values = teacher.run(&below, batch, None)?;
-            let stream = |name: &str| {
-                let made = &graph.outputs.streams[streams.iter().position(|s| s == name)?];
-                values.get(made).or_else(|| below.get(made).map(Held::value))
-            };
-            let growing = &mut sums[is_held_out(i, self.batches.len()) as usize];
-            let so_far = |name: &str| SO_FAR.iter().position(|s| *s == name).map(|place| growing.recent[place].value());
-            let mut results = session.run_keeping(
-                |name| match name {
-                    COLUMNS => Some(columns.value()),
-                    _ => so_far(name)
-                        .or_else(|| stream(name))
-                        .or_else(|| student.get(name).map(Held::value))
-                        .or_else(|| batch.find(name)),
-                },
-                |name| name != tuning.outputs.energy,
-            )?;
-            growing.total.energy += vector(&results, &tuning.outputs.energy)?.sum();
-            for (sum, name) in growing.recent.iter_mut().zip(&tuning.outputs.sums) {
-                let missing = || Error::internal(format!("a tuning graph gave no {name:?}"));
-                *sum = results.remove(name).ok_or_else(missing)?.into();
+            let streams = outputs.streams.iter().enumerate();
+            let streams: HashMap<String, &DynValue> = streams
+                .filter_map(|(site, made)| {
+                    Some((stream_input(site), values.get(made).or_else(|| below.get(made).map(Held::value))?))
+                })
+                .collect();
+            for (student, tuning) in self.students.iter_mut().zip(&mut tunings) {
+                let features = tuning.add(i, batch, self.batches.len(), &student.states[i].load()?, &streams)?;
+                if let Some(features) = features {
+                    self.cache.add(&mut student.states[i], FEATURES.to_string(), features)?;
+                }
+                self.progress.advance(1);
             }
-            growing.add_up_after(batch.padded)?;
-            if let Some(features) = tuning.outputs.features.as_ref().and_then(|name| results.remove(name)) {
-                self.cache.add(&mut self.student[i], FEATURES.to_string(), features)?;
-            }
+            drop(streams);
             teacher.keep(&mut values, &mut self.teacher[i], &self.cache)?;
-            self.progress.advance(1);
         }
-        let [solve, held_out] = sums;
+        tunings.into_iter().map(Tuning::finish).collect()
+    }
+}
+
+/// The sums of one student, as they grow.
+struct Tuning {
+    session: Session,
+    names: TuningOutputs,
+    /// The columns that stay, for graphs from which the others could not be cut out.
+    columns: Held,
+    /// Of the batches to solve for, and of those that are held out.
+    sums: [Growing; 2],
+}
+
+impl Tuning {
+    fn new(runtime: &Runtime, measuring: &Measuring, t: usize, decision: &Decision) -> Result<Self, Error> {
+        let sublayer = &measuring.discovery.sublayers[t];
+        let graph = measuring.tuning(t, &decision.keep);
+        let graph = graph.map_err(|e| Error::Runtime { doing: "tuning".into(), reason: e.to_string() })?;
+        let session = runtime.session(&graph.model, "summing up features", true)?;
+        let columns: Vec<i64> = decision.columns(sublayer).into_iter().map(|c| c as i64).collect();
+        let (kept, outputs) = (columns.len(), sublayer.projection.outputs);
+        let sums = [Growing::new(kept, outputs)?, Growing::new(kept, outputs)?];
+        let columns = runtime::host(&Tensor::from_i64s(&[kept], &columns))?;
+        Ok(Self { session, names: graph.outputs, columns, sums })
+    }
+
+    /// Adds batch `i` of so many; returns the kept features.
+    fn add(
+        &mut self,
+        i: usize,
+        batch: &Batch,
+        batches: usize,
+        state: &HashMap<String, Held>,
+        streams: &HashMap<String, &DynValue>,
+    ) -> Result<Option<DynValue>, Error> {
+        let growing = &mut self.sums[is_held_out(i, batches) as usize];
+        let so_far = |name: &str| SO_FAR.iter().position(|s| *s == name).map(|place| growing.recent[place].value());
+        let find = |name: &str| match name {
+            COLUMNS => Some(self.columns.value()),
+            _ => so_far(name)
+                .or_else(|| streams.get(name).copied())
+                .or_else(|| state.get(name).map(Held::value))
+                .or_else(|| batch.find(name)),
+        };
+        let names = &self.names;
+        let mut results = self.session.run_keeping(find, |name| name != names.energy)?;
+        growing.total.energy += vector(&results, &names.energy)?.sum();
+        for (sum, name) in growing.recent.iter_mut().zip(&names.sums) {
+            let missing = || Error::internal(format!("a tuning graph gave no {name:?}"));
+            *sum = results.remove(name).ok_or_else(missing)?.into();
+        }
+        growing.add_up_after(batch.padded)?;
+        Ok(names.features.as_ref().and_then(|name| results.remove(name)))
+    }
+
+    fn finish(self) -> Result<TuningSums, Error> {
+        let [solve, held_out] = self.sums;
         Ok(TuningSums { solve: solve.finish()?, held_out: held_out.finish()? })
     }
 }
@@ -113,7 +160,11 @@ impl Growing {
 
 /// Sums of no batch yet, of the shapes of `like`.
 fn nothing(like: &Sums) -> Result<[Held; 2], Error> {
-    let zeros = |shape: &[usize]| host(ElementType::F32, &ArrayD::zeros(shape));
+    let zeros = |shape: &[usize]| {
+        let bytes = vec![0; 4 * shape.iter().product::<usize>()];
+        let tensor = Tensor::from_raw("", ElementType::F32, shape, bytes.into());
+        runtime::host(&tensor.map_err(|e| Error::internal(e.to_string()))?)
+    };
     Ok([zeros(like.gram.shape())?, zeros(like.cross.shape())?])
 }
 

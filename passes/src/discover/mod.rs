@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 pub use residual::Residual;
 
+use crate::flops;
 use crate::ir::{Graph, NodeId, ValueId};
 use crate::observe::Observation;
 use crate::provenance::{Channel, Contraction, Provenance};
@@ -303,7 +304,7 @@ impl Costs {
             if !(operator.is("MatMul") || operator.is("Gemm")) {
                 continue;
             }
-            if let Some(flops) = product_flops(graph, seen, node, at) {
+            if let Some(flops) = flops::product(graph, seen, node, at) {
                 let mut share: HashMap<Channel, f64> = HashMap::new();
                 let inputs = (0..2).flat_map(|slot| provenance.planes_at(graph, node, slot));
                 for plane in inputs {
@@ -334,16 +335,6 @@ impl Costs {
             }
         }
     }
-}
-
-/// Two operations for every multiply-add of a matrix product.
-fn product_flops(graph: &Graph, seen: &Observation, node: NodeId, at: &BTreeMap<String, f64>) -> Option<f64> {
-    let operator = graph.operator(node);
-    let left = seen.dims(operator.input(0)?)?;
-    let output = seen.dims(operator.output(0)?)?;
-    let inner = if operator.int("transA", 0) != 0 { left.first()? } else { left.last()? };
-    let size: f64 = output.iter().map(|&d| seen.extent(d, at)).product();
-    Some(2.0 * size * seen.extent(*inner, at))
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use crate::suffix::Crossings;
 const MOST_OPAQUE: usize = 64;
 
 /// What all measuring graphs of a model have in common.
+#[derive(Clone)]
 pub struct Measuring<'a> {
     /// The model, nothing removed.
     pub model: &'a Model,

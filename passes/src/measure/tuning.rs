@@ -6,13 +6,14 @@ use super::{Graph, Measuring, add};
 use crate::differentiate::{DifferentiateError, differentiate};
 use crate::discover::{Projection, Residual};
 use crate::emit::Emit;
-use crate::ir::{self, ElementType, Operator, ValueId, attribute};
+use crate::ir::{self, ElementType, Model, Operator, ValueId, attribute};
 use crate::observe::Dim;
-use crate::plan::scale_of;
+use crate::plan::{Plan, scale_of};
+use crate::remove::remove;
 use crate::signature;
 use crate::suffix::{extract, finish};
 
-/// Name of the input that lists the columns of the features that stay.
+/// Name of the input that lists the columns of the features that stay, where not only those are there.
 pub const COLUMNS: &str = "kprune_columns";
 /// Names of the inputs that take the sums so far: Gram matrix, cross terms.
 pub const SO_FAR: [&str; 2] = ["kprune_gram", "kprune_cross"];
@@ -45,16 +46,23 @@ impl Measuring<'_> {
     /// from R_T is the stream after a projection that gives nothing: the same, without a need to know how
     /// the sublayer's output reaches the stream.
     ///
-    /// Inputs: what crosses into `t`, the teacher's stream after it, the kept columns, the sums so far.
+    /// Units that do not stay are cut out of the graph first, where that can be done; else their columns are
+    /// left out of the features.
+    ///
+    /// Inputs: what crosses into `t`, the teacher's stream after it, the sums so far; where nothing could be cut
+    /// out, the kept columns.
     ///
     /// # Errors
     /// Where the way of the sublayer's output to the stream cannot be gone back.
-    pub fn tuning(&self, t: usize) -> Result<Graph<TuningOutputs>, DifferentiateError> {
+    pub fn tuning(&self, t: usize, keep: &[bool]) -> Result<Graph<TuningOutputs>, DifferentiateError> {
         let sublayer = &self.discovery.sublayers[t];
         let wanted: Vec<ValueId> = sublayer.sites().flat_map(|(p, r)| [p.features, r.output]).collect();
-        let mut part = extract(&self.student, &self.seen, self.crossings.at(t), &wanted);
+        let part = extract(&self.student, &self.seen, self.crossings.at(t), &wanted);
+        let cut = self.cut(&part, t, keep);
+        let is_cut = cut.is_some();
+        let mut part = cut.unwrap_or(part);
         let mask = self.restore_mask(&mut part);
-        let columns = part.graph.add_input(signature::declare(COLUMNS, ElementType::I64, 1));
+        let columns = (!is_cut).then(|| part.graph.add_input(signature::declare(COLUMNS, ElementType::I64, 1)));
         let so_far = SO_FAR.map(|name| part.graph.add_input(signature::declare(name, ElementType::F32, 2)));
         let (mut sums, mut energy, mut features) = (so_far, None, None);
         for (site, (projection, residual)) in sublayer.sites().enumerate() {
@@ -82,21 +90,33 @@ impl Measuring<'_> {
         Ok(Graph { model: part, outputs })
     }
 
+    /// A part of the graph without the units of sublayer `t` that do not stay; `None` where none does, or where
+    /// they cannot be cut out of this part alone.
+    fn cut(&self, part: &Model, t: usize, keep: &[bool]) -> Option<Model> {
+        if !keep.contains(&true) {
+            return None;
+        }
+        let mut plan = Plan::untouched(self.discovery);
+        plan.decisions[t].keep = keep.to_vec();
+        remove(part, self.discovery, &self.seen, &plan).ok()
+    }
+
     /// The kept columns of a projection's features with a column of ones; and the same, one row for every
     /// token, where rows of padding are zero.
     fn kept_features(
         &self,
         graph: &mut ir::Graph,
         projection: &Projection,
-        columns: ValueId,
+        columns: Option<ValueId>,
         mask: Option<ValueId>,
     ) -> [ValueId; 2] {
+        let features = graph.operator(projection.node).input(projection.features_slot).unwrap_or(projection.features);
         let mut emit = Emit::new(graph, self.opset(), "measure");
         let dims = self.seen.dims(projection.features).unwrap_or_default();
         let last = dims.len() as i64 - 1;
         let gathered = Operator::new("Gather").with(attribute::int("axis", last));
-        let kept = emit.with(gathered, &[projection.features, columns]);
-        let one = self.filled(&mut emit, projection.features, dims.len(), 1, 1.0);
+        let kept = columns.map_or(features, |columns| emit.with(gathered, &[features, columns]));
+        let one = self.filled(&mut emit, features, dims.len(), 1, 1.0);
         let joined = emit.with(Operator::new("Concat").with(attribute::int("axis", last)), &[kept, one]);
         let real = self.only_real(&mut emit, joined, &dims, mask);
         let width = emit.length(real, dims.len() - 1);

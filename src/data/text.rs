@@ -1,11 +1,14 @@
-//! Calibration data from text, through a `tokenizer.json`.
+//! Data from text, through a `tokenizer.json`.
 
 use std::path::Path;
 
 use kprune_passes::ir::{ElementType, Tensor};
 use kprune_passes::signature::{Axis, Input};
-use tokenizers::{Encoding, Tokenizer};
+use tokenizers::{EncodeInput, Encoding, Tokenizer};
 
+use super::Part;
+use super::labels::Labels;
+use super::rows::{self, Columns, Rows};
 use crate::error::Error;
 
 /// Longest sequence where neither the tokenizer nor the model sets one.
@@ -14,33 +17,29 @@ const LONGEST: usize = 128;
 /// A short English text of many kinds of sentence, one a line.
 const ENGLISH: &str = include_str!("english.txt");
 
-/// Samples from a file of one text a line, plain or as JSON objects with a `text`.
-pub(super) fn read(path: &Path, inputs: &[Input], tokenizer: &Path) -> Result<Vec<Tensor>, Error> {
-    let content = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-    let is_json = path.extension().is_some_and(|e| e == "jsonl");
-    let mut lines = Vec::new();
-    for (number, line) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        lines.push(if is_json { json_text(path, number + 1, line)? } else { line.to_string() });
-    }
-    encode(path, lines, inputs, tokenizer)
+/// Samples from a file of rows of text; `id` gives the class that the model calls by a name.
+pub(super) fn read(
+    path: &Path,
+    inputs: &[Input],
+    tokenizer: &Path,
+    columns: &Columns,
+    id: impl Fn(&str) -> Option<i64>,
+) -> Result<Part, Error> {
+    let rows = rows::read(path, columns)?;
+    let labels = rows.labels.as_ref().map(|words| Labels::from_words(words, id));
+    Ok(Part { arrays: encode(path, rows, inputs, tokenizer)?, labels })
 }
 
 /// Samples from the text that is built into the program.
-pub(super) fn built_in(inputs: &[Input], tokenizer: &Path) -> Result<Vec<Tensor>, Error> {
-    encode(Path::new(""), ENGLISH.lines().map(str::to_string).collect(), inputs, tokenizer)
+pub(super) fn built_in(inputs: &[Input], tokenizer: &Path) -> Result<Part, Error> {
+    let texts = ENGLISH.lines().map(|line| (line.to_string(), None)).collect();
+    let arrays = encode(Path::new(""), Rows { texts, labels: None }, inputs, tokenizer)?;
+    Ok(Part { arrays, labels: None })
 }
 
-fn json_text(path: &Path, line: usize, json: &str) -> Result<String, Error> {
-    let help = "every line is an object such as {\"text\": \"...\"}";
-    let wrong = |reason: String| Error::calibration(path, format!("line {line} {reason}"), help);
-    let value: serde_json::Value = serde_json::from_str(json).map_err(|e| wrong(format!("is no JSON: {e}")))?;
-    let text = value.get("text").and_then(|t| t.as_str());
-    text.map(str::to_string).ok_or_else(|| wrong("has no \"text\"".into()))
-}
-
-fn encode(path: &Path, lines: Vec<String>, inputs: &[Input], tokenizer: &Path) -> Result<Vec<Tensor>, Error> {
+fn encode(path: &Path, rows: Rows, inputs: &[Input], tokenizer: &Path) -> Result<Vec<Tensor>, Error> {
     let unusable = |e: tokenizers::Error| {
-        Error::calibration(tokenizer, format!("is no usable tokenizer: {e}"), "give a Hugging Face tokenizer.json")
+        Error::data(tokenizer, format!("is no usable tokenizer: {e}"), "give a Hugging Face tokenizer.json")
     };
     let mut tokens = Tokenizer::from_file(tokenizer).map_err(unusable)?;
     let fixed = inputs.iter().find_map(|i| match i.axes.as_ref()?.get(1)? {
@@ -52,7 +51,11 @@ fn encode(path: &Path, lines: Vec<String>, inputs: &[Input], tokenizer: &Path) -
     tokens.with_truncation(Some(truncation)).map_err(unusable)?;
     let padding = tokens.get_padding().map_or(0, |p| i64::from(p.pad_id));
     tokens.with_padding(None);
-    let encodings = tokens.encode_batch(lines, true).map_err(unusable)?;
+    let input = |(first, second): (String, Option<String>)| match second {
+        Some(second) => EncodeInput::from((first, second)),
+        None => EncodeInput::from(first),
+    };
+    let encodings = tokens.encode_batch(rows.texts.into_iter().map(input).collect(), true).map_err(unusable)?;
     let length = fixed.unwrap_or_else(|| encodings.iter().map(|e| e.len()).max().unwrap_or(0));
     inputs.iter().map(|input| array(path, input, &encodings, length, padding)).collect()
 }
@@ -71,7 +74,7 @@ fn array(path: &Path, input: &Input, encodings: &[Encoding], length: usize, padd
             _ => None,
         }
     };
-    let wrong = |reason: String| Error::calibration(path, reason, "give arrays with --calibration FILE.npz");
+    let wrong = |reason: String| Error::data(path, reason, "give arrays with --calibration FILE.npz");
     let mut flat = Vec::with_capacity(encodings.len() * length);
     for encoding in encodings {
         let missing = || wrong(format!("text gives no values for the input {name:?}"));

@@ -5,7 +5,7 @@ use std::path::Path;
 use kprune_passes::ir::{Model, Tensor};
 use kprune_passes::signature::{self, Axis, Input};
 
-use super::Calibration;
+use super::Dataset;
 use crate::error::Error;
 use crate::runtime::{self, Held};
 
@@ -19,6 +19,8 @@ const LEAST_REAL: usize = 10;
 pub struct Batch {
     /// A tensor for every input.
     pub feeds: Vec<(String, Held)>,
+    /// The samples, by their numbers in the data set.
+    pub rows: Vec<usize>,
     /// Number of samples.
     pub samples: usize,
     /// Number of real tokens.
@@ -42,19 +44,7 @@ impl Batch {
     /// # Errors
     /// Where ONNX Runtime makes no tensor.
     pub fn feeds_for(&self, model: &Model) -> Result<Vec<(String, Held)>, Error> {
-        let inputs = signature::inputs(model);
-        let element = |name: &str| inputs.iter().find(|i| i.name == name).and_then(|i| i.element);
-        let convert = |(name, held): &(String, Held)| {
-            let held = match (element(name), runtime::element(held.value())) {
-                (Some(to), Some(from)) if to != from && to.is_float() && from.is_float() => {
-                    let tensor = Tensor::from_floats(to, &runtime::scalars(held.value())?);
-                    runtime::host(&tensor.map_err(|e| Error::internal(e.to_string()))?)?
-                }
-                _ => held.clone(),
-            };
-            Ok((name.clone(), held))
-        };
-        self.feeds.iter().map(convert).collect()
+        as_declared(&self.feeds, model)
     }
 
     /// The tensors by name, for a session.
@@ -63,7 +53,27 @@ impl Batch {
     }
 }
 
-impl Calibration {
+/// Tensors by name, in the element types that `model` declares for its inputs.
+///
+/// # Errors
+/// Where ONNX Runtime makes no tensor.
+pub fn as_declared(feeds: &[(String, Held)], model: &Model) -> Result<Vec<(String, Held)>, Error> {
+    let inputs = signature::inputs(model);
+    let element = |name: &str| inputs.iter().find(|i| i.name == name).and_then(|i| i.element);
+    let convert = |(name, held): &(String, Held)| {
+        let held = match (element(name), runtime::element(held.value())) {
+            (Some(to), Some(from)) if to != from && to.is_float() && from.is_float() => {
+                let tensor = Tensor::from_floats(to, &runtime::scalars(held.value())?);
+                runtime::host(&tensor.map_err(|e| Error::internal(e.to_string()))?)?
+            }
+            _ => held.clone(),
+        };
+        Ok((name.clone(), held))
+    };
+    feeds.iter().map(convert).collect()
+}
+
+impl Dataset {
     /// The samples in mini-batches of `size`, grouped by length, each cut to its longest member; the longest
     /// first, so that the memory that they need is there for all.
     ///
@@ -104,7 +114,7 @@ impl Calibration {
         }
         if batches.is_empty() {
             let reason = format!("has {} samples, and the model takes batches of {step}", self.samples());
-            return Err(Error::calibration(Path::new(&self.source), reason, "give more samples"));
+            return Err(Error::data(Path::new(&self.source), reason, "give more samples"));
         }
         Ok(batches)
     }
@@ -124,7 +134,7 @@ impl Calibration {
             None => rows.len(),
         };
         let padded = rows.len() * longest.unwrap_or(1);
-        Ok(Batch { feeds, samples: rows.len(), tokens, padded, mini_batch: 0, mini_batch_samples: rows.len() })
+        Ok(Batch { feeds, rows: rows.to_vec(), samples: rows.len(), tokens, padded, mini_batch: 0, mini_batch_samples: rows.len() })
     }
 
     /// Whether the second axis of an input runs over the same tokens as the mask.

@@ -1,41 +1,59 @@
-//! The calibration set: where it comes from, and its batches.
+//! Samples to measure on and to judge by: where they come from, and their batches.
 
-pub use batches::Batch;
+pub use batches::{Batch, as_declared};
+pub use labels::Labels;
 pub(crate) use random::fill;
+pub use rows::Columns;
 
+mod arrays;
 mod batches;
-mod npz;
+mod images;
+mod labels;
 mod random;
+mod rows;
 mod text;
 
 use std::path::{Path, PathBuf};
 
 use kprune_passes::ir::{Model, Tensor};
 use kprune_passes::signature::{self, Axis, Input};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 
 use crate::error::Error;
 
-/// Where calibration data come from.
+/// Where data come from.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
-    /// Files of arrays or of text.
+    /// Files of arrays or of text, folders of images or in the ONNX test-data layout.
     pub files: Vec<PathBuf>,
+    /// Arrays that a caller gives instead: batches, each an array for every input.
+    pub batches: Vec<Vec<(String, Tensor)>>,
+    /// So many of the samples, drawn with the seed; all where it is not given.
+    pub samples: Option<usize>,
     /// The tokenizer for text; looked for beside the model where it is not given.
     pub tokenizer: Option<PathBuf>,
+    /// Which columns of a table of texts hold what.
+    pub columns: Columns,
+    /// How images are made into numbers, as a `preprocessor_config.json`; looked for beside the model.
+    pub preprocessor: Option<PathBuf>,
     /// The input that says which tokens are real.
     pub mask_input: Option<String>,
     /// Length of made-up sequences.
     pub seq_len: Option<usize>,
-    /// Seed of made-up data.
+    /// Seed of whatever is drawn.
     pub seed: u64,
 }
 
 /// Samples that fit a model: one array for every input, samples along the first axis.
 #[derive(Debug)]
-pub struct Calibration {
+pub struct Dataset {
     inputs: Vec<Input>,
     arrays: Vec<Tensor>,
     mask: Option<Mask>,
+    /// What is right for the samples, where that is known.
+    pub labels: Option<Labels>,
     /// Where the samples come from, for people.
     pub source: String,
     /// Whether they are of the user's task.
@@ -44,8 +62,14 @@ pub struct Calibration {
     pub is_made_up: bool,
 }
 
+/// The samples of one file: the arrays of the inputs in their order, and labels.
+struct Part {
+    arrays: Vec<Tensor>,
+    labels: Option<Labels>,
+}
+
 /// Which tokens are real.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Mask {
     input: usize,
     /// Real tokens of every sample.
@@ -57,50 +81,111 @@ struct Mask {
 /// What made-up samples are called.
 const MADE_UP: &str = "random inputs";
 
-impl Calibration {
-    /// Reads or makes the calibration set of the model at `path`.
+impl Dataset {
+    /// Reads or makes the samples for the model at `path`.
     ///
     /// # Errors
     /// Where the data do not fit the model; the message names the array and says what was expected.
     pub fn gather(model: &Model, path: &Path, sources: &Sources) -> Result<Self, Error> {
         let inputs = signature::inputs(model);
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let beside = folder.join("tokenizer.json");
-        let tokenizer = sources.tokenizer.clone().or_else(|| beside.is_file().then_some(beside));
-        if sources.files.is_empty() {
-            let arrays = match &tokenizer {
-                Some(tokenizer) => text::built_in(&inputs, tokenizer)?,
-                None => random::samples(model, &inputs, sources)?,
+        let beside = |given: &Option<PathBuf>, name: &str| {
+            let found = path.parent().unwrap_or(Path::new("")).join(name);
+            given.clone().or_else(|| found.is_file().then_some(found))
+        };
+        let tokenizer = beside(&sources.tokenizer, "tokenizer.json");
+        let preprocessor = beside(&sources.preprocessor, "preprocessor_config.json");
+        let (part, file, source) = if !sources.batches.is_empty() {
+            let fit = |batch: &Vec<(String, Tensor)>| arrays::fit(batch.clone(), &inputs, Path::new("given arrays"));
+            let parts = sources.batches.iter().map(fit).collect::<Result<_, _>>()?;
+            (join(parts, &inputs)?, Path::new("given arrays"), "given arrays".to_string())
+        } else if let Some(first) = sources.files.first() {
+            let read = |file: &PathBuf| {
+                read(file, &inputs, path, sources, tokenizer.as_deref(), preprocessor.as_deref())
             };
-            let source = if tokenizer.is_some() { "built-in English text" } else { MADE_UP };
-            return Self::new(model, inputs, arrays, Path::new(""), sources, source, false);
+            let parts = sources.files.iter().map(read).collect::<Result<_, _>>()?;
+            let names: Vec<_> = sources.files.iter().map(|f| f.display().to_string()).collect();
+            (join(parts, &inputs)?, first.as_path(), names.join(", "))
+        } else if let Some(tokenizer) = &tokenizer {
+            (text::built_in(&inputs, tokenizer)?, Path::new(""), "built-in English text".to_string())
+        } else {
+            let arrays = random::samples(model, &inputs, sources)?;
+            (Part { arrays, labels: None }, Path::new(""), MADE_UP.to_string())
+        };
+        let is_task_data = !sources.batches.is_empty() || !sources.files.is_empty();
+        let mut data = Self::new(model, inputs, part, file, sources, source, is_task_data)?;
+        if let Some(wanted) = sources.samples.filter(|&n| n < data.samples()) {
+            data = data.select(&drawn(data.samples(), wanted, sources.seed))?;
         }
-        let mut parts = Vec::new();
-        for file in &sources.files {
-            parts.push(read(file, &inputs, tokenizer.as_deref())?);
-        }
-        let arrays = concatenate(parts, &inputs)?;
-        let names: Vec<_> = sources.files.iter().map(|f| f.display().to_string()).collect();
-        Self::new(model, inputs, arrays, &sources.files[0], sources, &names.join(", "), true)
+        Ok(data)
+    }
+
+    /// Made-up samples, for what depends on their shapes alone.
+    ///
+    /// # Errors
+    /// Where inputs of a type cannot be made up.
+    pub fn made_up(model: &Model, sources: &Sources) -> Result<Self, Error> {
+        let inputs = signature::inputs(model);
+        let part = Part { arrays: random::samples(model, &inputs, sources)?, labels: None };
+        Self::new(model, inputs, part, Path::new(""), sources, MADE_UP.to_string(), false)
     }
 
     fn new(
         model: &Model,
         inputs: Vec<Input>,
-        arrays: Vec<Tensor>,
+        part: Part,
         path: &Path,
         sources: &Sources,
-        source: &str,
+        source: String,
         is_task_data: bool,
     ) -> Result<Self, Error> {
+        let Part { arrays, labels } = part;
         check(model, &inputs, &arrays, path)?;
         let mask = Mask::find(&inputs, &arrays, sources.mask_input.as_deref(), path)?;
-        Ok(Self { inputs, arrays, mask, source: source.to_string(), is_task_data, is_made_up: source == MADE_UP })
+        let samples = arrays.first().map_or(0, |a| a.dims()[0]);
+        if let Some(labels) = labels.as_ref().filter(|l| l.len() != samples) {
+            let reason = format!("holds {} labels and {samples} samples", labels.len());
+            return Err(Error::data(path, reason, "give one label for every sample"));
+        }
+        let is_made_up = source == MADE_UP;
+        Ok(Self { inputs, arrays, mask, labels, source, is_task_data, is_made_up })
+    }
+
+    /// The samples with these numbers, in that order.
+    ///
+    /// # Errors
+    /// Where an array cannot be taken apart.
+    fn select(&self, rows: &[usize]) -> Result<Self, Error> {
+        let select = |a: &Tensor| a.select(0, rows).map_err(|e| Error::internal(e.to_string()));
+        let of = |all: &[usize]| rows.iter().map(|&r| all[r]).collect();
+        let mask = self.mask.as_ref();
+        Ok(Self {
+            inputs: self.inputs.clone(),
+            arrays: self.arrays.iter().map(select).collect::<Result<_, _>>()?,
+            mask: mask.map(|m| Mask { input: m.input, tokens: of(&m.tokens), lengths: of(&m.lengths) }),
+            labels: self.labels.as_ref().map(|l| l.select(rows)),
+            source: self.source.clone(),
+            ..*self
+        })
+    }
+
+    /// Sets `count` samples aside, drawn with `seed`: those that stay, and those.
+    ///
+    /// # Errors
+    /// Where an array cannot be taken apart.
+    pub fn split(&self, count: usize, seed: u64) -> Result<[Self; 2], Error> {
+        let aside = drawn(self.samples(), count, seed);
+        let stay: Vec<usize> = (0..self.samples()).filter(|i| aside.binary_search(i).is_err()).collect();
+        Ok([self.select(&stay)?, self.select(&aside)?])
     }
 
     /// Number of samples.
     pub fn samples(&self) -> usize {
         self.arrays.first().map_or(0, |a| a.dims()[0])
+    }
+
+    /// One more than the place of the last real token of a sample; `None` where nothing says which are real.
+    pub fn length(&self, row: usize) -> Option<usize> {
+        self.mask.as_ref().map(|m| m.lengths[row])
     }
 
     /// The name of the input that says which tokens are real.
@@ -148,7 +233,7 @@ impl Mask {
         };
         let array = &arrays[input];
         let wrong =
-            |reason: String| Error::calibration(path, reason, "the mask holds 1 for real tokens and 0 for padding");
+            |reason: String| Error::data(path, reason, "the mask holds 1 for real tokens and 0 for padding");
         if array.dims().len() != 2 {
             return Err(wrong(format!("the mask {name:?} has the shape {:?} and not [samples, tokens]", array.dims())));
         }
@@ -166,27 +251,65 @@ impl Mask {
     }
 }
 
-fn read(file: &Path, inputs: &[Input], tokenizer: Option<&Path>) -> Result<Vec<Tensor>, Error> {
+/// Reads the samples of one file or folder for the model at `model`.
+fn read(
+    file: &Path,
+    inputs: &[Input],
+    model: &Path,
+    sources: &Sources,
+    tokenizer: Option<&Path>,
+    preprocessor: Option<&Path>,
+) -> Result<Part, Error> {
+    if file.is_dir() {
+        return match arrays::test_data_sets(file).is_empty() {
+            true => images::read(file, inputs, model, sources, preprocessor),
+            false => arrays::test_data(file, inputs),
+        };
+    }
     match file.extension().and_then(|e| e.to_str()).unwrap_or("") {
-        "npz" => npz::read(file, inputs),
-        "txt" | "jsonl" => {
+        "npz" => arrays::fit(arrays::npz(file)?, inputs, file),
+        "safetensors" => arrays::fit(arrays::safetensors(file)?, inputs, file),
+        "txt" | "jsonl" | "csv" | "tsv" => {
             let missing = || {
-                Error::calibration(
+                Error::data(
                     file,
                     "is text, and there is no tokenizer.json beside the model",
                     "name one with --tokenizer PATH",
                 )
             };
-            text::read(file, inputs, tokenizer.ok_or_else(missing)?)
+            text::read(file, inputs, tokenizer.ok_or_else(missing)?, &sources.columns, class_of(model))
         }
         other => {
             let reason = format!("is of the unknown kind {other:?}");
-            Err(Error::calibration(file, reason, "give .npz (one array per input), .jsonl or .txt"))
+            let help = "give .npz or .safetensors (one array per input), .jsonl, .csv, .tsv or .txt, a folder of \
+                        images, or a folder with test_data_set_*";
+            Err(Error::data(file, reason, help))
         }
     }
 }
 
+/// The class that the `config.json` beside a model calls by a name.
+fn class_of(model: &Path) -> impl Fn(&str) -> Option<i64> {
+    let config = std::fs::read(model.with_file_name("config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    move |name| config["label2id"][name].as_i64()
+}
+
+/// `wanted` of the numbers below `all`, drawn with `seed`, in order.
+fn drawn(all: usize, wanted: usize, seed: u64) -> Vec<usize> {
+    let mut rows: Vec<usize> = (0..all).collect();
+    rows.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    rows.truncate(wanted);
+    rows.sort_unstable();
+    rows
+}
+
 /// Joins the samples of several files; shorter sequences are filled with zeros.
+fn join(parts: Vec<Part>, inputs: &[Input]) -> Result<Part, Error> {
+    let (arrays, labels) = parts.into_iter().map(|p| (p.arrays, p.labels)).unzip();
+    Ok(Part { arrays: concatenate(arrays, inputs)?, labels: Labels::joined(labels) })
+}
+
 fn concatenate(parts: Vec<Vec<Tensor>>, inputs: &[Input]) -> Result<Vec<Tensor>, Error> {
     if parts.len() == 1 {
         return Ok(parts.into_iter().next().unwrap_or_default());
@@ -210,7 +333,7 @@ fn concatenate(parts: Vec<Vec<Tensor>>, inputs: &[Input]) -> Result<Vec<Tensor>,
             }
             dims[0] = arrays.iter().map(|t| t.dims()[0]).sum();
             Tensor::from_raw(&inputs[i].name, arrays[0].element(), &dims, data.into())
-                .map_err(|e| Error::internal(format!("joining calibration files: {e}")))
+                .map_err(|e| Error::internal(format!("joining data: {e}")))
         })
         .collect()
 }
@@ -220,12 +343,12 @@ fn check(model: &Model, inputs: &[Input], arrays: &[Tensor], path: &Path) -> Res
     let limits = signature::limits(&model.graph);
     let samples = arrays.first().and_then(|a| a.dims().first().copied()).unwrap_or(0);
     if samples == 0 {
-        return Err(Error::calibration(path, "holds no samples", "give at least a few dozen samples of the task"));
+        return Err(Error::data(path, "holds no samples", "give at least a few dozen samples of the task"));
     }
     for (input, array) in inputs.iter().zip(arrays) {
         let wrong = |reason: String| {
             let help = format!("the model takes {}", describe(input));
-            Error::calibration(path, format!("array {:?} {reason}", input.name), help)
+            Error::data(path, format!("array {:?} {reason}", input.name), help)
         };
         if input.element.is_some_and(|e| e != array.element()) {
             return Err(wrong(format!("is of type {}", array.element())));
@@ -257,7 +380,7 @@ fn check(model: &Model, inputs: &[Input], arrays: &[Tensor], path: &Path) -> Res
 }
 
 /// An input as messages describe it.
-fn describe(input: &Input) -> String {
+pub(crate) fn describe(input: &Input) -> String {
     let axes: Vec<_> = input
         .axes
         .iter()

@@ -79,5 +79,5 @@ fn normal(random: &mut ChaCha8Rng) -> f64 {
 
 fn impossible(input: &Input, why: &str) -> Error {
     let reason = format!("inputs cannot be made up for {:?}: {why}", input.name);
-    Error::calibration(Path::new(""), reason, "give samples with --calibration FILE.npz")
+    Error::data(Path::new(""), reason, "give samples with --calibration FILE.npz")
 }

@@ -1,14 +1,20 @@
-//! What a run did, for machines (JSON) and for people (a table).
+//! What a run did: for machines (JSON), for people (a table, a page).
 
-use std::fmt::Write as _;
+mod html;
+pub(crate) mod table;
+
 use std::path::Path;
 
-use bytesize::ByteSize;
-use comfy_table::{CellAlignment, Table, presets};
 use kprune_passes::discover::Kind;
 use serde::Serialize;
 
-/// The report of a run. Units: bytes, seconds, FLOPs (two for every multiply-add) of one sample.
+use crate::error::Error;
+use crate::evaluate::Judgement;
+use crate::files;
+use crate::latency::{Setting, Timing};
+
+/// The report of a run. Units: bytes, seconds, milliseconds for latencies, FLOPs (two for every multiply-add) of
+/// one sample.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Version of this layout.
@@ -17,8 +23,13 @@ pub struct Report {
     pub version: String,
     /// The model that was read.
     pub input: File,
-    /// The model that was written.
-    pub output: File,
+    /// What was measured of it.
+    pub original: Original,
+    /// The model that was written; of several, the one that was chosen, or the last.
+    #[serde(flatten)]
+    pub model: ModelReport,
+    /// All models, where several were made.
+    pub sweep: Vec<ModelReport>,
     /// What the user chose.
     pub settings: Settings,
     /// What the graphs were run with.
@@ -27,18 +38,42 @@ pub struct Report {
     pub calibration: CalibrationInfo,
     /// The outputs that teacher and student are compared at, with what they were taken for.
     pub objective: Vec<Output>,
-    /// Costs of the prunable part of the model.
-    pub flops: Flops,
-    /// The sublayers from input to output.
-    pub sublayers: Vec<SublayerReport>,
     /// What was looked at and not pruned.
     pub declined: Vec<DeclinedReport>,
-    /// The comparison of the pruned model with the masked original.
-    pub verify: Verification,
     /// What the run cost.
     pub cost: Cost,
     /// What the user should know.
     pub warnings: Vec<String>,
+}
+
+/// One model that was made.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelReport {
+    /// The compression that was asked for; `None` where a time was, or units were given.
+    pub compression: Option<f64>,
+    /// Its file; `None` where nothing was written.
+    pub output: Option<File>,
+    /// Costs of the prunable part of the model.
+    pub flops: Flops,
+    /// The sublayers from input to output.
+    pub sublayers: Vec<SublayerReport>,
+    /// The comparison of the pruned model with the masked original; `None` where nothing was written.
+    pub verify: Option<Verification>,
+    /// How long it takes, where that was measured.
+    pub latency: Option<Timing>,
+    /// How good it is, where that was measured.
+    pub quality: Option<Judgement>,
+}
+
+/// What was measured of the model that was read.
+#[derive(Clone, Debug, Serialize)]
+pub struct Original {
+    /// What latencies were measured at.
+    pub setting: Option<Setting>,
+    /// How long it takes.
+    pub latency: Option<Timing>,
+    /// How good it is.
+    pub quality: Option<Judgement>,
 }
 
 /// A model file.
@@ -56,7 +91,9 @@ pub struct File {
 #[derive(Clone, Debug, Serialize)]
 #[allow(missing_docs)]
 pub struct Settings {
-    pub compression: f64,
+    pub compression: Option<f64>,
+    pub speedup: Option<f64>,
+    pub latency_ms: Option<f64>,
     pub lambda_pred: f64,
     pub lambda_rep: f64,
     pub mu: f64,
@@ -107,8 +144,8 @@ pub struct Output {
 pub struct Flops {
     /// Of the original.
     pub prunable: f64,
-    /// At most this was to be kept.
-    pub budget: f64,
+    /// At most this was to be kept; `None` where a time was aimed at, or units were given.
+    pub budget: Option<f64>,
     /// Of the pruned model.
     pub kept: f64,
 }
@@ -134,6 +171,8 @@ pub struct SublayerReport {
     pub error_tuned: Option<f64>,
     /// Whether the tuned projection was taken.
     pub tuned: bool,
+    /// The units' scores when they were chosen: knowledge per cost. Empty where nothing was measured.
+    pub scores: Vec<f32>,
 }
 
 /// Channels that were not pruned.
@@ -191,92 +230,27 @@ pub fn unit_name(kind: Kind) -> &'static str {
 }
 
 impl Report {
-    /// Writes the report as JSON; the file appears whole or not at all.
+    /// Writes the report: as a page where the path ends in `.html`, else as JSON. The file appears whole or not
+    /// at all.
     ///
     /// # Errors
     /// Where it cannot be written.
-    pub fn save(&self, path: &Path) -> Result<(), crate::error::Error> {
-        let json = serde_json::to_string_pretty(self).map_err(|e| crate::error::Error::internal(e.to_string()))?;
-        crate::files::write_whole(path, json.as_bytes())
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        match path.extension().is_some_and(|e| e == "html") {
+            true => files::write_whole(path, self.page().as_bytes()),
+            false => files::write_json(path, self),
+        }
     }
 
-    /// The table shown at the end of a run.
-    pub fn table(&self) -> String {
-        let mut text = self.sublayer_table();
-        let share = |new: f64, old: f64| if old == 0.0 { 0.0 } else { 100.0 * new / old };
-        let mut line = |label: &str, value: String| {
-            let _ = writeln!(text, "{label:<12} {value}");
-        };
-        let (old, new) = (&self.input, &self.output);
-        let flops = &self.flops;
-        line(
-            "FLOPs",
-            format!(
-                "{} -> {} of the prunable part ({:.1} %)",
-                count(flops.prunable),
-                count(flops.kept),
-                share(flops.kept, flops.prunable)
-            ),
-        );
-        line(
-            "parameters",
-            format!(
-                "{} -> {} ({:.1} %)",
-                count(old.parameters as f64),
-                count(new.parameters as f64),
-                share(new.parameters as f64, old.parameters as f64)
-            ),
-        );
-        line(
-            "file",
-            format!("{} -> {} bytes ({:.1} %)", old.bytes, new.bytes, share(new.bytes as f64, old.bytes as f64)),
-        );
-        line(
-            "verified",
-            format!("outputs differ from the masked original by {:.1e} of the largest", self.verify.difference),
-        );
-        let stages: Vec<_> = self.cost.stages.iter().map(|s| format!("{} {:.1} s", s.name, s.seconds)).collect();
-        line("time", stages.join(", "));
-        let cost = &self.cost;
-        let passes = cost.forward.zip(cost.forward_equivalents);
-        let passes = passes.map_or(String::new(), |(f, n)| format!(", {n:.1} forward-equivalents of {f:.2} s"));
-        let memory = cost.peak_memory.map_or(String::new(), |n| format!(", {} of memory at most", ByteSize(n)));
-        line("cost", format!("{:.1} s{passes}{memory}", cost.total));
-        text
-    }
-
-    fn sublayer_table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        table.set_header(["", "sublayer", "kept", "of", "error untuned", "tuned"]);
-        for column in [0, 2, 3, 4, 5] {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        for (i, s) in self.sublayers.iter().enumerate() {
-            let error = |e: Option<f64>| e.map_or("-".into(), |e| format!("{e:.4}"));
-            let tuned = if s.tuned { error(s.error_tuned) } else { "-".into() };
-            let units = format!("{} {}s", s.units, s.unit);
-            table.add_row([
-                (i + 1).to_string(),
-                s.name.clone(),
-                s.kept.len().to_string(),
-                units,
-                error(s.error_untuned),
-                tuned,
-            ]);
-        }
-        format!("{table}\n")
+    /// Share of the prunable FLOPs that is removed.
+    pub fn removed(&self) -> f64 {
+        self.model.flops.removed()
     }
 }
 
-/// A number with a unit of thousands.
-fn count(n: f64) -> String {
-    match n {
-        n if n >= 1e9 => format!("{:.2} G", n / 1e9),
-        n if n >= 1e6 => format!("{:.2} M", n / 1e6),
-        n if n >= 1e3 => format!("{:.1} k", n / 1e3),
-        n => format!("{n:.0}"),
+impl Flops {
+    /// The share that is removed.
+    pub fn removed(&self) -> f64 {
+        if self.prunable > 0.0 { 1.0 - self.kept / self.prunable } else { 0.0 }
     }
 }

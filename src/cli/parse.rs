@@ -1,0 +1,43 @@
+//! What options may say.
+
+use kprune_passes::discover::Scope;
+use kprune_passes::loss::OutputKind;
+
+use crate::config::MOST;
+
+pub(super) fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a whole number above 0".into())
+}
+
+fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|&x: &f64| fits(x)).ok_or_else(|| format!("expected {expected}"))
+}
+
+pub(super) fn compression(text: &str) -> Result<f64, String> {
+    number(text, |x| (0.0..=MOST).contains(&x), "a number from 0 to 0.95")
+}
+
+pub(super) fn weight(text: &str) -> Result<f64, String> {
+    number(text, |x| x.is_finite() && x >= 0.0, "a number, 0 or above")
+}
+
+pub(super) fn above_zero(text: &str) -> Result<f64, String> {
+    number(text, |x| x.is_finite() && x > 0.0, "a number above 0")
+}
+
+pub(super) fn above_one(text: &str) -> Result<f64, String> {
+    number(text, |x| x.is_finite() && x > 1.0, "a number above 1")
+}
+
+pub(super) fn scope(text: &str) -> Result<Scope, String> {
+    match text {
+        "transformer" => Ok(Scope::Transformer),
+        "all" => Ok(Scope::All),
+        _ => Err("expected transformer or all".into()),
+    }
+}
+
+pub(super) fn output(text: &str) -> Result<(String, OutputKind), String> {
+    let (name, kind) = text.rsplit_once(':').ok_or("expected NAME:KIND")?;
+    Ok((name.to_string(), kind.parse()?))
+}

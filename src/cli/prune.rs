@@ -1,0 +1,249 @@
+//! The options of pruning.
+
+use std::path::{Path, PathBuf};
+
+use bytesize::ByteSize;
+use clap::Args;
+use kprune_passes::discover::Scope;
+use kprune_passes::loss::OutputKind;
+use kprune_passes::search::Weights;
+
+use super::parse::{above_one, above_zero, compression, output, positive, scope, weight};
+use super::{DataArgs, RuntimeArgs};
+use crate::config::{Aim, Options};
+use crate::error::Error;
+use crate::files::check_folder;
+use crate::machine::quarter_of_memory;
+
+/// Compressions that are tried where only the drop is limited.
+const TRIED: [f64; 9] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
+
+/// How to prune.
+#[derive(Clone, Debug, Args)]
+pub struct PruneArgs {
+    /// The model to prune: a file, or a folder as optimum writes it; it is never changed
+    #[arg(value_name = "IN", required = true)]
+    input: Option<PathBuf>,
+
+    /// The pruned model: a file, or for a folder a new folder; appears whole or not at all
+    #[arg(value_name = "OUT", required_unless_present = "dry_run")]
+    pub output: Option<PathBuf>,
+
+    /// Samples of the task: .npz or .safetensors (one array per model input), .jsonl, .csv, .tsv or .txt (text), a
+    /// folder of images, or a folder with test_data_set_*; may be repeated
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    pub calibration: Vec<PathBuf>,
+
+    /// Data to judge results by, with labels or without; of the same kinds
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    pub eval: Vec<PathBuf>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)] // A line here would become the help of the command.
+    pub data: DataArgs,
+
+    /// Share of the prunable FLOPs to remove, 0 to 0.95
+    #[arg(long, value_name = "R", default_value = "0.5", value_parser = compression, help_heading = "How much")]
+    pub compression: f64,
+
+    /// Remove as much as makes the model X times as fast, measured on this machine
+    #[arg(long, value_name = "X", value_parser = above_one, help_heading = "How much",
+        conflicts_with_all = ["compression", "sweep", "max_drop", "plan"])]
+    pub speedup: Option<f64>,
+
+    /// Remove as much as makes a run take X milliseconds on this machine
+    #[arg(long, value_name = "X", value_parser = above_zero, help_heading = "How much",
+        conflicts_with_all = ["compression", "speedup", "sweep", "max_drop", "plan"])]
+    pub latency_ms: Option<f64>,
+
+    /// Several compressions from one measurement; OUT names them, as out-0.4.onnx
+    #[arg(long, value_name = "R,R,...", value_delimiter = ',', value_parser = compression, help_heading = "How much",
+        conflicts_with_all = ["compression", "plan"])]
+    pub sweep: Vec<f64>,
+
+    /// Write the smallest model whose score falls by at most D: accuracy (or what the labels allow), or without
+    /// labels agreement with the original; tries 0.1 to 0.9, or what --sweep says
+    #[arg(long, value_name = "D", value_parser = weight, help_heading = "How much",
+        conflicts_with_all = ["compression", "plan"])]
+    pub max_drop: Option<f64>,
+
+    /// Sequence length for which FLOPs are counted and latencies measured [default: the mean true length of the
+    /// samples]
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "How much")]
+    pub seq_len: Option<usize>,
+
+    /// Samples in a run whose latency is measured
+    #[arg(long, value_name = "N", default_value = "1", value_parser = positive, help_heading = "How much")]
+    pub latency_batch: usize,
+
+    /// Read the times of sublayers from FILE, or write them there where it is not yet; a table from another
+    /// machine aims at that machine
+    #[arg(long, value_name = "FILE", help_heading = "How much")]
+    pub latency_table: Option<PathBuf>,
+
+    /// What may be removed: heads and neurons of transformer sublayers, or all that ends in a matrix product
+    #[arg(long, value_name = "WHICH", default_value = "transformer", value_parser = scope, help_heading = "What")]
+    pub units: Scope,
+
+    /// Give layers that share weights their own before pruning
+    #[arg(long, help_heading = "What")]
+    pub untie: bool,
+
+    /// Keep the units that FILE lists, and measure nothing but what tuning needs
+    #[arg(long, value_name = "FILE", conflicts_with = "compression", help_heading = "What")]
+    pub plan: Option<PathBuf>,
+
+    /// Write the units that stay to FILE, to be looked at, edited, and applied with --plan
+    #[arg(long, value_name = "FILE", conflicts_with = "sweep", help_heading = "What")]
+    pub save_plan: Option<PathBuf>,
+
+    /// Choose units and write no model
+    #[arg(long, help_heading = "What")]
+    pub dry_run: bool,
+
+    /// Samples in a mini-batch
+    #[arg(long, value_name = "N", default_value = "32", value_parser = positive, help_heading = "Method")]
+    pub batch_size: usize,
+
+    /// Keep a multiple of N neurons in every sublayer [default: 16 in wide ones, which kernels like]
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Method")]
+    pub align: Option<usize>,
+
+    /// Measure knowledge anew at the second sublayer and then at every K-th [default: a quarter of them;
+    /// published: 1]
+    #[arg(long, value_name = "K", value_parser = positive, help_heading = "Method")]
+    pub refresh: Option<usize>,
+
+    /// Take an output for logits, span, tokens, regression or hidden, or ignore it; may be repeated
+    #[arg(long = "output", value_name = "NAME:KIND", value_parser = output, help_heading = "Method")]
+    pub outputs: Vec<(String, OutputKind)>,
+
+    /// Weight of the predictive knowledge
+    #[arg(long, value_name = "X", default_value = "1", value_parser = weight, help_heading = "Method")]
+    pub lambda_pred: f64,
+
+    /// Weight of the representational knowledge
+    #[arg(long, value_name = "X", default_value = "0.00025", value_parser = weight, help_heading = "Method")]
+    pub lambda_rep: f64,
+
+    /// Weight of heads against neurons
+    #[arg(long, value_name = "X", default_value = "64", value_parser = weight, help_heading = "Method")]
+    pub mu: f64,
+
+    /// Temperature of the distillation loss
+    #[arg(long, value_name = "X", default_value = "2", value_parser = above_zero, help_heading = "Method")]
+    pub temperature: f64,
+
+    #[command(flatten)]
+    #[allow(missing_docs)] // A line here would become the help of the command.
+    pub runtime: RuntimeArgs,
+
+    /// How much of the values between sublayers is kept in memory, as 2GiB or 500MB; the rest is kept in a
+    /// temporary file [default: a quarter of the machine's memory]
+    #[arg(long, value_name = "SIZE", help_heading = "Runtime")]
+    pub memory: Option<ByteSize>,
+
+    /// Write what was done: as a page where FILE ends in .html, else as JSON; may be repeated
+    #[arg(long, value_name = "FILE", help_heading = "Report")]
+    pub report: Vec<PathBuf>,
+
+    /// Say more: what was found, what was declined and why
+    #[arg(short, long, conflicts_with = "quiet", help_heading = "Report")]
+    pub verbose: bool,
+
+    /// Say nothing but errors
+    #[arg(short, long, help_heading = "Report")]
+    pub quiet: bool,
+}
+
+impl PruneArgs {
+    /// The settings of the run.
+    pub fn options(&self) -> Options {
+        Options {
+            aim: self.aim(),
+            max_drop: self.max_drop,
+            evaluation: self.eval.clone(),
+            plan: self.plan.clone(),
+            save_plan: self.save_plan.clone(),
+            latency_table: self.latency_table.clone(),
+            latency_batch: self.latency_batch,
+            time: self.report.iter().any(|path| is_page(path)),
+            sources: self.data.sources(&self.calibration, self.seq_len),
+            seq_len: self.seq_len,
+            scope: self.units,
+            outputs: self.outputs.clone(),
+            untie: self.untie,
+            weights: Weights { pred: self.lambda_pred, rep: self.lambda_rep, head: self.mu },
+            temperature: self.temperature,
+            batch_size: self.batch_size,
+            refresh: self.refresh,
+            align: self.align,
+            memory: self.memory.map_or_else(quarter_of_memory, |size| size.as_u64()),
+            provider: self.runtime.provider,
+            tf32: self.runtime.tf32,
+            threads: self.runtime.threads.unwrap_or(0),
+            onnxruntime: self.runtime.onnxruntime.clone(),
+        }
+    }
+
+    fn aim(&self) -> Aim {
+        match (self.speedup, self.latency_ms, self.sweep.as_slice(), self.max_drop) {
+            (Some(times), ..) => Aim::Speedup(times),
+            (_, Some(milliseconds), ..) => Aim::Latency(milliseconds / 1e3),
+            (_, _, [], Some(_)) => Aim::Compression(TRIED.to_vec()),
+            (_, _, [], None) => Aim::Compression(vec![self.compression]),
+            (_, _, shares, _) => {
+                let mut shares = shares.to_vec();
+                shares.sort_by(f64::total_cmp);
+                shares.dedup();
+                Aim::Compression(shares)
+            }
+        }
+    }
+
+    /// The model to prune.
+    pub fn input(&self) -> &Path {
+        self.input.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// Where the model is to be written; nowhere in a dry run.
+    pub fn target(&self) -> Option<&Path> {
+        self.output.as_deref().filter(|_| !self.dry_run)
+    }
+
+    /// Refuses to overwrite what is read, in whatever way it is named, and folders that are not there.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where two of them are the same file, [`Error::Io`] for a missing folder.
+    pub fn check_paths(&self) -> Result<(), Error> {
+        let target = self.target();
+        if target.is_some_and(|output| is_same(output, self.input())) {
+            return Err(Error::Usage("OUT is the same file as IN, which is never changed; name another file".into()));
+        }
+        let written = self.report.iter().map(|path| ("--report", path));
+        let written = written.chain(self.save_plan.iter().map(|path| ("--save-plan", path)));
+        let written = written.chain(self.latency_table.iter().map(|path| ("--latency-table", path)));
+        for (option, path) in written {
+            let over_model = is_same(path, self.input()) || target.is_some_and(|output| is_same(path, output));
+            let over_data = self.calibration.iter().chain(&self.eval).chain(&self.plan).any(|read| is_same(path, read));
+            if over_model || over_data {
+                let what = if over_model { "the model file" } else { "a file that is read" };
+                return Err(Error::Usage(format!("{option} names {what}; name another file")));
+            }
+            check_folder(path)?;
+        }
+        // Found out now rather than when all the work is done.
+        target.map_or(Ok(()), check_folder)
+    }
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+fn is_page(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "html")
+}

@@ -1,0 +1,94 @@
+//! Options that several commands have.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+
+use super::parse::positive;
+use crate::data::{Columns, Sources};
+use crate::error::Error;
+use crate::runtime::{Choice, Runtime};
+
+/// How graphs are run.
+#[derive(Clone, Debug, Args)]
+pub struct RuntimeArgs {
+    /// Execution provider: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "P", default_value = "auto", help_heading = "Runtime")]
+    pub provider: Choice,
+
+    /// Let CUDA round products to TF32: faster, and coarser
+    #[arg(long, help_heading = "Runtime")]
+    pub tf32: bool,
+
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Runtime")]
+    pub threads: Option<usize>,
+
+    /// The ONNX Runtime library or its folder [default: searched for]
+    #[arg(long, value_name = "PATH", help_heading = "Runtime")]
+    pub onnxruntime: Option<PathBuf>,
+}
+
+impl RuntimeArgs {
+    /// Loads ONNX Runtime.
+    ///
+    /// # Errors
+    /// Where no library is found, or the provider asked for is not there.
+    pub fn load(&self, cancelled: Arc<AtomicBool>) -> Result<Runtime, Error> {
+        let threads = self.threads.unwrap_or(0);
+        let runtime = Runtime::load(self.onnxruntime.as_deref(), self.provider, threads, cancelled)?;
+        Ok(runtime.with_tf32(self.tf32))
+    }
+}
+
+/// How data are read.
+#[derive(Clone, Debug, Args)]
+pub struct DataArgs {
+    /// Take N samples of the data, drawn with the seed [default: all]
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Data")]
+    pub samples: Option<usize>,
+
+    /// The tokenizer.json for text; looked for beside the model
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// One or two columns of text in .jsonl, .csv and .tsv, by name; in .txt with tabs, by number
+    /// [default: text, sentence, or a usual pair such as premise,hypothesis]
+    #[arg(long, value_name = "A[,B]", value_delimiter = ',', help_heading = "Data")]
+    pub text_columns: Vec<String>,
+
+    /// The column of labels [default: label, where there is one]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub label_column: Option<String>,
+
+    /// The preprocessor_config.json for images; looked for beside the model
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    pub preprocessor: Option<PathBuf>,
+
+    /// The input that holds 1 for real tokens and 0 for padding [default: attention_mask]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub mask_input: Option<String>,
+
+    /// Seed of whatever is drawn
+    #[arg(long, value_name = "N", default_value = "0", help_heading = "Data")]
+    pub seed: u64,
+}
+
+impl DataArgs {
+    /// Where the data come from.
+    pub fn sources(&self, files: &[PathBuf], seq_len: Option<usize>) -> Sources {
+        Sources {
+            files: files.to_vec(),
+            batches: Vec::new(),
+            samples: self.samples,
+            tokenizer: self.tokenizer.clone(),
+            columns: Columns { texts: self.text_columns.clone(), label: self.label_column.clone() },
+            preprocessor: self.preprocessor.clone(),
+            mask_input: self.mask_input.clone(),
+            seq_len,
+            seed: self.seed,
+        }
+    }
+}

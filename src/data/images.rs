@@ -1,0 +1,256 @@
+//! Data from a folder of images, made into numbers as a `preprocessor_config.json` says.
+
+use std::path::{Path, PathBuf};
+
+use image::imageops::{FilterType, crop_imm, resize};
+use image::{Rgb, RgbImage};
+use kprune_passes::ir::{ElementType, Tensor};
+use kprune_passes::signature::{Axis, Input};
+use ndarray::Array4;
+use serde::Deserialize;
+
+use super::labels::{Labels, converted};
+use super::{Part, Sources, class_of, drawn};
+use crate::error::Error;
+
+/// What the processors of Hugging Face write down, with their defaults.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+struct Preprocessor {
+    do_resize: Option<bool>,
+    size: Option<Size>,
+    resample: Option<u8>,
+    do_center_crop: Option<bool>,
+    crop_size: Option<Size>,
+    do_rescale: Option<bool>,
+    rescale_factor: f32,
+    do_normalize: Option<bool>,
+    image_mean: Vec<f32>,
+    image_std: Vec<f32>,
+}
+
+impl Default for Preprocessor {
+    fn default() -> Self {
+        Self {
+            do_resize: None,
+            size: None,
+            resample: None,
+            do_center_crop: None,
+            crop_size: None,
+            do_rescale: None,
+            rescale_factor: 1.0 / 255.0,
+            do_normalize: None,
+            image_mean: vec![0.5; 3],
+            image_std: vec![0.5; 3],
+        }
+    }
+}
+
+/// A size, as old and new processors write it, in pixels.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged)]
+enum Size {
+    Box { height: u32, width: u32 },
+    Shortest { shortest_edge: u32 },
+    Number(u32),
+}
+
+/// Samples from the images below a folder; where they lie in folders of their own, those are their classes.
+pub(super) fn read(
+    folder: &Path,
+    inputs: &[Input],
+    model: &Path,
+    sources: &Sources,
+    preprocessor: Option<&Path>,
+) -> Result<Part, Error> {
+    let [input] = inputs else {
+        let help = "give arrays with --calibration FILE.npz";
+        return Err(Error::data(folder, format!("is a folder, and the model takes {} inputs", inputs.len()), help));
+    };
+    let mut files = images_in(folder).map_err(Error::io("read", folder))?;
+    if files.is_empty() {
+        let help = "give a folder with .png, .jpg, .webp or .bmp files, or with test_data_set_*/input_*.pb";
+        return Err(Error::data(folder, "holds no images and no test data", help));
+    }
+    if let Some(wanted) = sources.samples.filter(|&n| n < files.len()) {
+        files = drawn(files.len(), wanted, sources.seed).into_iter().map(|i| files[i].clone()).collect();
+    }
+    let missing = || {
+        let reason = "holds images, and there is no preprocessor_config.json beside the model";
+        Error::data(folder, reason, "name one with --preprocessor PATH")
+    };
+    let preprocessor = Preprocessor::read(preprocessor.ok_or_else(missing)?)?;
+    let mut pixels: Option<Array4<f32>> = None;
+    for (i, file) in files.iter().enumerate() {
+        let image = image::open(file).map_err(|e| Error::data(file, format!("is no readable image: {e}"), FORMATS))?;
+        let image = preprocessor.shape(&image.to_rgb8());
+        let (width, height) = image.dimensions();
+        let shape = (files.len(), 3, height as usize, width as usize);
+        let pixels = pixels.get_or_insert_with(|| Array4::zeros(shape));
+        if pixels.dim() != shape {
+            let help = "the preprocessor must make all images equally large: set size or crop_size";
+            return Err(Error::data(file, format!("becomes {width} x {height} pixels, and others do not"), help));
+        }
+        for (x, y, &Rgb(color)) in image.enumerate_pixels() {
+            for (channel, value) in preprocessor.numbers(color).into_iter().enumerate() {
+                pixels[[i, channel, y as usize, x as usize]] = value;
+            }
+        }
+    }
+    let pixels = pixels.unwrap_or_default();
+    let pixels = if takes_channels_last(input) { pixels.permuted_axes([0, 2, 3, 1]) } else { pixels };
+    let wrong = |reason: String| Error::data(folder, reason, "give arrays with --calibration FILE.npz");
+    let bytes: Vec<u8> = pixels.iter().flat_map(|p| p.to_le_bytes()).collect();
+    let array = Tensor::from_raw(&input.name, ElementType::F32, pixels.shape(), bytes.into());
+    let array = array.map_err(|e| wrong(e.to_string()))?;
+    let element = input.element.unwrap_or(ElementType::F32);
+    let array = converted(&array, element).ok_or_else(|| wrong(format!("gives no values of {element}")))?;
+    Ok(Part { arrays: vec![array], labels: classes(folder, &files, class_of(model)) })
+}
+
+const FORMATS: &str = "give .png, .jpg, .webp or .bmp files";
+
+/// All images below a folder, in the order of their paths.
+fn images_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+        if path.is_dir() {
+            files.extend(images_in(&path)?);
+        } else if ["png", "jpg", "jpeg", "webp", "bmp"].contains(&extension.as_str()) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The names of the folders that the images lie in, where all lie in one.
+fn classes(folder: &Path, files: &[PathBuf], id: impl Fn(&str) -> Option<i64>) -> Option<Labels> {
+    let class = |file: &PathBuf| {
+        let parent = file.strip_prefix(folder).ok()?.parent()?;
+        parent.file_name().map(|n| n.to_string_lossy().into_owned())
+    };
+    let names: Vec<String> = files.iter().map(class).collect::<Option<_>>()?;
+    Some(Labels::from_words(&names, id))
+}
+
+fn takes_channels_last(input: &Input) -> bool {
+    let fixed = |axis: usize| input.axes.as_ref().and_then(|a| a.get(axis)) == Some(&Axis::Fixed(3));
+    fixed(3) && !fixed(1)
+}
+
+impl Preprocessor {
+    fn read(path: &Path) -> Result<Self, Error> {
+        let content = std::fs::read(path).map_err(Error::io("read", path))?;
+        let help = "give the preprocessor_config.json that belongs to the model";
+        let wrong = |reason: String| Error::data(path, reason, help);
+        let this: Self = serde_json::from_slice(&content).map_err(|e| wrong(format!("cannot be understood: {e}")))?;
+        if this.image_mean.len() != 3 || this.image_std.len() != 3 {
+            return Err(wrong("needs three numbers in image_mean and image_std".into()));
+        }
+        Ok(this)
+    }
+
+    /// The image, resized and cropped.
+    fn shape(&self, image: &RgbImage) -> RgbImage {
+        let mut image = image.clone();
+        let crops = self.do_center_crop.unwrap_or(false);
+        if let Some(size) = self.size.filter(|_| self.do_resize.unwrap_or(true)) {
+            let (width, height) = size.of(image.dimensions(), crops);
+            image = resize(&image, width, height, self.filter());
+        }
+        match self.crop_size.or(self.size).filter(|_| crops) {
+            Some(size) => center(&image, size.of(image.dimensions(), false)),
+            None => image,
+        }
+    }
+
+    /// The filter with the number that Pillow gives it.
+    fn filter(&self) -> FilterType {
+        match self.resample {
+            Some(0) => FilterType::Nearest,
+            Some(1) => FilterType::Lanczos3,
+            Some(3) => FilterType::CatmullRom,
+            _ => FilterType::Triangle,
+        }
+    }
+
+    /// Red, green and blue as the model takes them.
+    fn numbers(&self, color: [u8; 3]) -> [f32; 3] {
+        std::array::from_fn(|i| {
+            let value = f32::from(color[i]);
+            let value = if self.do_rescale.unwrap_or(true) { value * self.rescale_factor } else { value };
+            let is_normal = self.do_normalize.unwrap_or(true);
+            if is_normal { (value - self.image_mean[i]) / self.image_std[i] } else { value }
+        })
+    }
+}
+
+impl Size {
+    /// Width and height of what an image of width and height becomes. One number is the shorter edge where the
+    /// image is cropped afterwards, else both.
+    fn of(self, (width, height): (u32, u32), crops_afterwards: bool) -> (u32, u32) {
+        let shortest = |edge: u32| {
+            let scaled = |n: u32| (u64::from(n) * u64::from(edge) / u64::from(width.min(height).max(1))) as u32;
+            (scaled(width).max(1), scaled(height).max(1))
+        };
+        match self {
+            Self::Box { height, width } => (width, height),
+            Self::Shortest { shortest_edge } => shortest(shortest_edge),
+            Self::Number(edge) if crops_afterwards => shortest(edge),
+            Self::Number(edge) => (edge, edge),
+        }
+    }
+}
+
+/// The middle of an image, with black around it where it is smaller.
+fn center(image: &RgbImage, (width, height): (u32, u32)) -> RgbImage {
+    let (x, y) = (image.width().saturating_sub(width) / 2, image.height().saturating_sub(height) / 2);
+    let part = crop_imm(image, x, y, width.min(image.width()), height.min(image.height())).to_image();
+    if part.dimensions() == (width, height) {
+        return part;
+    }
+    let mut padded = RgbImage::new(width, height);
+    let (x, y) = ((width - part.width()) / 2, (height - part.height()) / 2);
+    image::imageops::replace(&mut padded, &part, x.into(), y.into());
+    padded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn preprocessor(json: &str) -> Preprocessor {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn sizes_of_all_generations_are_understood() {
+        let image = RgbImage::new(100, 50);
+        let shape = |json: &str| preprocessor(json).shape(&image).dimensions();
+        assert_eq!(shape(r#"{"size": {"height": 20, "width": 30}}"#), (30, 20));
+        assert_eq!(shape(r#"{"size": {"shortest_edge": 25}}"#), (50, 25));
+        assert_eq!(shape(r#"{"size": 24}"#), (24, 24));
+        let cropped = r#"{"size": 24, "do_center_crop": true, "crop_size": {"height": 16, "width": 20}}"#;
+        assert_eq!(shape(cropped), (20, 16));
+        assert_eq!(shape(r#"{"size": 24, "do_resize": false}"#), (100, 50));
+        assert_eq!(shape(r#"{"do_center_crop": true, "crop_size": 60}"#), (60, 60));
+    }
+
+    #[test]
+    fn colors_are_rescaled_and_normalised() {
+        let numbers = preprocessor(r#"{"image_mean": [0.5, 0.0, 1.0], "image_std": [0.5, 1.0, 0.5]}"#);
+        assert_eq!(numbers.numbers([255, 255, 255]), [1.0, 1.0, 0.0]);
+        let raw = preprocessor(r#"{"do_rescale": false, "do_normalize": false}"#);
+        assert_eq!(raw.numbers([7, 8, 9]), [7.0, 8.0, 9.0]);
+    }
+
+    #[test]
+    fn the_middle_is_cut_out() {
+        let image = RgbImage::from_fn(5, 3, |x, y| Rgb([x as u8, y as u8, 0]));
+        let part = center(&image, (1, 1));
+        assert_eq!(part.get_pixel(0, 0).0, [2, 1, 0]);
+    }
+}

@@ -1,0 +1,201 @@
+//! Rows of texts and labels: `.jsonl`, `.csv`, `.tsv` and `.txt` files.
+
+use std::path::Path;
+
+use crate::error::Error;
+
+/// Texts, with a second one where the task takes pairs, and their labels as they are written.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    pub(super) texts: Vec<(String, Option<String>)>,
+    pub(super) labels: Option<Vec<String>>,
+}
+
+/// Which columns hold what; empty and `None` where that is to be guessed.
+#[derive(Clone, Debug, Default)]
+pub struct Columns {
+    /// One or two columns of text.
+    pub texts: Vec<String>,
+    /// The column of labels.
+    pub label: Option<String>,
+}
+
+/// Names of text columns that data sets use, pairs first.
+const TEXTS: &[&[&str]] = &[
+    &["sentence1", "sentence2"],
+    &["premise", "hypothesis"],
+    &["question1", "question2"],
+    &["question", "context"],
+    &["question", "sentence"],
+    &["text_a", "text_b"],
+    &["text"],
+    &["sentence"],
+];
+
+/// Names of label columns that data sets use.
+const LABELS: &[&str] = &["label", "labels"];
+
+/// A table: the names of its columns, and its rows with the number of their line.
+struct Table {
+    names: Vec<String>,
+    rows: Vec<(usize, Vec<Option<String>>)>,
+}
+
+/// Reads the rows of a file.
+pub(super) fn read(path: &Path, columns: &Columns) -> Result<Rows, Error> {
+    let table = match path.extension().and_then(|e| e.to_str()).unwrap_or("") {
+        "jsonl" => json_lines(path)?,
+        "csv" => separated(path, b',')?,
+        "tsv" => separated(path, b'\t')?,
+        _ => lines(path, columns)?,
+    };
+    table.pick(path, columns)
+}
+
+impl Table {
+    /// The columns that were named, or that have the usual names.
+    fn pick(self, path: &Path, columns: &Columns) -> Result<Rows, Error> {
+        let place = |name: &str| self.names.iter().position(|n| n == name);
+        let named = |option: &str, name: &String| {
+            let help = format!("name a column with {option}; there are: {}", self.names.join(", "));
+            place(name).ok_or_else(|| Error::data(path, format!("has no column {name:?}"), help))
+        };
+        let texts: Vec<usize> = match columns.texts.as_slice() {
+            [] => {
+                let usual = TEXTS.iter().find_map(|names| names.iter().map(|n| place(n)).collect::<Option<Vec<_>>>());
+                let help = format!("name them with --text-columns; there are: {}", self.names.join(", "));
+                usual.ok_or_else(|| Error::data(path, "has no columns that look like text", help))?
+            }
+            names => names.iter().map(|n| named("--text-columns", n)).collect::<Result<_, _>>()?,
+        };
+        let label = match &columns.label {
+            Some(name) => Some(named("--label-column", name)?),
+            None => LABELS.iter().find_map(|n| place(n)),
+        };
+        let mut rows = Rows { texts: Vec::new(), labels: label.map(|_| Vec::new()) };
+        for (number, row) in self.rows {
+            let cell = |place: usize| {
+                let help = "every row needs a value in each of its columns";
+                let missing = || Error::data(path, format!("line {number} has no {:?}", self.names[place]), help);
+                row.get(place).cloned().flatten().ok_or_else(missing)
+            };
+            rows.texts.push((cell(texts[0])?, texts.get(1).map(|&second| cell(second)).transpose()?));
+            if let (Some(labels), Some(place)) = (&mut rows.labels, label) {
+                labels.push(cell(place)?);
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// One JSON object a line.
+fn json_lines(path: &Path) -> Result<Table, Error> {
+    let content = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let mut table = Table { names: Vec::new(), rows: Vec::new() };
+    for (i, line) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let help = "every line is an object such as {\"text\": \"...\"}";
+        let wrong = |reason: String| Error::data(path, format!("line {} {reason}", i + 1), help);
+        let object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(line).map_err(|e| wrong(format!("is no JSON object: {e}")))?;
+        let mut row = vec![None; table.names.len()];
+        for (name, value) in object {
+            let place = table.names.iter().position(|n| *n == name).unwrap_or_else(|| {
+                table.names.push(name);
+                row.push(None);
+                row.len() - 1
+            });
+            row[place] = match value {
+                serde_json::Value::Null => None,
+                serde_json::Value::String(text) => Some(text),
+                serde_json::Value::Bool(b) => Some((b as u8).to_string()),
+                other => Some(other.to_string()),
+            };
+        }
+        table.rows.push((i + 1, row));
+    }
+    Ok(table)
+}
+
+/// Values with separators between them, names in the first line.
+fn separated(path: &Path, separator: u8) -> Result<Table, Error> {
+    let help = "the first line names the columns, and every other line has as many";
+    let wrong = |e: csv::Error| match e.into_kind() {
+        csv::ErrorKind::Io(source) => Error::io("read", path)(source),
+        kind => Error::data(path, format!("is no readable table: {:?}", kind), help),
+    };
+    // Tab-separated data sets do not quote.
+    let reader = csv::ReaderBuilder::new().delimiter(separator).quoting(separator == b',').from_path(path);
+    let mut reader = reader.map_err(wrong)?;
+    let names = reader.headers().map_err(wrong)?.iter().map(str::to_string).collect();
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(wrong)?;
+        let number = record.position().map_or(0, |p| p.line() as usize);
+        rows.push((number, record.iter().map(|cell| Some(cell.to_string())).collect()));
+    }
+    Ok(Table { names, rows })
+}
+
+/// One text a line; columns with tabs between them where columns are asked for by number.
+fn lines(path: &Path, columns: &Columns) -> Result<Table, Error> {
+    let content = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let full = content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    if columns.texts.is_empty() && columns.label.is_none() {
+        let rows = full.map(|(i, line)| (i + 1, vec![Some(line.to_string())])).collect();
+        return Ok(Table { names: vec!["text".into()], rows });
+    }
+    let rows: Vec<(usize, Vec<Option<String>>)> =
+        full.map(|(i, line)| (i + 1, line.split('\t').map(|cell| Some(cell.to_string())).collect())).collect();
+    let width = rows.iter().map(|(_, row)| row.len()).max().unwrap_or(0);
+    Ok(Table { names: (1..=width).map(|n| n.to_string()).collect(), rows })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(name: &str, content: &str, texts: &[&str], label: Option<&str>) -> Result<Rows, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        let columns =
+            Columns { texts: texts.iter().map(|t| t.to_string()).collect(), label: label.map(str::to_string) };
+        read(&path, &columns)
+    }
+
+    fn pair(a: &str, b: &str) -> (String, Option<String>) {
+        (a.into(), Some(b.into()))
+    }
+
+    #[test]
+    fn columns_are_found_by_their_usual_names() {
+        let json = "{\"premise\": \"a\", \"hypothesis\": \"b\", \"label\": 2}\n\n{\"label\": 0, \"premise\": \"c\", \
+                    \"hypothesis\": \"d\"}\n";
+        let found = rows("x.jsonl", json, &[], None).unwrap();
+        assert_eq!(found.texts, [pair("a", "b"), pair("c", "d")]);
+        assert_eq!(found.labels.unwrap(), ["2", "0"]);
+        let found = rows("x.csv", "idx,sentence,label\n0,\"hello, you\",yes\n", &[], None).unwrap();
+        assert_eq!(found.texts, [("hello, you".to_string(), None)]);
+        assert_eq!(found.labels.unwrap(), ["yes"]);
+    }
+
+    #[test]
+    fn columns_are_named_where_they_are_called_otherwise() {
+        let found = rows("x.tsv", "left\tright\tscore\na \"b\tc\t0.5\n", &["left", "right"], Some("score")).unwrap();
+        assert_eq!(found.texts, [pair("a \"b", "c")]);
+        let found = rows("x.txt", "1\thello\n0\tyou\n", &["2"], Some("1")).unwrap();
+        assert_eq!(found.texts[1], ("you".to_string(), None));
+        assert_eq!(found.labels.unwrap(), ["1", "0"]);
+        assert_eq!(rows("x.txt", "1\thello\n", &[], None).unwrap().texts[0].0, "1\thello");
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_what_is_there() {
+        let message = |r: Result<Rows, Error>| r.unwrap_err().to_string();
+        assert!(message(rows("x.csv", "a,b\n1,2\n", &["text"], None)).contains("no column \"text\""));
+        assert!(message(rows("x.csv", "a,b\n1,2\n", &[], None)).contains("no columns that look like text"));
+        assert!(message(rows("x.jsonl", "{\"text\": \"a\"}\n{\"body\": \"b\"}\n", &[], None)).contains("line 2 has no"));
+        assert!(message(rows("x.jsonl", "[1]\n", &[], None)).contains("line 1 is no JSON object"));
+        assert!(message(rows("x.csv", "a,b\n1\n", &["a"], None)).contains("no readable table"));
+    }
+}

@@ -1,0 +1,199 @@
+//! What can be pruned of a model, and what cannot and why.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use bytesize::ByteSize;
+use comfy_table::{CellAlignment, Table, presets};
+use kprune_passes::flops;
+use kprune_passes::ir::ValueId;
+use kprune_passes::signature;
+use serde::Serialize;
+
+use crate::config::Options;
+use crate::data::{Dataset, describe};
+use crate::error::Error;
+use crate::files;
+use crate::folder::Source;
+use crate::latency::{LatencyTable, Setting};
+use crate::pipeline::{kinds, parameters};
+use crate::prepare::{Analysis, Observed};
+use crate::report::table::{count, percent};
+use crate::report::{DeclinedReport, Output, unit_name};
+use crate::runtime::Runtime;
+
+/// What a model is made of.
+#[derive(Debug, Serialize)]
+pub struct Inspection {
+    /// The model file.
+    pub path: String,
+    /// Its size with external data, in bytes.
+    pub bytes: u64,
+    /// What wrote it, with the version.
+    pub exporter: String,
+    /// The version of the format.
+    pub ir_version: i64,
+    /// The operator sets by domain; the standard one is `""`.
+    pub opsets: BTreeMap<String, i64>,
+    /// The inputs, with element types and axes.
+    pub inputs: Vec<String>,
+    /// The outputs, with what they are taken for.
+    pub outputs: Vec<Output>,
+    /// Floating-point numbers in constants.
+    pub parameters: usize,
+    /// Those that belong to units.
+    pub prunable_parameters: usize,
+    /// The length that FLOPs are counted for.
+    pub sequence_length: usize,
+    /// FLOPs of one sample.
+    pub flops: f64,
+    /// FLOPs of all units.
+    pub prunable_flops: f64,
+    /// The sublayers from input to output.
+    pub sublayers: Vec<Part>,
+    /// What stays, and why.
+    pub declined: Vec<DeclinedReport>,
+}
+
+/// One sublayer.
+#[derive(Debug, Serialize)]
+pub struct Part {
+    /// Its projection's name in the file.
+    pub name: String,
+    /// "head" or "neuron".
+    pub unit: &'static str,
+    /// Number of units.
+    pub units: usize,
+    /// Columns of the projection's input that a unit has.
+    pub width: usize,
+    /// FLOPs of all its units, for one sample.
+    pub flops: f64,
+    /// Parameters of all its units.
+    pub parameters: usize,
+    /// How many more places of the model apply the same weights.
+    pub shared: usize,
+}
+
+/// Looks at the model at `input`; times its sublayers into `table`, if that is given.
+///
+/// # Errors
+/// Where the file is no model, or one that cannot be pruned.
+pub fn inspect(
+    runtime: &Runtime,
+    input: &Path,
+    options: &Options,
+    table: Option<&Path>,
+) -> Result<Inspection, Error> {
+    let source = Source::find(input)?;
+    let observed = Observed::read(runtime, &source.model, options, &mut |_| ())?;
+    let sources = crate::data::Sources { seq_len: options.seq_len, ..options.sources.clone() };
+    let lengths = Dataset::made_up(observed.single(), &sources)?.lengths(options.seq_len);
+    let analysis = observed.analyse(runtime, &lengths, options, &mut |_| ())?;
+    if let Some(path) = table {
+        let setting = Setting::new(runtime, options.latency_batch, &lengths);
+        LatencyTable::measure(runtime, &analysis, options, &setting)?.save(path)?;
+    }
+    let Analysis { model, lowered, seen, found, .. } = &analysis;
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    let header = model.header();
+    let opsets = header.opset_import.iter().map(|o| (text(&o.domain), o.version.unwrap_or(0)));
+    let part = |sublayer: &kprune_passes::discover::Sublayer| Part {
+        name: sublayer.name.clone(),
+        unit: unit_name(sublayer.kind),
+        units: sublayer.units.len(),
+        width: sublayer.projection.width / sublayer.units.len().max(1),
+        flops: sublayer.flops(),
+        parameters: sublayer.units.iter().map(|u| u.parameters).sum(),
+        shared: sublayer.also.len(),
+    };
+    let sublayers: Vec<Part> = found.sublayers.iter().map(part).collect();
+    let kinds = kinds(&analysis, options)?;
+    let output = |&value: &ValueId| {
+        let name = model.graph.name(value).to_string();
+        let kind = kinds.iter().find(|(n, _)| *n == name).map_or("not compared".into(), |(_, kind)| kind.to_string());
+        Output { name, kind }
+    };
+    Ok(Inspection {
+        path: source.model.display().to_string(),
+        bytes: files::size_with_data(&source.model, model),
+        exporter: format!("{} {}", text(&header.producer_name), text(&header.producer_version)).trim().to_string(),
+        ir_version: header.ir_version.unwrap_or(0),
+        opsets: opsets.collect(),
+        inputs: signature::inputs(model).iter().map(describe).collect(),
+        outputs: model.graph.outputs().iter().map(output).collect(),
+        parameters: parameters(model),
+        prunable_parameters: sublayers.iter().map(|s| s.parameters).sum(),
+        sequence_length: options.seq_len.unwrap_or(0),
+        flops: flops::total(&lowered.graph, seen, &lengths),
+        prunable_flops: sublayers.iter().map(|s| s.flops).sum(),
+        sublayers,
+        declined: found
+            .declined
+            .iter()
+            .map(|d| DeclinedReport { place: d.place.clone(), channels: d.channels, why: d.why.clone() })
+            .collect(),
+    })
+}
+
+impl Inspection {
+    /// What was seen, for people.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |label: &str, value: String| {
+            let _ = writeln!(text, "{label:<12} {value}");
+        };
+        line("model", format!("{} ({})", self.path, ByteSize(self.bytes)));
+        let exporter = if self.exporter.is_empty() { "unknown exporter" } else { &self.exporter };
+        let opset = |(domain, version): (&String, &i64)| match domain.as_str() {
+            "" | "ai.onnx" => version.to_string(),
+            _ => format!("{domain} {version}"),
+        };
+        let opsets: Vec<_> = self.opsets.iter().map(opset).collect();
+        line("written by", format!("{exporter}, ONNX IR {}, operator sets {}", self.ir_version, opsets.join(", ")));
+        self.inputs.iter().for_each(|input| line("input", input.clone()));
+        self.outputs.iter().for_each(|o| line("output", format!("{:?}, taken for {}", o.name, o.kind)));
+        let part = |all: f64, prunable: f64| {
+            format!("{}, of them {} ({}) in what can be pruned", count(all), count(prunable), percent(prunable, all))
+        };
+        line("parameters", part(self.parameters as f64, self.prunable_parameters as f64));
+        let length = self.sequence_length;
+        line("FLOPs", format!("{} at length {length}", part(self.flops, self.prunable_flops)));
+        if self.sublayers.is_empty() {
+            text.push_str("\nThere is nothing to prune.\n");
+        } else {
+            let _ = write!(text, "\n{}\n", self.table());
+        }
+        if !self.declined.is_empty() {
+            text.push_str("\nWhat stays, and why:\n");
+        }
+        for declined in &self.declined {
+            let _ = writeln!(text, "  {} channels of {}: {}", declined.channels, declined.place, declined.why);
+        }
+        text
+    }
+
+    fn table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["", "sublayer", "units", "columns each", "FLOPs", "of all", "parameters"]);
+        for column in [0, 2, 3, 4, 5, 6] {
+            if let Some(column) = table.column_mut(column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        for (i, part) in self.sublayers.iter().enumerate() {
+            let shared = if part.shared > 0 { format!(" (used {} times)", part.shared + 1) } else { String::new() };
+            table.add_row([
+                (i + 1).to_string(),
+                format!("{}{shared}", part.name),
+                format!("{} {}s", part.units, part.unit),
+                part.width.to_string(),
+                count(part.flops),
+                percent(part.flops, self.flops),
+                count(part.parameters as f64),
+            ]);
+        }
+        table
+    }
+}

@@ -1,0 +1,192 @@
+//! What a run did, as its report.
+
+use std::path::Path;
+
+use kprune_passes::discover::{Discovery, Sublayer};
+use kprune_passes::measure::Measuring;
+use kprune_passes::plan::Plan;
+
+use super::goal::Goal;
+use super::product::{Factory, Product, Products, parameters};
+use crate::config::Aim;
+use crate::error::Error;
+use crate::evaluate::Judgement;
+use crate::files;
+use crate::plan_file;
+use crate::prepare::Prepared;
+use crate::report::{self, ModelReport, Report};
+
+impl Factory<'_> {
+    /// Puts the models in place and says what was done.
+    ///
+    /// # Errors
+    /// Where none of several is good enough, or a file cannot be written.
+    pub(super) fn describe(
+        &self,
+        goal: &Goal,
+        measuring: &Measuring,
+        products: Products,
+    ) -> Result<Report, Error> {
+        let Prepared { analysis, calibration } = self.prepared;
+        let found = &analysis.found;
+        let Products { original, models: products } = products;
+        let chosen = self.chosen(&products, original.judgement.as_ref())?;
+        let mut warnings = self.warnings();
+        for product in &products {
+            warnings.extend(product.made.as_ref().and_then(|m| m.verified.warning.clone()));
+        }
+        warnings.dedup();
+        if let Some(path) = &self.options.save_plan {
+            plan_file::save(path, found, &products[chosen].outcome.plan)?;
+        }
+        let reports: Vec<ModelReport> = products.iter().map(|p| model_report(found, goal, p)).collect();
+        let writes_all = self.options.max_drop.is_none();
+        for (i, product) in products.into_iter().enumerate() {
+            if let Some(made) = product.made.filter(|_| writes_all || i == chosen) {
+                made.publish()?;
+            }
+        }
+        let declined = found.declined.iter();
+        let lengths = calibration.mean_length().map(|mean| self.options.seq_len.map_or(mean, |s| s as f64));
+        Ok(Report {
+            schema: 1,
+            version: env!("CARGO_PKG_VERSION").into(),
+            input: self.file(&self.source.model),
+            model: reports[chosen].clone(),
+            sweep: if reports.len() > 1 { reports } else { Vec::new() },
+            settings: self.settings(found),
+            runtime: report::RuntimeInfo {
+                library: self.runtime.library().display().to_string(),
+                provider: self.runtime.provider().to_string(),
+                threads: self.runtime.threads(),
+            },
+            calibration: report::CalibrationInfo {
+                source: calibration.source.clone(),
+                samples: calibration.samples(),
+                tokens: self.batches.iter().map(|b| b.tokens).sum(),
+                mask_input: calibration.mask_input().map(str::to_string),
+                sequence_length: lengths,
+            },
+            objective: measuring
+                .objective
+                .outputs
+                .iter()
+                .map(|&(v, kind)| report::Output { name: measuring.model.graph.name(v).into(), kind: kind.to_string() })
+                .collect(),
+            original: report::Original {
+                setting: original.timing.as_ref().map(|_| self.setting.clone()),
+                latency: original.timing,
+                quality: original.judgement,
+            },
+            declined: declined
+                .map(|d| report::DeclinedReport { place: d.place.clone(), channels: d.channels, why: d.why.clone() })
+                .collect(),
+            cost: report::Cost::default(),
+            warnings,
+        })
+    }
+
+    fn file(&self, path: &Path) -> report::File {
+        let model = &self.prepared.model;
+        report::File {
+            path: path.display().to_string(),
+            bytes: files::size_with_data(path, model),
+            parameters: parameters(model),
+        }
+    }
+
+    fn settings(&self, found: &Discovery) -> report::Settings {
+        let options = self.options;
+        let (speedup, latency) = match options.aim {
+            Aim::Speedup(times) => (Some(times), None),
+            Aim::Latency(seconds) => (None, Some(seconds * 1e3)),
+            Aim::Compression(_) => (None, None),
+        };
+        report::Settings {
+            compression: match &options.aim {
+                Aim::Compression(shares) if options.plan.is_none() => shares.last().copied(),
+                _ => None,
+            },
+            speedup,
+            latency_ms: latency,
+            lambda_pred: options.weights.pred,
+            lambda_rep: options.weights.rep,
+            mu: options.weights.head,
+            temperature: options.temperature,
+            batch_size: options.batch_size,
+            refresh: options.every(found.sublayers.len()),
+            align: options.align,
+            seed: options.sources.seed,
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let calibration = &self.prepared.calibration;
+        let mut warnings = Vec::new();
+        if !calibration.is_task_data {
+            warnings.push(format!(
+                "knowledge was measured on {}; data of the task serve better (--calibration FILE)",
+                calibration.source
+            ));
+        }
+        if self.evaluation.is_some() && self.options.evaluation.is_empty() {
+            let reason = "results were judged by samples of the calibration set that were set aside";
+            warnings.push(format!("{reason}; labelled data of the task serve better (--eval FILE)"));
+        }
+        warnings
+    }
+
+    /// Which of several models it is: the smallest that is good enough, or else the last.
+    fn chosen(&self, products: &[Product], original: Option<&Judgement>) -> Result<usize, Error> {
+        let (Some(allowed), Some(original)) = (self.options.max_drop, original) else { return Ok(products.len() - 1) };
+        let drop = |p: &Product| p.judgement.as_ref().map_or(0.0, |j| j.drop_from(original));
+        let size = |p: &Product| p.made.as_ref().map_or(0, |m| m.bytes());
+        let good = (0..products.len()).filter(|&i| drop(&products[i]) <= allowed);
+        good.min_by_key(|&i| size(&products[i])).ok_or_else(|| {
+            let least = products.iter().map(|p| format!("{} by {:.4}", p.compression.unwrap_or(0.0), drop(p)));
+            let (name, _) = products[0].judgement.as_ref().map_or(("fidelity", 0.0), Judgement::main);
+            Error::Usage(format!(
+                "no model is good enough: {name} falls by more than {allowed} (compression {}); \
+                 allow more, or try smaller compressions with --sweep",
+                least.collect::<Vec<_>>().join(", ")
+            ))
+        })
+    }
+}
+
+fn model_report(found: &Discovery, goal: &Goal, product: &Product) -> ModelReport {
+    let outcome = &product.outcome;
+    let rows = outcome.plan.each(found).zip(outcome.repairs.iter().zip(&outcome.scores));
+    let sublayers = rows.map(|((sublayer, decision), (repair, scores))| report::SublayerReport {
+        name: sublayer.name.clone(),
+        unit: report::unit_name(sublayer.kind),
+        units: sublayer.units.len(),
+        kept: (0..sublayer.units.len()).filter(|&u| decision.keep[u]).collect(),
+        flops: sublayer.flops(),
+        flops_kept: decision.flops(sublayer),
+        error_untuned: repair.untuned,
+        error_tuned: repair.tuned,
+        tuned: repair.tuned.is_some(),
+        scores: scores.iter().map(|&s| s as f32).collect(),
+    });
+    ModelReport {
+        compression: product.compression,
+        output: product.made.as_ref().map(|made| report::File {
+            path: made.path().display().to_string(),
+            bytes: made.bytes(),
+            parameters: made.parameters,
+        }),
+        flops: flops(found, goal, product, &outcome.plan),
+        sublayers: sublayers.collect(),
+        verify: product.made.as_ref().map(|m| report::Verification { difference: m.verified.difference }),
+        latency: product.timing.clone(),
+        quality: product.judgement.clone(),
+    }
+}
+
+fn flops(found: &Discovery, goal: &Goal, product: &Product, plan: &Plan) -> report::Flops {
+    let prunable: f64 = found.sublayers.iter().map(Sublayer::flops).sum();
+    let kept = plan.each(found).map(|(s, d)| d.flops(s)).sum();
+    let share = product.compression.filter(|_| goal.plan.is_none());
+    report::Flops { prunable, budget: share.map(|s| prunable * (1.0 - s)), kept }
+}

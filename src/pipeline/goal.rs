@@ -1,0 +1,108 @@
+//! How much is to be removed, as budgets of FLOPs or of time.
+
+use kprune_passes::cost::Costs;
+use kprune_passes::plan::Plan;
+
+use crate::config::{Aim, Options};
+use crate::error::Error;
+use crate::latency::{LatencyTable, Setting, Timing};
+use crate::plan_file;
+use crate::prepare::Prepared;
+use crate::runtime::Runtime;
+
+/// A measured speed-up may be off by this share before the budget is corrected.
+const OFF: f64 = 0.03;
+
+/// What is to be kept.
+pub(super) struct Goal {
+    /// What budgets are counted in.
+    pub(super) costs: Costs,
+    /// What the units that stay may cost, for every model.
+    pub(super) budgets: Vec<f64>,
+    /// What all units cost.
+    pub(super) all: f64,
+    /// The units that stay, where they are given.
+    pub(super) plan: Option<Plan>,
+    /// The times that the budget was made from.
+    pub(super) table: Option<LatencyTable>,
+    /// The speed-up wanted; `None` where it is not measured here or was corrected before.
+    wanted: Option<f64>,
+}
+
+impl Goal {
+    /// What `options` ask for.
+    pub(super) fn of(
+        runtime: &Runtime,
+        prepared: &Prepared,
+        options: &Options,
+        setting: &Setting,
+    ) -> Result<Self, Error> {
+        let found = &prepared.found;
+        let plan = options.plan.as_ref().map(|path| plan_file::load(path, found)).transpose()?;
+        let all = Costs::Flops.all(&found.sublayers);
+        let in_flops = |budgets, plan| Self { costs: Costs::Flops, budgets, all, plan, table: None, wanted: None };
+        if let Some(plan) = plan {
+            return Ok(in_flops(vec![plan.each(found).map(|(s, d)| d.flops(s)).sum()], Some(plan)));
+        }
+        if let Aim::Compression(shares) = &options.aim {
+            return Ok(in_flops(shares.iter().map(|share| all * (1.0 - share)).collect(), None));
+        }
+        let table = table(runtime, prepared, options, setting)?;
+        let wanted = match options.aim {
+            Aim::Speedup(times) => times,
+            Aim::Latency(seconds) => table.whole / (seconds * 1e3),
+            Aim::Compression(_) => 1.0,
+        };
+        let costs = table.costs();
+        let all = costs.all(&found.sublayers);
+        let budget = all - table.whole * (1.0 - 1.0 / wanted);
+        if wanted <= 1.0 {
+            return Err(Error::Usage(format!("the model takes {:.3} ms as it is; ask for less", table.whole)));
+        }
+        if budget <= 0.0 {
+            let most = table.whole / (table.whole - all);
+            return Err(Error::Usage(format!(
+                "{wanted:.2} times as fast cannot be reached: without any of its heads and neurons the model would be \
+                 {most:.2} times as fast"
+            )));
+        }
+        let wanted = table.is_of(setting).then_some(wanted);
+        Ok(Self { costs, budgets: vec![budget], all, plan: None, table: Some(table), wanted })
+    }
+
+    /// Whether anything is to be removed for model `i`.
+    pub(super) fn removes(&self, i: usize) -> bool {
+        self.plan.is_some() || self.budgets[i] < self.all
+    }
+
+    /// Corrects the budget where the speed-up that was measured is off; returns whether it did. Once only.
+    pub(super) fn correct(&mut self, timing: Option<&Timing>) -> bool {
+        let (Some(wanted), Some(timing), Some(table)) = (self.wanted.take(), timing, &self.table) else { return false };
+        if (timing.speedup / wanted - 1.0).abs() <= OFF {
+            return false;
+        }
+        // What was to be saved, and what was: the table is wrong by that factor.
+        let saving = |speedup: f64| table.whole * (1.0 - 1.0 / speedup);
+        let factor = saving(wanted) / saving(timing.speedup).max(f64::MIN_POSITIVE);
+        let corrected = self.all - (self.all - self.budgets[0]) * factor;
+        self.budgets[0] = corrected.clamp(0.0, self.all);
+        true
+    }
+}
+
+/// Reads the table of times, or measures and saves it.
+fn table(
+    runtime: &Runtime,
+    prepared: &Prepared,
+    options: &Options,
+    setting: &Setting,
+) -> Result<LatencyTable, Error> {
+    match &options.latency_table {
+        Some(path) if path.is_file() => LatencyTable::load(path, &prepared.analysis),
+        path => {
+            let table = LatencyTable::measure(runtime, &prepared.analysis, options, setting)?;
+            path.as_ref().map_or(Ok(()), |path| table.save(path))?;
+            Ok(table)
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Models that come out: cut, written beside their targets, checked, timed and judged.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kprune_passes::ir::{Model, ValueId};
+use kprune_passes::loss::{Objective, OutputKind};
+use kprune_passes::remove::remove;
+
+use super::choose::Outcome;
+use super::goal::Goal;
+use super::{Clock, unknown_output};
+use crate::config::{Aim, Options};
+use crate::data::{Batch, Dataset};
+use crate::error::Error;
+use crate::evaluate::{Judgement, judge};
+use crate::files::{self, Staged};
+use crate::folder::{Source, StagedFolder, Target};
+use crate::latency::{self, Setting, Timing};
+use crate::prepare::{Analysis, Prepared};
+use crate::progress::Progress;
+use crate::runtime::Runtime;
+use crate::verify::{Verified, masked_original, verify};
+
+/// How long models take turns when they are timed.
+const TIMING: Duration = Duration::from_millis(2500);
+
+/// The models that were made, and what was measured of the original beside them.
+pub(super) struct Products {
+    pub(super) original: Original,
+    pub(super) models: Vec<Product>,
+}
+
+/// What was measured of the original.
+#[derive(Default)]
+pub(super) struct Original {
+    pub(super) timing: Option<Timing>,
+    pub(super) judgement: Option<Judgement>,
+}
+
+/// A model that was made.
+pub(super) struct Product {
+    pub(super) outcome: Outcome,
+    /// The compression that was asked for, where that was asked for.
+    pub(super) compression: Option<f64>,
+    pub(super) timing: Option<Timing>,
+    pub(super) judgement: Option<Judgement>,
+    /// The files; `None` where nothing is to be written.
+    pub(super) made: Option<Made>,
+}
+
+/// A model that was written beside its target.
+pub(super) struct Made {
+    pub(super) target: Target,
+    pub(super) parameters: usize,
+    pub(super) verified: Verified,
+    staged: Staged,
+    folder: Option<StagedFolder>,
+    /// The model, read back.
+    model: Model,
+}
+
+/// What is needed to make models.
+pub(super) struct Factory<'a> {
+    pub(super) runtime: &'a Runtime,
+    pub(super) prepared: &'a Prepared,
+    pub(super) options: &'a Options,
+    pub(super) source: &'a Source,
+    pub(super) target: Option<Target>,
+    pub(super) batches: &'a [Batch],
+    pub(super) evaluation: Option<&'a Dataset>,
+    pub(super) setting: Setting,
+    pub(super) kinds: Vec<(String, OutputKind)>,
+    pub(super) progress: &'a dyn Progress,
+}
+
+/// What the model's outputs are, by name.
+pub(crate) fn kinds(analysis: &Analysis, options: &Options) -> Result<Vec<(String, OutputKind)>, Error> {
+    let model = &analysis.lowered;
+    let mask = model.graph.find(analysis.mask.as_deref().unwrap_or("attention_mask"));
+    let mut objective = Objective::guess(model, &analysis.seen, mask);
+    objective.overrule(model, &options.outputs).map_err(|name| unknown_output(model, &name))?;
+    Ok(objective.outputs.iter().map(|&(v, kind)| (model.graph.name(v).to_string(), kind)).collect())
+}
+
+/// Floating-point numbers in the constants of a model.
+pub fn parameters(model: &Model) -> usize {
+    let constants = model.graph.initializers().into_iter().filter_map(|v: ValueId| model.graph.constant(v));
+    constants.filter(|t| t.element().is_float()).map(|t| t.count()).sum()
+}
+
+impl Factory<'_> {
+    /// Makes one model for every outcome.
+    pub(super) fn make(&self, outcomes: Vec<Outcome>, goal: &Goal, clock: &mut Clock) -> Result<Products, Error> {
+        let shares: Vec<Option<f64>> = match &self.options.aim {
+            Aim::Compression(shares) if goal.plan.is_none() => shares.iter().copied().map(Some).collect(),
+            _ => vec![None],
+        };
+        let mut models = Vec::new();
+        for (outcome, compression) in outcomes.into_iter().zip(shares) {
+            let made = match &self.target {
+                Some(target) => {
+                    let is_one_of_several = goal.budgets.len() > 1 && self.options.max_drop.is_none();
+                    let share = compression.filter(|_| is_one_of_several);
+                    let target = share.map_or_else(|| target.clone(), |share| target.named_after(share));
+                    Some(self.made(&outcome, target, clock)?)
+                }
+                None => None,
+            };
+            models.push(Product { outcome, compression, timing: None, judgement: None, made });
+        }
+        let mut products = Products { original: Original::default(), models };
+        self.time(&mut products, goal)?;
+        clock.stage("time");
+        self.judge(&mut products)?;
+        clock.stage("judge");
+        Ok(products)
+    }
+
+    fn made(&self, outcome: &Outcome, target: Target, clock: &mut Clock) -> Result<Made, Error> {
+        let Prepared { analysis: Analysis { model, written, seen_as_written, found, .. }, .. } = self.prepared;
+        self.progress.stage("removing");
+        let pruned = remove(model, written, seen_as_written, &outcome.plan);
+        let pruned = pruned.map_err(|e| Error::internal(e.to_string()))?;
+        clock.stage("remove");
+        self.progress.stage("verifying");
+        let folder = match (&target, &self.source.folder) {
+            (Target::Folder(to), Some(from)) => {
+                let folder = StagedFolder::new(from, &self.source.model, model, to)?;
+                folder.describe(found, &outcome.plan)?;
+                Some(folder)
+            }
+            _ => None,
+        };
+        let file = folder.as_ref().map_or_else(|| target.path().to_path_buf(), |f| f.model(&self.source.model));
+        let staged = files::stage(&pruned, &self.source.model, &file)?;
+        let masked = masked_original(model, written, &outcome.plan)?;
+        let reread = staged.reread()?;
+        let verified = verify(self.runtime, &reread, &staged, &masked, written, self.batches)?;
+        clock.stage("verify");
+        Ok(Made { target, parameters: parameters(&pruned), verified, staged, folder, model: reread })
+    }
+
+    /// The original, and every model that was made.
+    fn models<'m>(&'m self, products: &'m [Product]) -> Vec<&'m Model> {
+        let made = products.iter().filter_map(|p| p.made.as_ref().map(|m| &m.model));
+        std::iter::once(&self.prepared.model).chain(made).collect()
+    }
+
+    /// Whether times are wanted.
+    fn times(&self, goal: &Goal) -> bool {
+        let is_here = goal.table.as_ref().is_none_or(|table| table.is_of(&self.setting));
+        is_here && (self.options.time || self.options.aim.is_timed() || goal.budgets.len() > 1)
+    }
+
+    /// Times the models against the original.
+    fn time(&self, products: &mut Products, goal: &Goal) -> Result<(), Error> {
+        if self.target.is_none() || !self.times(goal) {
+            return Ok(());
+        }
+        self.progress.stage("timing");
+        let feeds = self.setting.feeds(&self.prepared.single, self.prepared.mask.as_deref())?;
+        let timings = latency::compare(self.runtime, &self.models(&products.models), &feeds, &self.setting, TIMING)?;
+        let mut timings = timings.into_iter();
+        products.original.timing = timings.next();
+        products.models.iter_mut().zip(timings).for_each(|(p, timing)| p.timing = Some(timing));
+        Ok(())
+    }
+
+    /// Judges the models beside the original.
+    fn judge(&self, products: &mut Products) -> Result<(), Error> {
+        let Some(data) = self.evaluation.filter(|_| self.target.is_some()) else { return Ok(()) };
+        self.progress.stage("judging");
+        let mut judgements = judge(self.runtime, &self.models(&products.models), &self.kinds, data)?.into_iter();
+        products.original.judgement = judgements.next();
+        products.models.iter_mut().zip(judgements).for_each(|(p, judgement)| p.judgement = Some(judgement));
+        Ok(())
+    }
+}
+
+impl Made {
+    /// Size of its files, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.staged.bytes()
+    }
+
+    /// Where the model will be.
+    pub(super) fn path(&self) -> PathBuf {
+        match &self.target {
+            Target::File(path) => path.clone(),
+            Target::Folder(path) => path.join(self.name()),
+        }
+    }
+
+    fn name(&self) -> &Path {
+        self.staged.target().file_name().map_or(Path::new("model.onnx"), Path::new)
+    }
+
+    /// Puts the files in place.
+    pub(super) fn publish(self) -> Result<(), Error> {
+        self.staged.publish()?;
+        self.folder.map_or(Ok(()), StagedFolder::publish)
+    }
+}
