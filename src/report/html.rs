@@ -1,3 +1,288 @@
-//! page
-use super::Report;
-impl Report { pub(super) fn page(&self) -> String { String::new() } }
+//! The report as one page that needs nothing else: no script, no font, no picture from elsewhere.
+
+use bytesize::ByteSize;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::table::{count, percent};
+use super::{ModelReport, Report, SublayerReport, charts};
+
+const STYLE: &str = include_str!("style.css");
+
+impl Report {
+    /// The page.
+    pub(super) fn page(&self) -> String {
+        let name = self.input.path.rsplit(['/', '\\']).next().unwrap_or("model");
+        let page = html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    title { (name) " pruned" }
+                    style { (PreEscaped(STYLE)) }
+                }
+                body {
+                    main {
+                        header {
+                            h1 { (name) ", pruned" }
+                            p { (self.summary()) }
+                        }
+                        @for warning in &self.warnings { p.warning { (warning) } }
+                        (self.tiles())
+                        (self.sweep_section())
+                        @if let Some(shown) = self.model.compression.filter(|_| !self.sweep.is_empty()) {
+                            p.note.about { "What follows, and the numbers above, are about the model of compression " (shown) "." }
+                        }
+                        (kept_section(&self.model))
+                        (heads_section(&self.model))
+                        (neurons_section(&self.model))
+                        (errors_section(&self.model))
+                        (self.cost_section())
+                        (self.settings_section())
+                        (self.declined_section())
+                    }
+                }
+            }
+        };
+        page.into_string()
+    }
+
+    fn summary(&self) -> String {
+        let files = self.model.output.as_ref().map_or("nothing written".into(), |o| o.path.clone());
+        format!("{} → {files} · onnx-kprune {}", self.input.path, self.version)
+    }
+
+    fn tiles(&self) -> Markup {
+        let ModelReport { flops, output, latency, quality, verify, .. } = &self.model;
+        html! {
+            div.tiles {
+                (tile(&percent(flops.removed(), 1.0), "of the prunable FLOPs removed"))
+                @if let Some(new) = output {
+                    (tile(&ByteSize(new.bytes).to_string(), &format!("file, from {}", ByteSize(self.input.bytes))))
+                    (tile(&count(new.parameters as f64), &format!("parameters, from {}", count(self.input.parameters as f64))))
+                }
+                @if let (Some(new), Some(old), Some(setting)) = (latency, &self.original.latency, &self.original.setting) {
+                    (tile(&format!("{:.2} ×", new.speedup), &format!("as fast: {:.2} ms, from {:.2} ms ({setting})", new.median, old.median)))
+                }
+                @if let (Some(new), Some(old)) = (quality, &self.original.quality) {
+                    @let (name, value) = new.main();
+                    @let before = old.scores.first().map_or("with the original".into(), |s| format!("from {:.2} %", 100.0 * s.value));
+                    (tile(&format!("{:.2} %", 100.0 * value), &format!("{name}, {before} ({} samples)", new.samples)))
+                }
+                @if let Some(verify) = verify {
+                    (tile(&format!("{:.0e}", verify.difference), "largest relative difference from the masked original"))
+                }
+            }
+        }
+    }
+
+    fn sweep_section(&self) -> Markup {
+        if self.sweep.is_empty() {
+            return html! {};
+        }
+        let measure = self.model.quality.as_ref().map_or("", |q| q.main().0);
+        let first = self.original.quality.as_ref().filter(|q| !q.scores.is_empty()).map(|q| q.main().1);
+        let points: Vec<(f64, f64)> =
+            self.sweep.iter().filter_map(|m| Some((m.flops.removed(), m.quality.as_ref()?.main().1))).collect();
+        let chosen = self.model.compression;
+        html! {
+            section {
+                h2 { "Compression against quality" }
+                p.note { "One measurement, several models. The horizontal axis is the share of the prunable FLOPs removed, the vertical one " (measure) "." }
+                (charts::curve(&points, first.unwrap_or(1.0)))
+                div.scroll { table {
+                    tr { th { "compression" } th { "FLOPs left" } th { "file" } th { "latency" } th { "speed-up" } th { (measure) } }
+                    tr {
+                        td { "original" } td { "100 %" } td { (ByteSize(self.input.bytes)) }
+                        td { @if let Some(l) = &self.original.latency { (format!("{:.2} ms", l.median)) } } td { "1.00" }
+                        td { @if let Some(first) = first { (format!("{first:.4}")) } }
+                    }
+                    @for model in &self.sweep {
+                        tr.chosen[model.compression == chosen] {
+                            td { (model.compression.map_or(String::new(), |c| c.to_string())) }
+                            td { (percent(1.0 - model.flops.removed(), 1.0)) }
+                            td { @if let Some(file) = &model.output { (ByteSize(file.bytes)) } }
+                            td { @if let Some(l) = &model.latency { (format!("{:.2} ms", l.median)) } }
+                            td { @if let Some(l) = &model.latency { (format!("{:.2}", l.speedup)) } }
+                            td { @if let Some(q) = &model.quality { (format!("{:.4}", q.main().1)) } }
+                        }
+                    }
+                } }
+            }
+        }
+    }
+
+    fn cost_section(&self) -> Markup {
+        let cost = &self.cost;
+        let longest = cost.stages.iter().map(|s| s.seconds).fold(f64::MIN_POSITIVE, f64::max);
+        html! {
+            section {
+                h2 { "What the run cost" }
+                p.note {
+                    (format!("{:.1} s", cost.total))
+                    @if let Some((forward, passes)) = cost.forward.zip(cost.forward_equivalents) {
+                        (format!(": {passes:.1} passes of the original over the calibration set, of {forward:.2} s each"))
+                    }
+                    @if let Some(memory) = cost.peak_memory { ", " (ByteSize(memory)) " of memory at most" }
+                    "."
+                }
+                div.rows {
+                    @for stage in cost.stages.iter().filter(|s| s.seconds >= 0.005 * cost.total) {
+                        span.label { (stage.name) }
+                        div.bar.head { i style=(format!("width:{:.1}%", 100.0 * stage.seconds / longest)) {} }
+                        span.value { (format!("{:.1} s", stage.seconds)) }
+                    }
+                }
+            }
+        }
+    }
+
+    fn settings_section(&self) -> Markup {
+        let settings = serde_json::to_value(&self.settings).unwrap_or_default();
+        let calibration = &self.calibration;
+        let objective: Vec<_> = self.objective.iter().map(|o| format!("{} ({})", o.name, o.kind)).collect();
+        html! {
+            section {
+                h2 { "Settings" }
+                dl {
+                    dt { "calibration" }
+                    dd { (calibration.source) ", " (calibration.samples) " samples, " (calibration.tokens) " real tokens" }
+                    dt { "outputs compared" } dd { (objective.join(", ")) }
+                    dt { "ONNX Runtime" }
+                    dd { code { (self.runtime.library) } " " (self.runtime.provider) ", " (self.runtime.threads) " threads" }
+                    @for (name, value) in settings.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null()) {
+                        dt { (name.replace('_', " ")) } dd { (value.to_string()) }
+                    }
+                }
+            }
+        }
+    }
+
+    fn declined_section(&self) -> Markup {
+        if self.declined.is_empty() {
+            return html! {};
+        }
+        html! {
+            section {
+                h2 { "What was not pruned, and why" }
+                ul {
+                    @for declined in &self.declined {
+                        li { (declined.channels) " channels of " code { (declined.place) } ": " (declined.why) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn tile(value: &str, label: &str) -> Markup {
+    html! { div.tile { b { (value) } span { (label) } } }
+}
+
+/// Sublayers of a model with the numbers that people call them by.
+fn numbered(model: &ModelReport) -> Vec<(String, &SublayerReport)> {
+    model.sublayers.iter().enumerate().map(|(i, s)| (format!("{} · {}s", i + 1, s.unit), s)).collect()
+}
+
+fn legend() -> Markup {
+    html! {
+        div.legend {
+            span.head { i.swatch {} "heads" }
+            span.neuron { i.swatch {} "neurons" }
+        }
+    }
+}
+
+fn kept_section(model: &ModelReport) -> Markup {
+    html! {
+        section {
+            h2 { "What stays" }
+            p.note { "Units kept in every sublayer, from the input to the output of the model." }
+            (legend())
+            div.rows {
+                @for (label, s) in numbered(model) {
+                    span.label title=(s.name) { (label) }
+                    div class=(format!("bar {}", s.unit)) {
+                        i style=(format!("width:{:.1}%", 100.0 * s.kept.len() as f64 / s.units.max(1) as f64)) {}
+                    }
+                    span.value { (s.kept.len()) " of " (s.units) }
+                }
+            }
+        }
+    }
+}
+
+fn heads_section(model: &ModelReport) -> Markup {
+    let with_scores = |s: &SublayerReport| s.unit == "head" && !s.scores.is_empty();
+    let rows: Vec<_> = numbered(model).into_iter().filter(|(_, s)| with_scores(s)).collect();
+    if rows.is_empty() {
+        return html! {};
+    }
+    html! {
+        section {
+            h2 { "Importance of heads" }
+            p.note { "Knowledge per cost, on a logarithmic scale within each sublayer: the stronger the colour, the more a head knows. Dashed heads were removed." }
+            div.heads {
+                @for (label, s) in rows {
+                    span.label title=(s.name) { (label) }
+                    div.cells {
+                        @for (unit, share) in charts::shares(&s.scores).into_iter().enumerate() {
+                            @let stays = s.kept.contains(&unit);
+                            div class=(if stays { "cell stays" } else { "cell goes" })
+                                style=(format!("--share:{:.0}%", 20.0 + 80.0 * share))
+                                title=(format!("head {unit}: {:.3e}, {}", s.scores[unit], if stays { "stays" } else { "removed" })) {}
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn neurons_section(model: &ModelReport) -> Markup {
+    let with_scores = |s: &SublayerReport| s.unit == "neuron" && !s.scores.is_empty();
+    let panels: Vec<_> = numbered(model).into_iter().filter(|(_, s)| with_scores(s)).collect();
+    if panels.is_empty() {
+        return html! {};
+    }
+    html! {
+        section {
+            h2 { "Importance of neurons" }
+            p.note { "The neurons of every sublayer, sorted by knowledge per cost, on a logarithmic scale. The filled part stays." }
+            div.multiples {
+                @for (label, s) in panels {
+                    figure title=(s.name) {
+                        (charts::sorted_scores(&s.scores, s.kept.len()))
+                        figcaption { (label) ", " (s.kept.len()) " of " (s.units) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn errors_section(model: &ModelReport) -> Markup {
+    let rows: Vec<_> = numbered(model).into_iter().filter_map(|(l, s)| Some((l, s, s.error_untuned?))).collect();
+    let largest = rows.iter().map(|r| r.2).fold(0.0, f64::max);
+    if largest <= 0.0 {
+        return html! {};
+    }
+    html! {
+        section {
+            h2 { "Reconstruction error before and after tuning" }
+            p.note { "How far each projection's output is from what it should give, relative to that, on samples it was not fitted to: the ring with the original rows, the disc with the tuned ones." }
+            div.rows {
+                @for (label, s, before) in rows {
+                    @let after = s.error_tuned.unwrap_or(before);
+                    span.label title=(s.name) { (label) }
+                    div class=(format!("track {}", s.unit)) {
+                        div.span style=(format!("left:{:.1}%;width:{:.1}%", 100.0 * after / largest, 100.0 * (before - after) / largest)) {}
+                        div.dot.before style=(format!("left:{:.1}%", 100.0 * before / largest)) {}
+                        div.dot style=(format!("left:{:.1}%", 100.0 * after / largest)) {}
+                    }
+                    span.value { (format!("{before:.3} → {after:.3}")) }
+                }
+            }
+        }
+    }
+}
