@@ -9,14 +9,14 @@ use kprune_passes::discover::{Discovery, discover};
 use kprune_passes::ir::Model;
 use kprune_passes::measure::Measuring;
 use kprune_passes::observe::Observation;
-use kprune_passes::plan::Plan;
+use kprune_passes::plan::{Decision, Plan};
 use kprune_passes::remove::remove;
 use kprune_passes::tune::Sums;
 use ndarray::Array2;
 use onnx_kprune::data::{Batch, Dataset, Sources};
 use onnx_kprune::files::read_model;
 use onnx_kprune::observation::observe;
-use onnx_kprune::progress::Progress;
+use onnx_kprune::progress::Silent;
 use onnx_kprune::runtime::{Cache, Choice, Runtime};
 use onnx_kprune::walk::Walk;
 
@@ -70,7 +70,7 @@ fn analysis(c: &mut Criterion) {
 
 fn measuring(c: &mut Criterion) {
     let s = setting();
-    let progress = Progress::silent();
+    let progress = Silent;
     let cache = Cache::new(u64::MAX);
     let mut group = c.benchmark_group("calibration set");
     group.sample_size(10);
@@ -82,11 +82,11 @@ fn measuring(c: &mut Criterion) {
         walk
     };
     group.bench_function("knowledge", |b| {
-        b.iter_batched(walk, |mut w| w.knowledge(1).expect("it runs"), BatchSize::PerIteration);
+        b.iter_batched(walk, |w| w.knowledge(1).expect("it runs"), BatchSize::PerIteration);
     });
-    let columns: Vec<usize> = (0..96).collect();
+    let decision = Decision::untouched(&s.discovery.sublayers[0]);
     group.bench_function("tuning sums", |b| {
-        b.iter_batched(walk, |mut w| w.tuning_sums(0, &columns).expect("it runs"), BatchSize::PerIteration);
+        b.iter_batched(walk, |mut w| w.tuning_sums(0, &[&decision]).expect("it runs"), BatchSize::PerIteration);
     });
 }
 

@@ -14,7 +14,7 @@ use kprune_passes::observe::Observation;
 use kprune_passes::signature;
 use serde::Serialize;
 
-use crate::data::{Dataset, Sources};
+use crate::data::Sources;
 use crate::error::Error;
 use crate::evaluate::{Judgement, judge};
 use crate::files;
@@ -22,6 +22,7 @@ use crate::folder::Source;
 use crate::latency::{self, Setting, Timing};
 use crate::observation::observe;
 use crate::pipeline::parameters;
+use crate::prepare::gather;
 use crate::report::table::{count, percent};
 use crate::runtime::Runtime;
 
@@ -123,7 +124,7 @@ pub fn compare(runtime: &Runtime, a: &Path, b: &Path, terms: &Terms) -> Result<C
             a.source.model.display()
         )));
     }
-    let data = Dataset::gather(&a.single, &a.source.model, &terms.sources)?;
+    let data = gather(runtime, &a.single, &a.source.model, &terms.sources)?;
     let kinds = kinds(&a, mask, &terms.outputs)?;
     let models = [&a.model, &b.model];
     let mut judgements = judge(runtime, &models, &kinds, &data)?.into_iter();
@@ -190,7 +191,12 @@ impl Comparison {
         amount("FLOPs", a.flops, b.flops);
         let milliseconds = |x: f64| format!("{x:.3} ms");
         let faster = format!("{:.2} times as fast", b.latency.speedup);
-        table.add_row(["latency, median".into(), milliseconds(a.latency.median), milliseconds(b.latency.median), faster]);
+        table.add_row([
+            "latency, median".into(),
+            milliseconds(a.latency.median),
+            milliseconds(b.latency.median),
+            faster,
+        ]);
         let spread = |t: &Timing| format!("{:.3} to {:.3} ms", t.low, t.high);
         table.add_row(["10 % to 90 %".into(), spread(&a.latency), spread(&b.latency), String::new()]);
         let rate = |t: &Timing| format!("{:.1} samples/s", t.throughput);

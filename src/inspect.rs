@@ -79,12 +79,7 @@ pub struct Part {
 ///
 /// # Errors
 /// Where the file is no model, or one that cannot be pruned.
-pub fn inspect(
-    runtime: &Runtime,
-    input: &Path,
-    options: &Options,
-    table: Option<&Path>,
-) -> Result<Inspection, Error> {
+pub fn inspect(runtime: &Runtime, input: &Path, options: &Options, table: Option<&Path>) -> Result<Inspection, Error> {
     let source = Source::find(input)?;
     let observed = Observed::read(runtime, &source.model, options, &mut |_| ())?;
     let sources = crate::data::Sources { seq_len: options.seq_len, ..options.sources.clone() };

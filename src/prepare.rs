@@ -10,8 +10,8 @@ use kprune_passes::lower::{self, Lowered};
 use kprune_passes::observe::Observation;
 use kprune_passes::signature;
 
-use crate::data::{Dataset, Sources};
 use crate::config::Options;
+use crate::data::{Dataset, Sources};
 use crate::error::Error;
 use crate::files;
 use crate::observation::observe;
@@ -143,7 +143,7 @@ pub fn prepare(
     stage: &mut dyn FnMut(&'static str),
 ) -> Result<Prepared, Error> {
     let observed = Observed::read(runtime, path, options, stage)?;
-    let calibration = gather(runtime, &observed.single, path, options)?;
+    let calibration = gather(runtime, &observed.single, path, &options.sources)?;
     let analysis = observed.analyse(runtime, &calibration.lengths(options.seq_len), options, stage)?;
     if analysis.found.sublayers.is_empty() {
         return Err(nothing_to_prune(path, &analysis.found));
@@ -151,22 +151,24 @@ pub fn prepare(
     Ok(Prepared { analysis, calibration })
 }
 
-/// The calibration set; made-up sequences are made shorter until the model takes them.
-fn gather(runtime: &Runtime, model: &Model, path: &Path, options: &Options) -> Result<Dataset, Error> {
-    let mut calibration = Dataset::gather(model, path, &options.sources)?;
-    if !calibration.is_made_up || options.sources.seq_len.is_some() {
-        return Ok(calibration);
+/// Samples for the model at `path`; made-up sequences are made shorter until the model takes them.
+///
+/// # Errors
+/// Where the data do not fit the model.
+pub fn gather(runtime: &Runtime, model: &Model, path: &Path, sources: &Sources) -> Result<Dataset, Error> {
+    let mut data = Dataset::gather(model, path, sources)?;
+    if !data.is_made_up || sources.seq_len.is_some() {
+        return Ok(data);
     }
     let mut session = runtime.session(model, "trying the model", false)?;
     for length in SHORTER {
-        let runs = calibration.batches(2)?;
+        let runs = data.batches(2)?;
         if runs.first().is_some_and(|batch| session.run(batch.feeds()).is_ok()) {
             break;
         }
-        let sources = Sources { seq_len: Some(*length), ..options.sources.clone() };
-        calibration = Dataset::gather(model, path, &sources)?;
+        data = Dataset::gather(model, path, &Sources { seq_len: Some(*length), ..sources.clone() })?;
     }
-    Ok(calibration)
+    Ok(data)
 }
 
 /// Lengths of made-up sequences for models that do not take the usual one.

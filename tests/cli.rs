@@ -50,8 +50,7 @@ fn prune_file(input: &Path, more: &[&str]) -> (TempDir, PathBuf, Output) {
 fn logits(path: &Path) -> ndarray::ArrayD<f64> {
     let runtime = cpu();
     let model = onnx_kprune::files::read_model(path).unwrap();
-    let sources =
-        onnx_kprune::data::Sources { files: vec![reviews().join("calibration.npz")], ..Default::default() };
+    let sources = onnx_kprune::data::Sources { files: vec![reviews().join("calibration.npz")], ..Default::default() };
     let data = onnx_kprune::data::Dataset::gather(&model, path, &sources).unwrap();
     let batches = data.batches(64).unwrap();
     let mut session = runtime.session(&model, "testing", true).unwrap();
@@ -233,7 +232,7 @@ fn what_is_no_model_is_refused() {
     let (_kept, output, done) = prune_file(&folder.path().join("missing.onnx"), &[]);
     refused(&output, &done, &["missing.onnx", "cannot read"]);
     let (_kept, output, done) = prune_file(folder.path(), &[]);
-    refused(&output, &done, &["cannot read"]);
+    refused(&output, &done, &["several models"]);
 }
 
 #[test]
@@ -350,7 +349,8 @@ fn calibration_data_that_do_not_fit_are_refused() {
     let sound = "input_ids=ids, attention_mask=ids, token_type_ids=ids*0";
     for (script, expected) in [
         ("input_ids=ids, attention_mask=ids", vec!["token_type_ids", "data.npz"]),
-        ("input_ids=ids, attention_mask=ids, token_type_ids=ids*0, labels=ids[:, 0]", vec!["labels", "no input"]),
+        ("input_ids=ids, attention_mask=ids, token_type_ids=ids*0, other=ids[:, 0]", vec!["other", "no input"]),
+        ("input_ids=ids, attention_mask=ids, token_type_ids=ids*0, labels=ids[:3, 0]", vec!["3 labels", "samples"]),
         ("input_ids=ids.astype(np.float32), attention_mask=ids, token_type_ids=ids*0", vec!["input_ids", "int64"]),
         ("input_ids=ids[0], attention_mask=ids, token_type_ids=ids*0", vec!["input_ids", "shape"]),
         ("input_ids=ids[:20], attention_mask=ids, token_type_ids=ids*0", vec!["samples"]),
@@ -371,7 +371,8 @@ fn calibration_data_that_do_not_fit_are_refused() {
     for (name, content, expected) in [
         ("broken.npz", "PK no", "readable"),
         ("broken.jsonl", "{\"text\": \"fine\"}\n{\"words\": 3}", "line 2"),
-        ("data.csv", "a,b", "unknown kind"),
+        ("data.csv", "a,b\n1,2", "no columns that look like text"),
+        ("data.parquet", "a,b", "unknown kind"),
         ("empty.txt", "", "no samples"),
     ] {
         let path = folder.path().join(name);

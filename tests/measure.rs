@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use kprune_passes::discover::discover;
 use kprune_passes::ir::{ElementType, Tensor};
 use kprune_passes::measure::{COLUMNS, FEATURES, Measuring, SO_FAR, WEIGHT, stream_input};
+use kprune_passes::plan::Decision;
 use ndarray::{Array2, ArrayD, IxDyn};
 use onnx_kprune::data::{Dataset, Sources};
 use onnx_kprune::files::read_model;
@@ -61,17 +62,18 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
             let stream = scalars(&expected[&name(sublayer.residual.output)]).unwrap();
 
             // The target of tuning against a teacher that is the model itself is what the projection gives.
-            let columns: Vec<usize> = (0..projection.width).step_by(3).collect();
-            let tuning = measuring.tuning(t).unwrap();
-            let indices: Vec<i64> = columns.iter().map(|&c| c as i64).collect();
-            let indices = host(&Tensor::from_i64s(&[indices.len()], &indices)).unwrap();
+            let mut decision = Decision::untouched(sublayer);
+            decision.keep.iter_mut().step_by(3).for_each(|keep| *keep = false);
+            let columns = decision.columns(sublayer);
+            let tuning = measuring.tuning(t, &decision.keep).unwrap();
+            let is_gathered = tuning.model.graph.find(COLUMNS).is_some();
+            assert!(!is_gathered, "{fixture}, sublayer {t}: units are cut out of the graph, not out of the features");
             let teacher = numbers(&stream).unwrap();
             // The sums so far are ones, so that they are seen to be added to.
             let (kept, outputs) = (columns.len() + 1, projection.outputs);
             let so_far = [kept, outputs].map(|columns| numbers(&ArrayD::ones(vec![kept, columns])).unwrap());
             let sums = cpu.session(&tuning.model, "testing", true).unwrap().run_with(|n| match n {
                 n if n == stream_input(0) => Some(teacher.value()),
-                COLUMNS => Some(indices.value()),
                 n if SO_FAR.contains(&n) => SO_FAR.iter().position(|s| *s == n).map(|i| so_far[i].value()),
                 n => state.get(n).or_else(|| batch.find(n)),
             });

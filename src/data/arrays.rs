@@ -50,9 +50,8 @@ type Reader = NpzReader<File>;
 /// All arrays of an `.npz` file.
 pub(super) fn npz(path: &Path) -> Result<Named, Error> {
     let file = File::open(path).map_err(Error::io("read", path))?;
-    let unreadable = |e: ReadNpzError| {
-        Error::data(path, format!("is no readable .npz file: {e}"), "write it with numpy.savez")
-    };
+    let unreadable =
+        |e: ReadNpzError| Error::data(path, format!("is no readable .npz file: {e}"), "write it with numpy.savez");
     let mut reader = Reader::new(file).map_err(unreadable)?;
     let names: Vec<String> = reader.names().map_err(unreadable)?;
     let mut arrays = Vec::new();
@@ -98,8 +97,8 @@ fn typed<T: ReadableElement + Copy, const N: usize>(
 pub(super) fn safetensors(path: &Path) -> Result<Named, Error> {
     let content = std::fs::read(path).map_err(Error::io("read", path))?;
     let unreadable = |reason: String| Error::data(path, reason, "write it with safetensors.numpy.save_file");
-    let file = SafeTensors::deserialize(&content)
-        .map_err(|e| unreadable(format!("is no readable .safetensors file: {e}")))?;
+    let file =
+        SafeTensors::deserialize(&content).map_err(|e| unreadable(format!("is no readable .safetensors file: {e}")))?;
     let array = |(name, view): (String, safetensors::tensor::TensorView)| {
         let element = match view.dtype() {
             Dtype::F32 => Some(ElementType::F32),

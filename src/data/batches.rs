@@ -134,7 +134,15 @@ impl Dataset {
             None => rows.len(),
         };
         let padded = rows.len() * longest.unwrap_or(1);
-        Ok(Batch { feeds, rows: rows.to_vec(), samples: rows.len(), tokens, padded, mini_batch: 0, mini_batch_samples: rows.len() })
+        Ok(Batch {
+            feeds,
+            rows: rows.to_vec(),
+            samples: rows.len(),
+            tokens,
+            padded,
+            mini_batch: 0,
+            mini_batch_samples: rows.len(),
+        })
     }
 
     /// Whether the second axis of an input runs over the same tokens as the mask.

@@ -23,7 +23,8 @@ impl Labels {
     /// Labels from the arrays of a file that bear their names; the reason where they make no sense.
     pub(super) fn from_arrays(mut find: impl FnMut(&str) -> Option<Tensor>) -> Result<Option<Self>, String> {
         if let (Some(start), Some(end)) = (find("start_positions"), find("end_positions")) {
-            let flat = |t: &Tensor| t.to_i64().map(|a| a.iter().copied().collect::<Vec<_>>()).map_err(|e| e.to_string());
+            let flat =
+                |t: &Tensor| t.to_i64().map(|a| a.iter().copied().collect::<Vec<_>>()).map_err(|e| e.to_string());
             let (start, end) = (flat(&start)?, flat(&end)?);
             if start.len() != end.len() {
                 return Err(format!("there are {} start positions and {} end positions", start.len(), end.len()));

@@ -99,9 +99,8 @@ impl Dataset {
             let parts = sources.batches.iter().map(fit).collect::<Result<_, _>>()?;
             (join(parts, &inputs)?, Path::new("given arrays"), "given arrays".to_string())
         } else if let Some(first) = sources.files.first() {
-            let read = |file: &PathBuf| {
-                read(file, &inputs, path, sources, tokenizer.as_deref(), preprocessor.as_deref())
-            };
+            let read =
+                |file: &PathBuf| read(file, &inputs, path, sources, tokenizer.as_deref(), preprocessor.as_deref());
             let parts = sources.files.iter().map(read).collect::<Result<_, _>>()?;
             let names: Vec<_> = sources.files.iter().map(|f| f.display().to_string()).collect();
             (join(parts, &inputs)?, first.as_path(), names.join(", "))
@@ -232,8 +231,7 @@ impl Mask {
             };
         };
         let array = &arrays[input];
-        let wrong =
-            |reason: String| Error::data(path, reason, "the mask holds 1 for real tokens and 0 for padding");
+        let wrong = |reason: String| Error::data(path, reason, "the mask holds 1 for real tokens and 0 for padding");
         if array.dims().len() != 2 {
             return Err(wrong(format!("the mask {name:?} has the shape {:?} and not [samples, tokens]", array.dims())));
         }

@@ -194,7 +194,9 @@ mod tests {
         let message = |r: Result<Rows, Error>| r.unwrap_err().to_string();
         assert!(message(rows("x.csv", "a,b\n1,2\n", &["text"], None)).contains("no column \"text\""));
         assert!(message(rows("x.csv", "a,b\n1,2\n", &[], None)).contains("no columns that look like text"));
-        assert!(message(rows("x.jsonl", "{\"text\": \"a\"}\n{\"body\": \"b\"}\n", &[], None)).contains("line 2 has no"));
+        assert!(
+            message(rows("x.jsonl", "{\"text\": \"a\"}\n{\"body\": \"b\"}\n", &[], None)).contains("line 2 has no")
+        );
         assert!(message(rows("x.jsonl", "[1]\n", &[], None)).contains("line 1 is no JSON object"));
         assert!(message(rows("x.csv", "a,b\n1\n", &["a"], None)).contains("no readable table"));
     }

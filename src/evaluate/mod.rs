@@ -214,7 +214,8 @@ impl Predictions {
                 }
             }
             Labels::Spans(right) => {
-                let end_of = |is_end: bool| outputs.iter().find(|o| o.kind == OutputKind::SpanLogits && o.is_end == is_end);
+                let end_of =
+                    |is_end: bool| outputs.iter().find(|o| o.kind == OutputKind::SpanLogits && o.is_end == is_end);
                 let (Some(start), Some(end)) = (end_of(false), end_of(true)) else { return };
                 let spans = start.samples.iter().zip(&end.samples).map(|(s, e)| [best(&s[0]), best(&e[0])]);
                 self.spans.0.extend(spans);
@@ -261,8 +262,7 @@ struct Nearness {
 impl Nearness {
     fn add(&mut self, first: &[Output], own: &[Output]) {
         for (first, own) in first.iter().zip(own) {
-            let is_scores =
-                matches!(first.kind, OutputKind::Logits | OutputKind::SpanLogits | OutputKind::TokenLogits);
+            let is_scores = matches!(first.kind, OutputKind::Logits | OutputKind::SpanLogits | OutputKind::TokenLogits);
             for (a, b) in first.samples.iter().zip(&own.samples) {
                 for (a, b) in a.iter().zip(b).filter(|_| is_scores) {
                     self.same += (argmax(a.iter().copied()) == argmax(b.iter().copied())) as usize;

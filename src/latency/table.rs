@@ -65,7 +65,12 @@ impl LatencyTable {
     ///
     /// # Errors
     /// Where ONNX Runtime fails.
-    pub fn measure(runtime: &Runtime, analysis: &Analysis, options: &Options, setting: &Setting) -> Result<Self, Error> {
+    pub fn measure(
+        runtime: &Runtime,
+        analysis: &Analysis,
+        options: &Options,
+        setting: &Setting,
+    ) -> Result<Self, Error> {
         let sublayers = &analysis.found.sublayers;
         let mut known: HashMap<Likeness, Vec<(usize, f64)>> = HashMap::new();
         let mut curves = Vec::new();
@@ -104,8 +109,7 @@ impl LatencyTable {
         let content = std::fs::read(path).map_err(Error::io("read", path))?;
         let help = "delete it, or name another file, to have one measured";
         let wrong = |reason: String| Error::data(path, reason, help);
-        let table: Self =
-            serde_json::from_slice(&content).map_err(|e| wrong(format!("is no latency table: {e}")))?;
+        let table: Self = serde_json::from_slice(&content).map_err(|e| wrong(format!("is no latency table: {e}")))?;
         let sublayers = &analysis.found.sublayers;
         let is_same = |(row, s): (&SublayerTimes, &Sublayer)| row.name == s.name && row.units == s.units.len();
         if table.sublayers.len() != sublayers.len() || !table.sublayers.iter().zip(sublayers).all(is_same) {
@@ -260,7 +264,6 @@ fn whole_times(
     let factor = if expected > 0.0 && saved > 0.0 { saved / expected } else { 1.0 };
     Ok((whole, factor))
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -21,12 +21,7 @@ impl Factory<'_> {
     ///
     /// # Errors
     /// Where none of several is good enough, or a file cannot be written.
-    pub(super) fn describe(
-        &self,
-        goal: &Goal,
-        measuring: &Measuring,
-        products: Products,
-    ) -> Result<Report, Error> {
+    pub(super) fn describe(&self, goal: &Goal, measuring: &Measuring, products: Products) -> Result<Report, Error> {
         let Prepared { analysis, calibration } = self.prepared;
         let found = &analysis.found;
         let Products { original, models: products } = products;

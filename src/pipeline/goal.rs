@@ -91,12 +91,7 @@ impl Goal {
 }
 
 /// Reads the table of times, or measures and saves it.
-fn table(
-    runtime: &Runtime,
-    prepared: &Prepared,
-    options: &Options,
-    setting: &Setting,
-) -> Result<LatencyTable, Error> {
+fn table(runtime: &Runtime, prepared: &Prepared, options: &Options, setting: &Setting) -> Result<LatencyTable, Error> {
     match &options.latency_table {
         Some(path) if path.is_file() => LatencyTable::load(path, &prepared.analysis),
         path => {

@@ -28,8 +28,8 @@ use choose::{Choice, Chooser, Outcome};
 use goal::Goal;
 use product::{Factory, Products};
 
-pub use product::parameters;
 pub(crate) use product::kinds;
+pub use product::parameters;
 
 /// Prunes the model at `input`, a file or a folder, and writes the result to `output`; without one, units are
 /// chosen and nothing is written.
@@ -99,8 +99,7 @@ fn evaluation(prepared: &mut Prepared, model: &Path, options: &Options) -> Resul
         prepared.calibration = stay;
         return Ok(Some(aside));
     }
-    let sources =
-        crate::data::Sources { files: options.evaluation.clone(), samples: None, ..options.sources.clone() };
+    let sources = crate::data::Sources { files: options.evaluation.clone(), samples: None, ..options.sources.clone() };
     Dataset::gather(&prepared.single, model, &sources).map(Some)
 }
 

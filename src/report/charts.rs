@@ -50,6 +50,7 @@ pub(super) fn curve(points: &[(f64, f64)], original: f64) -> Markup {
     const WIDTH: f64 = 720.0;
     const HEIGHT: f64 = 250.0;
     const LEFT: f64 = 64.0;
+    const RIGHT: f64 = 34.0;
     const BOTTOM: f64 = 28.0;
     let mut all = vec![(0.0, original)];
     all.extend_from_slice(points);
@@ -58,7 +59,7 @@ pub(super) fn curve(points: &[(f64, f64)], original: f64) -> Markup {
     let most = all.iter().map(|p| p.1).fold(f64::NEG_INFINITY, f64::max);
     let step = nice_step((most - least).max(1e-4) / 4.0);
     let (low, high) = ((least / step).floor() * step, (most / step).ceil() * step);
-    let x = |share: f64| LEFT + (WIDTH - LEFT - 16.0) * share;
+    let x = |share: f64| LEFT + (WIDTH - LEFT - RIGHT) * share;
     let y = |value: f64| 10.0 + (HEIGHT - BOTTOM - 10.0) * (high - value) / (high - low).max(f64::MIN_POSITIVE);
     let ticks: Vec<f64> = (0..=((high - low) / step).round() as usize).map(|i| low + step * i as f64).collect();
     let line: Vec<String> = all.iter().map(|&(s, v)| format!("{:.1},{:.1}", x(s), y(v))).collect();
@@ -66,7 +67,7 @@ pub(super) fn curve(points: &[(f64, f64)], original: f64) -> Markup {
     html! {
         svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" style="max-width:760px;margin-bottom:14px" {
             @for tick in ticks {
-                line x1=(LEFT) x2=(WIDTH - 16.0) y1=(format!("{:.1}", y(tick))) y2=(format!("{:.1}", y(tick))) stroke="var(--line)" {}
+                line x1=(LEFT) x2=(WIDTH - RIGHT) y1=(format!("{:.1}", y(tick))) y2=(format!("{:.1}", y(tick))) stroke="var(--line)" {}
                 text x=(LEFT - 8.0) y=(format!("{:.1}", y(tick) + 4.0)) text-anchor="end" { (format!("{tick:.decimals$}")) }
             }
             @for share in [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] {

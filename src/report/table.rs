@@ -113,7 +113,9 @@ fn row(
         bytes.to_string(),
         latency.map_or(String::new(), |l| format!("{:.3}", l.median)),
         latency.map_or(String::new(), |l| format!("{:.2}", l.speedup)),
-        quality.filter(|q| q.fidelity.is_some() || !q.scores.is_empty()).map_or(String::new(), |q| format!("{:.4}", q.main().1)),
+        quality
+            .filter(|q| q.fidelity.is_some() || !q.scores.is_empty())
+            .map_or(String::new(), |q| format!("{:.4}", q.main().1)),
         path.to_string(),
     ]
 }

@@ -101,7 +101,8 @@ impl<'a> Walk<'a> {
     pub fn start(&mut self, students: usize, leader: usize) {
         let states = || self.batches.iter().map(|_| Kept::default()).collect();
         self.teacher = states();
-        self.students = (0..students).map(|_| Student { measuring: self.measuring.clone(), states: states() }).collect();
+        self.students =
+            (0..students).map(|_| Student { measuring: self.measuring.clone(), states: states() }).collect();
         self.leader = leader;
     }
 

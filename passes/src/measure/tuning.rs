@@ -1,6 +1,6 @@
 //! The graph of one sublayer: the sums that its projection is solved from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Graph, Measuring, add};
 use crate::differentiate::{DifferentiateError, differentiate};
@@ -9,6 +9,7 @@ use crate::emit::Emit;
 use crate::ir::{self, ElementType, Model, Operator, ValueId, attribute};
 use crate::observe::Dim;
 use crate::plan::{Plan, scale_of};
+use crate::provenance::Channel;
 use crate::remove::remove;
 use crate::signature;
 use crate::suffix::{extract, finish};
@@ -91,9 +92,14 @@ impl Measuring<'_> {
     }
 
     /// A part of the graph without the units of sublayer `t` that do not stay; `None` where none does, or where
-    /// they cannot be cut out of this part alone.
+    /// they cannot be cut out of this part alone, because they come into it from below.
     fn cut(&self, part: &Model, t: usize, keep: &[bool]) -> Option<Model> {
-        if !keep.contains(&true) {
+        let provenance = &self.discovery.provenance;
+        let units = self.discovery.sublayers[t].units.iter().zip(keep);
+        let gone: HashSet<Channel> = units.filter(|(_, keep)| !**keep).map(|(unit, _)| unit.class).collect();
+        let planes = self.crossings.at(t).iter().flat_map(|&value| provenance.planes(value));
+        let comes_from_below = planes.flat_map(|p| p.0.iter()).any(|&c| gone.contains(&provenance.channels.find(c)));
+        if comes_from_below || !keep.contains(&true) {
             return None;
         }
         let mut plan = Plan::untouched(self.discovery);
