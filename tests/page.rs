@@ -83,7 +83,7 @@ fn nothing_reaches_over_the_edge_of_a_phone() {
     page(folder.path());
     let framed = folder.path().join("framed.html");
     // Headless windows are never narrower than some 500 pixels; a frame is.
-    let script = "<iframe src='report.html' width=390 height=3000 onload=\"document.title = \
+    let script = "<iframe src='report.html' width=390 height=6000 onload=\"document.title = \
         this.contentDocument.documentElement.scrollWidth\"></iframe>";
     std::fs::write(&framed, script).unwrap();
     let document = text(&run(browser, &framed, &["--allow-file-access-from-files".into(), "--dump-dom".into()]));
