@@ -9,22 +9,22 @@ use thiserror::Error;
 #[derive(Debug, Error, Diagnostic)]
 pub enum Error {
     /// A file cannot be read or written.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {reason}", path.display())]
     Io {
         /// "read", "write", ...
         action: &'static str,
         /// The file.
         path: PathBuf,
         /// What the system says.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// The input is no model that can be worked on.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Model {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: kprune_passes::onnx::ReadError,
+        reason: kprune_passes::onnx::ReadError,
     },
     /// Something about the model is not supported.
     #[error("{}: {reason}", path.display())]
@@ -104,7 +104,7 @@ impl Error {
     /// A failure to `action` the file at `path`.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
-        move |source| Self::Io { action, path, source }
+        move |reason| Self::Io { action, path, reason }
     }
 
     /// Data at `path` that do not fit, with advice.

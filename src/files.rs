@@ -44,7 +44,7 @@ fn read_with(path: &Path, read: fn(Bytes, Files) -> Result<Model, onnx::ReadErro
         mapped.insert(location.to_string(), bytes.clone());
         Ok(bytes)
     };
-    read(bytes, &mut files).map_err(|source| Error::Model { path: path.to_path_buf(), source })
+    read(bytes, &mut files).map_err(|reason| Error::Model { path: path.to_path_buf(), reason })
 }
 
 fn map(path: &Path) -> std::io::Result<Bytes> {
@@ -206,7 +206,7 @@ impl Staged {
             let (file, _) = found.ok_or("it was not written")?;
             map(file.path()).map_err(|e| e.to_string())
         };
-        onnx::read(bytes, &mut files).map_err(|source| Error::Model { path: self.target.clone(), source })
+        onnx::read(bytes, &mut files).map_err(|reason| Error::Model { path: self.target.clone(), reason })
     }
 
     /// The path that the model will have.

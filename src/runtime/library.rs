@@ -10,9 +10,9 @@ use crate::error::Error;
 
 /// Loads ONNX Runtime and says where it was found.
 ///
-/// The order: `given`, or the variable `ORT_DYLIB_PATH`; beside the executable; the `onnxruntime`
-/// package of the Python environment that is active or on PATH (found without importing it); the
-/// system's library path.
+/// The order: `given`, or the variable `ORT_DYLIB_PATH`; beside the executable; the `onnxruntime` package of the
+/// Python environment that the executable lies in, that is active, or that is on PATH (found without importing
+/// it); the system's library path.
 ///
 /// # Errors
 /// Where a given library cannot be loaded, or none is found; the message names the command that
@@ -61,6 +61,10 @@ fn candidates() -> Vec<PathBuf> {
     if let Some(folder) = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf)) {
         files.extend(libraries_in(&folder));
         files.extend(libraries_in(&folder.join("lib")));
+        // Installed by pip, the program lies in the environment whose packages it belongs with.
+        for packages in folder.parent().into_iter().flat_map(packages_of) {
+            files.extend(libraries_in(&packages.join("onnxruntime/capi")));
+        }
     }
     for folder in python_folders() {
         files.extend(libraries_in(&folder.join("onnxruntime/capi")));
@@ -88,14 +92,20 @@ fn libraries_in(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Where an environment of Python at `prefix` keeps its packages.
+fn packages_of(prefix: &Path) -> Vec<PathBuf> {
+    let versions = std::fs::read_dir(prefix.join("lib")).into_iter().flatten().flatten().map(|v| v.path());
+    let mut folders = vec![prefix.to_path_buf(), prefix.join("Lib/site-packages")];
+    folders.extend(versions.flat_map(|v| [v.join("site-packages"), v.join("dist-packages")]));
+    folders
+}
+
 /// Folders of the Python environments at hand that may hold packages.
 fn python_folders() -> Vec<PathBuf> {
     let mut folders = Vec::new();
     for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"] {
         if let Some(prefix) = std::env::var_os(variable).map(PathBuf::from) {
-            folders.push(prefix.join("Lib/site-packages"));
-            let versions = std::fs::read_dir(prefix.join("lib")).into_iter().flatten().flatten();
-            folders.extend(versions.map(|v| v.path().join("site-packages")));
+            folders.extend(packages_of(&prefix));
         }
     }
     let script = "import site, sysconfig; p = sysconfig.get_paths(); \
