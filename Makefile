@@ -7,16 +7,16 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 BINARY := target/release/onnx-kprune
 FIXTURE := fixtures/reviews
 
-.PHONY: demo test lint setup bench zoo
+.PHONY: demo test lint setup bench zoo wheel manual
 
 demo: setup
 	cargo build --release
 	mkdir -p demo
 	$(BINARY) $(FIXTURE)/model.onnx demo/pruned.onnx --calibration $(FIXTURE)/calibration.npz \
-	    --compression 0.5 --report demo/report.json
-	@$(PYTHON) fixtures/evaluate.py $(FIXTURE)/eval.npz $(FIXTURE)/model.onnx demo/pruned.onnx
+	    --compression 0.5 --report demo/report.html --report demo/report.json
+	$(BINARY) compare $(FIXTURE)/model.onnx demo/pruned.onnx --data $(FIXTURE)/eval.npz
 
-test: setup
+test: setup $(VENV)/ready-to-test
 	cargo build --release
 	cargo test --workspace --release
 
@@ -34,6 +34,17 @@ bench: setup
 	cargo build --release
 	$(PYTHON) benches/bench.py $(BINARY)
 
+# A Python package with the program in it, as dist/*.whl.
+wheel: setup $(VENV)/ready-to-test
+	PATH="$(abspath $(VENV))/bin:$$PATH" maturin build --release --out dist
+
+# The manual page and the completions that packagers want, as dist/.
+manual:
+	cargo build --release
+	mkdir -p dist
+	$(BINARY) man > dist/onnx-kprune.1
+	for shell in bash zsh fish; do $(BINARY) completions $$shell > dist/onnx-kprune.$$shell; done
+
 # OpenBLAS from the system's packages, ONNX Runtime into a local Python environment.
 setup: $(VENV)/ready
 
@@ -44,4 +55,13 @@ $(VENV)/ready: fixtures/requirements.txt
 	    $(SUDO) apt-get install -q -y build-essential pkg-config libopenblas-dev python3-venv; }
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install -q --disable-pip-version-check -r fixtures/requirements.txt
+	touch $@
+
+# What tests alone need: the tools that pruned models go through, and a browser for the page of the report. Without
+# a browser in the system's packages those tests say that they are skipped.
+$(VENV)/ready-to-test: fixtures/requirements-test.txt | setup
+	$(PYTHON) -m pip install -q --disable-pip-version-check -r fixtures/requirements-test.txt
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	    echo "installing Chromium"; \
+	    $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y chromium || echo "there is no Chromium here"; }
 	touch $@
