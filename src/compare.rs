@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table, presets};
 use kprune_passes::flops;
 use kprune_passes::fold::fold_constants;
 use kprune_passes::ir::Model;
-use kprune_passes::loss::{Objective, OutputKind};
+use kprune_passes::loss::OutputKind;
 use kprune_passes::lower;
 use kprune_passes::observe::Observation;
 use kprune_passes::signature;
@@ -16,14 +15,14 @@ use serde::Serialize;
 
 use crate::data::Sources;
 use crate::error::Error;
-use crate::evaluate::{Judgement, judge};
+use crate::evaluate::{Judgement, judge, kinds};
 use crate::files;
 use crate::folder::Source;
 use crate::latency::{self, Setting, Timing};
 use crate::observation::observe;
 use crate::pipeline::parameters;
 use crate::prepare::gather;
-use crate::report::table::{count, percent};
+use crate::report::table::{count, percent, plain};
 use crate::runtime::Runtime;
 
 /// How long the models take turns.
@@ -125,7 +124,7 @@ pub fn compare(runtime: &Runtime, a: &Path, b: &Path, terms: &Terms) -> Result<C
         )));
     }
     let data = gather(runtime, &a.single, &a.source.model, &terms.sources)?;
-    let kinds = kinds(&a, mask, &terms.outputs)?;
+    let kinds = kinds(&a.single, &a.seen, mask, &terms.outputs)?;
     let models = [&a.model, &b.model];
     let mut judgements = judge(runtime, &models, &kinds, &data)?.into_iter();
     let lengths = data.lengths(terms.seq_len);
@@ -140,30 +139,10 @@ pub fn compare(runtime: &Runtime, a: &Path, b: &Path, terms: &Terms) -> Result<C
     Ok(Comparison { data: data.source.clone(), a: side(&a)?, b: side(&b)?, setting })
 }
 
-/// What the outputs of the first model are, by name.
-fn kinds(
-    subject: &Subject,
-    mask: Option<&str>,
-    given: &[(String, OutputKind)],
-) -> Result<Vec<(String, OutputKind)>, Error> {
-    let model = &subject.single;
-    let mask = model.graph.find(mask.unwrap_or("attention_mask"));
-    let mut objective = Objective::guess(model, &subject.seen, mask);
-    objective.overrule(model, given).map_err(|name| crate::pipeline::unknown_output(model, &name))?;
-    Ok(objective.outputs.iter().map(|&(v, kind)| (model.graph.name(v).to_string(), kind)).collect())
-}
-
 impl Comparison {
     /// Side by side, with the difference.
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        table.set_header(["", "A", "B", "difference"]);
-        for column in 1..4 {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
+        let mut table = plain(&["", "A", "B", "difference"], &[0]);
         let (a, b) = (&self.a, &self.b);
         for (first, second) in a.quality.scores.iter().zip(&b.quality.scores) {
             let apart = format!("{:+.4}", second.value - first.value);

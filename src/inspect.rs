@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use bytesize::ByteSize;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use kprune_passes::flops;
 use kprune_passes::ir::ValueId;
 use kprune_passes::signature;
@@ -14,12 +14,13 @@ use serde::Serialize;
 use crate::config::Options;
 use crate::data::{Dataset, describe};
 use crate::error::Error;
+use crate::evaluate::kinds;
 use crate::files;
 use crate::folder::Source;
 use crate::latency::{LatencyTable, Setting};
-use crate::pipeline::{kinds, parameters};
+use crate::pipeline::parameters;
 use crate::prepare::{Analysis, Observed};
-use crate::report::table::{count, percent};
+use crate::report::table::{count, percent, plain};
 use crate::report::{DeclinedReport, Output, unit_name};
 use crate::runtime::Runtime;
 
@@ -103,7 +104,7 @@ pub fn inspect(runtime: &Runtime, input: &Path, options: &Options, table: Option
         shared: sublayer.also.len(),
     };
     let sublayers: Vec<Part> = found.sublayers.iter().map(part).collect();
-    let kinds = kinds(&analysis, options)?;
+    let kinds = kinds(lowered, seen, analysis.mask.as_deref(), &options.outputs)?;
     let output = |&value: &ValueId| {
         let name = model.graph.name(value).to_string();
         let kind = kinds.iter().find(|(n, _)| *n == name).map_or("not compared".into(), |(_, kind)| kind.to_string());
@@ -123,11 +124,7 @@ pub fn inspect(runtime: &Runtime, input: &Path, options: &Options, table: Option
         flops: flops::total(&lowered.graph, seen, &lengths),
         prunable_flops: sublayers.iter().map(|s| s.flops).sum(),
         sublayers,
-        declined: found
-            .declined
-            .iter()
-            .map(|d| DeclinedReport { place: d.place.clone(), channels: d.channels, why: d.why.clone() })
-            .collect(),
+        declined: found.declined.iter().map(DeclinedReport::from).collect(),
     })
 }
 
@@ -169,14 +166,7 @@ impl Inspection {
     }
 
     fn table(&self) -> Table {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        table.set_header(["", "sublayer", "units", "columns each", "FLOPs", "of all", "parameters"]);
-        for column in [0, 2, 3, 4, 5, 6] {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
+        let mut table = plain(&["", "sublayer", "units", "columns each", "FLOPs", "of all", "parameters"], &[1]);
         for (i, part) in self.sublayers.iter().enumerate() {
             let shared = if part.shared > 0 { format!(" (used {} times)", part.shared + 1) } else { String::new() };
             table.add_row([

@@ -46,3 +46,37 @@ fn convolution(graph: &Graph, seen: &Observation, node: NodeId, at: &BTreeMap<St
     let output = seen.dims(operator.output(0)?)?;
     Some(2.0 * kernel as f64 * output.iter().map(|&d| seen.extent(d, at)).product::<f64>())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::Operator;
+    use crate::testing::{B, S, Sketch, n};
+
+    #[test]
+    fn products_and_convolutions_count_and_nothing_else_does() {
+        let mut g = Sketch::default();
+        let x = g.input("x", &[B, S, n(4)]);
+        let w = g.weight("w", &[4, 6]);
+        let y = g.op(Operator::new("MatMul"), &[x, w], &[B, S, n(6)]);
+        let y = g.op(Operator::new("Relu"), &[y], &[B, S, n(6)]);
+        g.graph.add_output(y);
+        let image = g.input("image", &[B, n(3), n(8), n(8)]);
+        let kernel = g.weight("kernel", &[5, 3, 2, 2]);
+        let patches = g.op(Operator::new("Conv"), &[image, kernel], &[B, n(5), n(4), n(4)]);
+        g.graph.add_output(patches);
+        let at = BTreeMap::from([("batch".to_string(), 1.0), ("sequence".to_string(), 10.0)]);
+        // 2 * 10 * 4 * 6, and 2 * 5 * 4 * 4 outputs of 3 * 2 * 2 products each.
+        assert_eq!(total(&g.graph, &g.seen(), &at), 480.0 + 1920.0);
+    }
+
+    #[test]
+    fn what_is_not_known_counts_nothing() {
+        let mut g = Sketch::default();
+        let x = g.input("x", &[B, S, n(4)]);
+        let w = g.weight("w", &[4, 6]);
+        let y = g.graph.add(Operator::new("MatMul"), &[x, w], "unseen");
+        g.graph.add_output(y);
+        assert_eq!(total(&g.graph, &g.seen(), &BTreeMap::new()), 0.0);
+    }
+}

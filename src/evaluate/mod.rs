@@ -3,7 +3,8 @@
 pub mod metrics;
 
 use kprune_passes::ir::{ElementType, Model};
-use kprune_passes::loss::OutputKind;
+use kprune_passes::loss::{Objective, OutputKind};
+use kprune_passes::observe::Observation;
 use ndarray::{ArrayD, Axis};
 use serde::Serialize;
 
@@ -80,6 +81,33 @@ impl Fidelity {
             (None, None) => ("cosine", self.cosine),
         }
     }
+}
+
+/// What the outputs of a model are, by name: guessed, but for what is `given`.
+///
+/// # Errors
+/// [`Error::Usage`] where `given` names no output of the model.
+pub fn kinds(
+    model: &Model,
+    seen: &Observation,
+    mask: Option<&str>,
+    given: &[(String, OutputKind)],
+) -> Result<Vec<(String, OutputKind)>, Error> {
+    let mask = model.graph.find(mask.unwrap_or("attention_mask"));
+    let mut objective = Objective::guess(model, seen, mask);
+    overrule(&mut objective, model, given)?;
+    Ok(objective.outputs.iter().map(|&(v, kind)| (model.graph.name(v).to_string(), kind)).collect())
+}
+
+/// Takes the named outputs for what is given instead of what was guessed.
+///
+/// # Errors
+/// [`Error::Usage`] where `given` names no output of the model.
+pub fn overrule(objective: &mut Objective, model: &Model, given: &[(String, OutputKind)]) -> Result<(), Error> {
+    objective.overrule(model, given).map_err(|name| {
+        let known: Vec<_> = model.graph.outputs().iter().map(|&v| model.graph.name(v)).collect();
+        Error::Usage(format!("--output {name}: the model has no such output; it has {}", known.join(", ")))
+    })
 }
 
 /// Runs models side by side over `data`: what each is worth, and how near it is to the first.

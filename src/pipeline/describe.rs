@@ -41,7 +41,6 @@ impl Factory<'_> {
                 made.publish()?;
             }
         }
-        let declined = found.declined.iter();
         let lengths = calibration.mean_length().map(|mean| self.options.seq_len.map_or(mean, |s| s as f64));
         Ok(Report {
             schema: 1,
@@ -73,9 +72,7 @@ impl Factory<'_> {
                 latency: original.timing,
                 quality: original.judgement,
             },
-            declined: declined
-                .map(|d| report::DeclinedReport { place: d.place.clone(), channels: d.channels, why: d.why.clone() })
-                .collect(),
+            declined: found.declined.iter().map(report::DeclinedReport::from).collect(),
             cost: report::Cost::default(),
             warnings,
         })

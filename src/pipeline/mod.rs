@@ -10,12 +10,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use kprune_passes::differentiate::DifferentiateError;
-use kprune_passes::ir::Model;
 use kprune_passes::measure::Measuring;
 
 use crate::config::Options;
 use crate::data::Dataset;
 use crate::error::Error;
+use crate::evaluate::{kinds, overrule};
 use crate::folder::{Source, Target};
 use crate::latency::Setting;
 use crate::machine::peak_memory;
@@ -23,12 +23,11 @@ use crate::prepare::{Prepared, prepare};
 use crate::progress::Progress;
 use crate::report::{self, Report};
 use crate::runtime::{Cache, Runtime};
-use crate::walk::{MEASURING, Walk, work};
+use crate::walk::{MEASURING, Walk, measuring_work, tuning_work};
 use choose::{Choice, Chooser, Outcome};
 use goal::Goal;
 use product::{Factory, Products};
 
-pub(crate) use product::kinds;
 pub use product::parameters;
 
 /// Prunes the model at `input`, a file or a folder, and writes the result to `output`; without one, units are
@@ -58,10 +57,12 @@ pub fn prune(
     let measuring = measuring(&prepared, options)?;
 
     let setting = Setting::new(runtime, options.latency_batch, &prepared.calibration.lengths(options.seq_len));
-    progress.stage("timing sublayers");
+    if options.aim.is_timed() {
+        progress.stage("timing sublayers");
+    }
     let mut goal = Goal::of(runtime, &prepared, options, &setting)?;
     clock.stage("time");
-    let kinds = kinds(&prepared.analysis, options)?;
+    let kinds = kinds(&prepared.lowered, &prepared.seen, prepared.mask.as_deref(), &options.outputs)?;
     let factory = Factory {
         runtime,
         prepared: &prepared,
@@ -114,13 +115,8 @@ fn measuring<'a>(prepared: &'a Prepared, options: &Options) -> Result<Measuring<
     let model = &prepared.lowered;
     let mask = prepared.calibration.mask_input().and_then(|name| model.graph.find(name));
     let mut measuring = Measuring::new(model, &prepared.seen, &prepared.found, mask, options.temperature);
-    measuring.objective.overrule(model, &options.outputs).map_err(|name| unknown_output(model, &name))?;
+    overrule(&mut measuring.objective, model, &options.outputs)?;
     Ok(measuring)
-}
-
-pub(crate) fn unknown_output(model: &Model, name: &str) -> Error {
-    let known: Vec<_> = model.graph.outputs().iter().map(|&v| model.graph.name(v)).collect();
-    Error::Usage(format!("--output {name}: the model has no such output; it has {}", known.join(", ")))
 }
 
 /// One run over the calibration set.
@@ -151,7 +147,8 @@ impl<'a> Run<'a, '_> {
             let sublayers = found.sublayers.len();
             measured.extend((1..sublayers).filter(|&t| options.measures_at(t, sublayers)));
         }
-        progress.expect(work(found.sublayers.len(), touched.len(), measured.into_iter(), batches.len()));
+        let mut expected = measuring_work(found.sublayers.len(), measured.into_iter(), batches.len());
+        progress.expect(expected);
         let mut walk = Walk::new(runtime, measuring, batches, self.cache.clone(), progress)?;
         progress.stage("running the original");
         self.forward = Some(walk.meet_teacher(&prepared.single)?);
@@ -163,6 +160,8 @@ impl<'a> Run<'a, '_> {
                 Some(plan) => Choice::Given(plan),
                 None => Choice::Search { costs: &goal.costs, budgets: &budgets },
             };
+            expected += tuning_work(found.sublayers.len(), touched.len(), batches.len());
+            progress.expect(expected);
             walk.start(touched.len(), touched.len() / 2);
             let chosen = chooser.choose(&mut walk, &choice, self.clock)?;
             touched.iter().zip(chosen).for_each(|(&i, outcome)| outcomes[i] = outcome);

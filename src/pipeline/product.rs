@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kprune_passes::ir::{Model, ValueId};
-use kprune_passes::loss::{Objective, OutputKind};
+use kprune_passes::loss::OutputKind;
 use kprune_passes::remove::remove;
 
+use super::Clock;
 use super::choose::Outcome;
 use super::goal::Goal;
-use super::{Clock, unknown_output};
 use crate::config::{Aim, Options};
 use crate::data::{Batch, Dataset};
 use crate::error::Error;
@@ -72,15 +72,6 @@ pub(super) struct Factory<'a> {
     pub(super) setting: Setting,
     pub(super) kinds: Vec<(String, OutputKind)>,
     pub(super) progress: &'a dyn Progress,
-}
-
-/// What the model's outputs are, by name.
-pub(crate) fn kinds(analysis: &Analysis, options: &Options) -> Result<Vec<(String, OutputKind)>, Error> {
-    let model = &analysis.lowered;
-    let mask = model.graph.find(analysis.mask.as_deref().unwrap_or("attention_mask"));
-    let mut objective = Objective::guess(model, &analysis.seen, mask);
-    objective.overrule(model, &options.outputs).map_err(|name| unknown_output(model, &name))?;
-    Ok(objective.outputs.iter().map(|&(v, kind)| (model.graph.name(v).to_string(), kind)).collect())
 }
 
 /// Floating-point numbers in the constants of a model.

@@ -6,7 +6,7 @@ pub(crate) mod table;
 
 use std::path::Path;
 
-use kprune_passes::discover::Kind;
+use kprune_passes::discover::{Declined, Kind};
 use serde::Serialize;
 
 use crate::error::Error;
@@ -185,6 +185,12 @@ pub struct DeclinedReport {
     pub channels: usize,
     /// Why they stay.
     pub why: String,
+}
+
+impl From<&Declined> for DeclinedReport {
+    fn from(declined: &Declined) -> Self {
+        Self { place: declined.place.clone(), channels: declined.channels, why: declined.why.clone() }
+    }
 }
 
 /// The last check.

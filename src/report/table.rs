@@ -42,7 +42,8 @@ impl Report {
                 format!("outputs differ from the masked original by {:.1e} of the largest", verify.difference),
             );
         }
-        let stages: Vec<_> = self.cost.stages.iter().map(|s| format!("{} {:.1} s", s.name, s.seconds)).collect();
+        let stages = self.cost.stages.iter().filter(|s| s.seconds >= SHOWN);
+        let stages: Vec<_> = stages.map(|s| format!("{} {:.1} s", s.name, s.seconds)).collect();
         line("time", stages.join(", "));
         let cost = &self.cost;
         let passes = cost.forward.zip(cost.forward_equivalents);
@@ -54,15 +55,8 @@ impl Report {
 
     /// One row for every model of a sweep.
     fn sweep_table(&self) -> Table {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
         let measure = self.model.quality.as_ref().map_or("", |q| q.main().0);
-        table.set_header(["compression", "FLOPs", "bytes", "ms", "speed-up", measure, "file"]);
-        for column in 0..6 {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
+        let mut table = plain(&["compression", "FLOPs", "bytes", "ms", "speed-up", measure, "file"], &[6]);
         let first = self.original.quality.as_ref();
         table.add_row(row(None, 1.0, self.input.bytes, self.original.latency.as_ref(), first, "(the original)"));
         for model in &self.sweep {
@@ -74,14 +68,7 @@ impl Report {
     }
 
     fn sublayer_table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        table.set_header(["", "sublayer", "kept", "of", "error untuned", "tuned"]);
-        for column in [0, 2, 3, 4, 5] {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
+        let mut table = plain(&["", "sublayer", "kept", "of", "error untuned", "tuned"], &[1]);
         for (i, s) in self.model.sublayers.iter().enumerate() {
             let error = |e: Option<f64>| e.map_or("-".into(), |e| format!("{e:.4}"));
             let tuned = if s.tuned { error(s.error_tuned) } else { "-".into() };
@@ -132,10 +119,24 @@ fn quality(old: &Judgement, new: &Judgement) -> String {
     format!("{} ({} samples)", parts.join(", "), new.samples)
 }
 
+/// A table without lines; all columns but those `to_the_left` are aligned to the right.
+pub(crate) fn plain(headers: &[&str], to_the_left: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(headers);
+    for (_, column) in table.column_iter_mut().enumerate().filter(|(i, _)| !to_the_left.contains(i)) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
 /// Before and after, with the share that is left.
 fn change(old: f64, new: f64) -> String {
     format!("{} -> {} ({})", count(old), count(new), percent(new, old))
 }
+
+/// Stages that take fewer seconds are not listed.
+const SHOWN: f64 = 0.05;
 
 /// A share in percent.
 pub(crate) fn percent(new: f64, old: f64) -> String {

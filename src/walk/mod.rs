@@ -29,11 +29,15 @@ pub const MEASURING: &str = "measuring knowledge";
 /// What measuring costs per sublayer, against running one: about as much again backward, and the sums.
 const KNOWLEDGE_WORK: usize = 3;
 
-/// The work of a whole run over `batches`, in batches through one sublayer; `measured` are the sublayers after
-/// the first at which knowledge is measured.
-pub fn work(sublayers: usize, students: usize, measured: impl Iterator<Item = usize>, batches: usize) -> usize {
+/// The work of meeting the teacher and of measuring at the sublayers `measured`, in batches through one sublayer.
+pub fn measuring_work(sublayers: usize, measured: impl Iterator<Item = usize>, batches: usize) -> usize {
     let measuring: usize = measured.map(|t| KNOWLEDGE_WORK * (sublayers - t)).sum();
-    batches * (measuring + sublayers + 2 * students * sublayers - students)
+    batches * (sublayers + measuring)
+}
+
+/// The work of tuning and advancing so many students through all sublayers.
+pub fn tuning_work(sublayers: usize, students: usize, batches: usize) -> usize {
+    batches * students * (2 * sublayers - 1)
 }
 
 /// Teacher and students below the sublayer in hand: for every batch, the values that cross into it.
