@@ -148,6 +148,10 @@ impl Options {
             }
             _ => {}
         }
+        if self.latency_table.is_some() && !self.aim.is_timed() {
+            let help = "onnx-kprune inspect IN --latency-table FILE measures one";
+            return wrong(format!("a latency table is of use with --speedup or --latency-ms; {help}"));
+        }
         if self.max_drop.is_some() && self.aim.is_timed() {
             return wrong("a largest drop and a time cannot be asked for together".into());
         }

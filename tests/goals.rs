@@ -52,6 +52,24 @@ fn one_measurement_gives_several_models() {
 }
 
 #[test]
+fn a_model_of_fixed_sizes_is_judged_by_full_batches() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = support::fixtures().join("zoo/bert.ts17.fixed.onnx");
+    let report = folder.path().join("report.json");
+    let done = program()
+        .arg(&model)
+        .arg(folder.path().join("out.onnx"))
+        .args(["-q", "--sweep", "0.3,0.5", "--report"])
+        .arg(&report)
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(report).unwrap()).unwrap();
+    assert!(number(&report, "/quality/samples") >= 16.0, "an eighth of 128 made-up samples");
+    assert!(report["warnings"].to_string().contains("set aside"), "{}", report["warnings"]);
+}
+
+#[test]
 fn the_smallest_model_that_is_good_enough_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out.onnx");
@@ -184,4 +202,5 @@ fn what_contradicts_itself_is_refused() {
     ] {
         assert!(refused(more).contains("error:"), "{more:?}");
     }
+    assert!(refused(&["--latency-table", "x.json"]).contains("of use with --speedup"));
 }

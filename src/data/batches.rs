@@ -92,10 +92,7 @@ impl Dataset {
     /// # Errors
     /// Where there are too few samples for one batch.
     pub fn batches_within(&self, size: usize, most: usize, each: f64) -> Result<Vec<Batch>, Error> {
-        let fixed = self.inputs.iter().find_map(|i| match i.axes.as_ref()?.first()? {
-            Axis::Fixed(n) => Some(*n),
-            Axis::Named(_) => None,
-        });
+        let fixed = self.fixed_batch();
         let mut order: Vec<usize> = (0..self.samples()).collect();
         if let Some(mask) = &self.mask {
             order.sort_by_key(|&i| std::cmp::Reverse(mask.lengths[i]));
@@ -117,6 +114,14 @@ impl Dataset {
             return Err(Error::data(Path::new(&self.source), reason, "give more samples"));
         }
         Ok(batches)
+    }
+
+    /// The only number of samples that the model takes at once, if there is but one.
+    pub(super) fn fixed_batch(&self) -> Option<usize> {
+        self.inputs.iter().find_map(|i| match i.axes.as_ref()?.first()? {
+            Axis::Fixed(n) => Some(*n),
+            Axis::Named(_) => None,
+        })
     }
 
     fn batch(&self, rows: &[usize]) -> Result<Batch, Error> {

@@ -167,11 +167,17 @@ impl Dataset {
         })
     }
 
-    /// Sets `count` samples aside, drawn with `seed`: those that stay, and those.
+    /// Sets `count` samples aside, or what makes full batches, drawn with `seed`: those that stay, and those.
     ///
     /// # Errors
-    /// Where an array cannot be taken apart.
+    /// Where there are too few samples for both.
     pub fn split(&self, count: usize, seed: u64) -> Result<[Self; 2], Error> {
+        let batch = self.fixed_batch().unwrap_or(1);
+        let count = count.next_multiple_of(batch);
+        if self.samples() < count + batch {
+            let reason = format!("has {} samples, too few to set {count} aside to judge by", self.samples());
+            return Err(Error::data(Path::new(&self.source), reason, "give more samples, or others with --eval FILE"));
+        }
         let aside = drawn(self.samples(), count, seed);
         let stay: Vec<usize> = (0..self.samples()).filter(|i| aside.binary_search(i).is_err()).collect();
         Ok([self.select(&stay)?, self.select(&aside)?])

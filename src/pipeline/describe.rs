@@ -1,4 +1,4 @@
-//! What a run did, as its report.
+//! What a run made, put in place, and what it did, as its report.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ impl Factory<'_> {
     ///
     /// # Errors
     /// Where none of several is good enough, or a file cannot be written.
-    pub(super) fn describe(&self, goal: &Goal, measuring: &Measuring, products: Products) -> Result<Report, Error> {
+    pub(super) fn deliver(&self, goal: &Goal, measuring: &Measuring, products: Products) -> Result<Report, Error> {
         let Prepared { analysis, calibration } = self.prepared;
         let found = &analysis.found;
         let Products { original, models: products } = products;

@@ -13,7 +13,7 @@ use kprune_passes::differentiate::DifferentiateError;
 use kprune_passes::measure::Measuring;
 
 use crate::config::Options;
-use crate::data::Dataset;
+use crate::data::{Dataset, Sources};
 use crate::error::Error;
 use crate::evaluate::{kinds, overrule};
 use crate::folder::{Source, Target};
@@ -80,7 +80,7 @@ pub fn prune(
     let (measuring, products) = run.make(measuring, &mut goal)?;
     let forward = run.forward;
 
-    let mut report = factory.describe(&goal, &measuring, products)?;
+    let mut report = factory.deliver(&goal, &measuring, products)?;
     clock.stage("export");
     report.cost = clock.cost(forward);
     report.cost.sessions = runtime.set_up().as_secs_f64();
@@ -100,7 +100,8 @@ fn evaluation(prepared: &mut Prepared, model: &Path, options: &Options) -> Resul
         prepared.calibration = stay;
         return Ok(Some(aside));
     }
-    let sources = crate::data::Sources { files: options.evaluation.clone(), samples: None, ..options.sources.clone() };
+    let sources =
+        Sources { files: options.evaluation.clone(), batches: Vec::new(), samples: None, ..options.sources.clone() };
     Dataset::gather(&prepared.single, model, &sources).map(Some)
 }
 
