@@ -61,7 +61,7 @@ pub struct Side {
     pub path: String,
     /// Its size with external data, in bytes.
     pub bytes: u64,
-    /// Floating-point numbers in constants.
+    /// Numbers in constants, floating-point or quantised.
     pub parameters: usize,
     /// FLOPs of one sample: matrix products and convolutions.
     pub flops: f64,

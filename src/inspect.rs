@@ -41,7 +41,7 @@ pub struct Inspection {
     pub inputs: Vec<String>,
     /// The outputs, with what they are taken for.
     pub outputs: Vec<Output>,
-    /// Floating-point numbers in constants.
+    /// Numbers in constants, floating-point or quantised.
     pub parameters: usize,
     /// Those that belong to units.
     pub prunable_parameters: usize,

@@ -71,6 +71,8 @@ fn a_quantised_model_is_compared_with_what_it_was_made_from() {
     let found = compare(&zoo("bert.ts17"), &zoo("bert.ts17.quantised"), &[]);
     assert!(number(&found, "/b/quality/fidelity/cosine") > 0.9);
     assert!(number(&found, "/b/bytes") < number(&found, "/a/bytes"));
+    let parameters = number(&found, "/b/parameters") / number(&found, "/a/parameters");
+    assert!((0.95..1.05).contains(&parameters), "weights of eight bits are parameters too: {parameters}");
     let flops = number(&found, "/b/flops") / number(&found, "/a/flops");
     assert!((flops - 1.0).abs() < 1e-9, "quantised products count as well: {flops}");
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kprune_passes::ir::{Model, ValueId};
+use kprune_passes::ir::{ElementType, Model, Tensor, ValueId};
 use kprune_passes::loss::OutputKind;
 use kprune_passes::remove::remove;
 
@@ -74,10 +74,14 @@ pub(super) struct Factory<'a> {
     pub(super) progress: &'a dyn Progress,
 }
 
-/// Floating-point numbers in the constants of a model.
+/// Numbers in the constants of a model: of floating-point types, or quantised to eight bits or fewer.
 pub fn parameters(model: &Model) -> usize {
     let constants = model.graph.initializers().into_iter().filter_map(|v: ValueId| model.graph.constant(v));
-    constants.filter(|t| t.element().is_float()).map(|t| t.count()).sum()
+    let is_weight = |t: &&Tensor| {
+        let element = t.element();
+        element.is_float() || (1..=8).contains(&element.bits()) && element != ElementType::Bool
+    };
+    constants.filter(is_weight).map(|t| t.count()).sum()
 }
 
 impl Factory<'_> {

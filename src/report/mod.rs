@@ -84,7 +84,7 @@ pub struct File {
     pub path: String,
     /// Its size with external data.
     pub bytes: u64,
-    /// Floating-point numbers in its constants.
+    /// Numbers in its constants, floating-point or quantised.
     pub parameters: usize,
 }
 
