@@ -6,6 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export VIRTUAL_ENV := $(abspath $(VENV))
 BINARY := target/release/onnx-kprune
 FIXTURE := fixtures/reviews
+COMPRESSIONS := 0 0.3 0.6
 
 .PHONY: demo test lint setup bench zoo wheel manual
 
@@ -27,7 +28,7 @@ lint:
 # Every family, exporter and element type of fixtures/zoo.
 zoo: setup
 	cargo build --release
-	$(PYTHON) fixtures/prune_zoo.py $(BINARY) fixtures/zoo
+	$(PYTHON) fixtures/prune_zoo.py $(BINARY) fixtures/zoo --compression $(COMPRESSIONS)
 
 # What pruning costs and what it gives, in forward-equivalents and ratios; `cargo bench` times the stages.
 bench: setup
