@@ -67,8 +67,12 @@ impl Target {
     /// Where it cannot be written there.
     pub fn of(output: &Path, source: &Source) -> Result<Self, Error> {
         let names_file = output.extension().is_some_and(|e| e == "onnx");
-        if source.folder.is_none() || names_file {
+        let Some(folder) = source.folder.as_ref().filter(|_| !names_file) else {
             return Ok(Self::File(output.to_path_buf()));
+        };
+        let (inner, outer) = (folder_of(output).canonicalize(), folder.canonicalize());
+        if inner.is_ok_and(|inner| outer.is_ok_and(|outer| inner.starts_with(outer))) {
+            return Err(Error::Usage("OUT lies within IN, which is never changed; name another folder".into()));
         }
         let is_free = !output.exists() || std::fs::read_dir(output).is_ok_and(|mut d| d.next().is_none());
         match is_free {
@@ -104,6 +108,11 @@ impl Target {
     }
 }
 
+/// The folder that a path lies in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// A folder that is made beside its target and put in place whole.
 pub struct StagedFolder {
     place: TempDir,
@@ -111,13 +120,12 @@ pub struct StagedFolder {
 }
 
 impl StagedFolder {
-    /// Copies everything but the model from `source` to a new folder beside `target`.
+    /// Copies everything but the model, and weights in other forms, from `source` to a new folder beside `target`.
     ///
     /// # Errors
     /// Where a file cannot be copied.
     pub fn new(source: &Path, model_file: &Path, model: &Model, target: &Path) -> Result<Self, Error> {
-        let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let place = tempfile::Builder::new().prefix(".onnx-kprune-").suffix(".tmp").tempdir_in(parent);
+        let place = tempfile::Builder::new().prefix(".onnx-kprune-").suffix(".tmp").tempdir_in(folder_of(target));
         let place = place.map_err(Error::io("write", target))?;
         let mut left_out: Vec<PathBuf> = external_locations(model).iter().map(|l| source.join(l)).collect();
         left_out.push(model_file.to_path_buf());
@@ -173,7 +181,7 @@ fn copy(from: &Path, to: &Path, left_out: &[PathBuf]) -> Result<(), Error> {
     for entry in std::fs::read_dir(from).map_err(Error::io("read", from))? {
         let source = entry.map_err(Error::io("read", from))?.path();
         let target = to.join(source.file_name().unwrap_or_default());
-        if left_out.contains(&source) {
+        if left_out.contains(&source) || holds_weights(&source) {
             continue;
         }
         if source.is_dir() {
@@ -184,6 +192,13 @@ fn copy(from: &Path, to: &Path, left_out: &[PathBuf]) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether a file holds weights, which would be those of the original.
+fn holds_weights(file: &Path) -> bool {
+    let name = file.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let kinds = [".onnx", ".onnx_data", ".onnx.data", ".safetensors", ".h5", ".msgpack", ".ckpt", ".pt", ".pth"];
+    kinds.iter().any(|kind| name.ends_with(kind)) || name.starts_with("pytorch_model")
 }
 
 /// A configuration that is true of the pruned model.

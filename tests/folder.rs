@@ -14,6 +14,7 @@ fn model_folder(folder: &Path) {
     std::fs::copy(reviews().join("model.onnx"), folder.join("model.onnx")).unwrap();
     std::fs::copy(reviews().join("tokenizer.json"), folder.join("tokenizer.json")).unwrap();
     std::fs::write(folder.join("extra/notes.txt"), "kept").unwrap();
+    std::fs::write(folder.join("pytorch_model.bin"), "the weights of the original").unwrap();
     let config = json!({"model_type": "bert", "num_hidden_layers": 4, "num_attention_heads": 6, "hidden_size": 96,
         "intermediate_size": 384, "label2id": {"bad": 0, "good": 1}});
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
@@ -38,7 +39,7 @@ fn a_folder_comes_out_complete_with_a_true_configuration() {
     let done = run(&["--compression", "0.6"]);
     assert!(done.status.success(), "{}", text(&done.stderr));
     assert_eq!(std::fs::read_to_string(output.join("extra/notes.txt")).unwrap(), "kept");
-    assert!(output.join("tokenizer.json").is_file());
+    assert!(output.join("tokenizer.json").is_file() && !output.join("pytorch_model.bin").exists());
     let pruned = read_model(&output.join("model.onnx")).unwrap();
     assert!(!pruned.graph.initializers().is_empty());
     let config: Value = serde_json::from_str(&std::fs::read_to_string(output.join("config.json")).unwrap()).unwrap();
@@ -55,6 +56,9 @@ fn a_folder_comes_out_complete_with_a_true_configuration() {
     let again = run(&[]);
     assert_eq!(again.status.code(), Some(2), "a folder that is there is not overwritten");
     assert!(text(&again.stderr).contains("no empty folder"), "{}", text(&again.stderr));
+    let within = program().args([&input, &input.join("out")]).output().unwrap();
+    assert_eq!(within.status.code(), Some(2), "{}", text(&within.stderr));
+    assert!(text(&within.stderr).contains("lies within IN"), "{}", text(&within.stderr));
     let left =
         std::fs::read_dir(place.path()).unwrap().flatten().filter(|e| e.file_name().to_string_lossy().contains(".tmp"));
     assert_eq!(left.count(), 0);

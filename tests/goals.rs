@@ -156,6 +156,8 @@ fn a_table_from_another_machine_aims_at_that_machine() {
     table(&path, &model, 2.0, 0.0);
     let report = prune_reviews(&output, &options);
     assert_eq!(report["latency"], Value::Null, "it cannot be measured here");
+    let warnings = report["warnings"].to_string();
+    assert!(warnings.contains("(another machine)") && warnings.contains("instead of 10.000"), "{warnings}");
     assert!((17..=18).contains(&count(&report, 0)), "of 24 heads {} stay", count(&report, 0));
     assert!(count(&report, 1) > 4 * 384 * 9 / 10, "neurons are free there");
     table(&path, &model, 0.0, 2.0);

@@ -31,6 +31,7 @@ impl Factory<'_> {
             warnings.extend(product.made.as_ref().and_then(|m| m.verified.warning.clone()));
         }
         warnings.dedup();
+        warnings.extend(goal.forecast(found, &products[chosen].outcome.plan, &self.setting));
         if let Some(path) = &self.options.save_plan {
             plan_file::save(path, found, &products[chosen].outcome.plan)?;
         }

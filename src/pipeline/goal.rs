@@ -1,6 +1,7 @@
 //! How much is to be removed, as budgets of FLOPs or of time.
 
 use kprune_passes::cost::Costs;
+use kprune_passes::discover::Discovery;
 use kprune_passes::plan::Plan;
 
 use crate::config::{Aim, Options};
@@ -73,6 +74,18 @@ impl Goal {
     /// Whether anything is to be removed for model `i`.
     pub(super) fn removes(&self, i: usize) -> bool {
         self.plan.is_some() || self.budgets[i] < self.all
+    }
+
+    /// What the table says of a model, in words, where it is a table of another machine.
+    pub(super) fn forecast(&self, found: &Discovery, plan: &Plan, setting: &Setting) -> Option<String> {
+        let table = self.table.as_ref().filter(|table| !table.is_of(setting))?;
+        let kept: f64 = plan.each(found).enumerate().map(|(t, (s, d))| self.costs.kept(t, s, d)).sum();
+        let time = table.whole - (self.all - kept);
+        Some(format!(
+            "the latency table is of another machine or setting ({}), so the result was not timed; by the table it \
+             takes {time:.3} ms instead of {:.3}",
+            table.device, table.whole
+        ))
     }
 
     /// Corrects the budget where the speed-up that was measured is off; returns whether it did. Once only.

@@ -155,8 +155,8 @@ impl<'a> Run<'a, '_> {
         self.forward = Some(walk.meet_teacher(&prepared.single)?);
         self.clock.stage("teacher");
         // What the most pruned one has to make up for serves the others too (docs/speed.md).
-        let least = |&s: &usize| goal.budgets[touched[s]];
-        let leader = (0..touched.len()).min_by(|a, b| least(a).total_cmp(&least(b))).unwrap_or(0);
+        let budget = |student: usize| goal.budgets[touched[student]];
+        let leader = (0..touched.len()).min_by(|&a, &b| budget(a).total_cmp(&budget(b))).unwrap_or(0);
         let mut chooser = Chooser { prepared, options, progress, known: BTreeMap::new() };
         loop {
             let budgets: Vec<f64> = touched.iter().map(|&i| goal.budgets[i]).collect();
