@@ -128,7 +128,7 @@ pub fn compare(runtime: &Runtime, a: &Path, b: &Path, terms: &Terms) -> Result<C
     let models = [&a.model, &b.model];
     let mut judgements = judge(runtime, &models, &kinds, &data)?.into_iter();
     let lengths = data.lengths(terms.seq_len);
-    let setting = Setting::new(runtime, terms.batch, &lengths);
+    let setting = Setting::new(runtime, terms.batch, &data, terms.seq_len);
     let feeds = setting.feeds(&a.single, mask)?;
     let mut timings = latency::compare(runtime, &models, &feeds, &setting, TIMING)?.into_iter();
     let mut side = |subject: &Subject| {

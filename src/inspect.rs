@@ -84,10 +84,11 @@ pub fn inspect(runtime: &Runtime, input: &Path, options: &Options, table: Option
     let source = Source::find(input)?;
     let observed = Observed::read(runtime, &source.model, options, &mut |_| ())?;
     let sources = crate::data::Sources { seq_len: options.seq_len, ..options.sources.clone() };
-    let lengths = Dataset::made_up(observed.single(), &sources)?.lengths(options.seq_len);
+    let samples = Dataset::made_up(observed.single(), &sources)?;
+    let lengths = samples.lengths(options.seq_len);
     let analysis = observed.analyse(runtime, &lengths, options, &mut |_| ())?;
     if let Some(path) = table {
-        let setting = Setting::new(runtime, options.latency_batch, &lengths);
+        let setting = Setting::new(runtime, options.latency_batch, &samples, options.seq_len);
         LatencyTable::measure(runtime, &analysis, options, &setting)?.save(path)?;
     }
     let Analysis { model, lowered, seen, found, .. } = &analysis;

@@ -117,7 +117,7 @@ impl Dataset {
     }
 
     /// The only number of samples that the model takes at once, if there is but one.
-    pub(super) fn fixed_batch(&self) -> Option<usize> {
+    pub fn fixed_batch(&self) -> Option<usize> {
         self.inputs.iter().find_map(|i| match i.axes.as_ref()?.first()? {
             Axis::Fixed(n) => Some(*n),
             Axis::Named(_) => None,

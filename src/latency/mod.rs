@@ -13,7 +13,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use crate::data::{as_declared, fill};
+use crate::data::{Dataset, as_declared, fill};
 use crate::error::Error;
 use crate::runtime::{self, Held, Runtime, Session};
 
@@ -64,11 +64,13 @@ impl std::fmt::Display for Setting {
 }
 
 impl Setting {
-    /// Runs of `batch` samples of `lengths`, as [`crate::data::Dataset::lengths`] gives them for one sample.
-    pub fn new(runtime: &Runtime, batch: usize, lengths: &BTreeMap<String, f64>) -> Self {
+    /// Runs of `batch` samples like those of `data`, or of as many as the model takes; of length `seq_len`, or of
+    /// their mean length.
+    pub fn new(runtime: &Runtime, batch: usize, data: &Dataset, seq_len: Option<usize>) -> Self {
+        let lengths = data.lengths(seq_len);
         let whole = |(name, &length): (&String, &f64)| (name.clone(), (length.round() as usize).max(1));
         Self {
-            batch,
+            batch: data.fixed_batch().unwrap_or(batch),
             lengths: lengths.iter().map(whole).collect(),
             threads: runtime.threads(),
             provider: runtime.provider().to_string(),

@@ -56,7 +56,7 @@ pub fn prune(
     let batches = prepared.calibration.batches_within(options.batch_size, most, each)?;
     let measuring = measuring(&prepared, options)?;
 
-    let setting = Setting::new(runtime, options.latency_batch, &prepared.calibration.lengths(options.seq_len));
+    let setting = Setting::new(runtime, options.latency_batch, &prepared.calibration, options.seq_len);
     if options.aim.is_timed() {
         progress.stage("timing sublayers");
     }
