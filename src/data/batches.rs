@@ -36,7 +36,7 @@ pub struct Batch {
 impl Batch {
     /// The tensor of the input called `name`.
     pub fn find(&self, name: &str) -> Option<&ort::value::DynValue> {
-        self.feeds.iter().find(|(n, _)| n == name).map(|(_, held)| held.value())
+        find(&self.feeds, name)
     }
 
     /// The tensors by name, in the element types that `model` declares for its inputs.
@@ -51,6 +51,11 @@ impl Batch {
     pub fn feeds(&self) -> impl Iterator<Item = (&str, &ort::value::DynValue)> {
         self.feeds.iter().map(|(name, held)| (name.as_str(), held.value()))
     }
+}
+
+/// The tensor called `name`.
+pub fn find<'f>(feeds: &'f [(String, Held)], name: &str) -> Option<&'f ort::value::DynValue> {
+    feeds.iter().find(|(n, _)| n == name).map(|(_, held)| held.value())
 }
 
 /// Tensors by name, in the element types that `model` declares for its inputs.

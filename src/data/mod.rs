@@ -1,6 +1,6 @@
 //! Samples to measure on and to judge by: where they come from, and their batches.
 
-pub use batches::{Batch, as_declared};
+pub use batches::{Batch, as_declared, find};
 pub use labels::Labels;
 pub(crate) use random::fill;
 pub use rows::Columns;

@@ -8,7 +8,7 @@ use kprune_passes::observe::Observation;
 use ndarray::{ArrayD, Axis};
 use serde::Serialize;
 
-use crate::data::{Batch, Dataset, Labels};
+use crate::data::{Batch, Dataset, Labels, find};
 use crate::error::Error;
 use crate::runtime::{self, Runtime, Values};
 use metrics::{accuracy, argmax, cosine, divergence, exact_match, f1, pearson, span_f1, spearman};
@@ -135,7 +135,7 @@ pub fn judge(
             sessions.iter_mut().zip(models).zip(predictions.iter_mut().zip(&mut nearness))
         {
             let feeds = batch.feeds_for(model)?;
-            let values = session.run_with(|name| feeds.iter().find(|(n, _)| n == name).map(|(_, v)| v.value()))?;
+            let values = session.run_with(|name| find(&feeds, name))?;
             let outputs = outputs(&values, kinds, data, &batch)?;
             if let Some(labels) = &data.labels {
                 predictions.add(&outputs, &labels.select(&batch.rows));

@@ -13,7 +13,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use crate::data::{Dataset, as_declared, fill};
+use crate::data::{Dataset, as_declared, fill, find};
 use crate::error::Error;
 use crate::runtime::{self, Held, Runtime, Session};
 
@@ -120,7 +120,7 @@ pub fn in_turns(runtime: &Runtime, contenders: &mut [Contender], budget: Duratio
         for (contender, seconds) in contenders.iter_mut().zip(&mut seconds) {
             let start = Instant::now();
             let feeds = contender.feeds;
-            contender.session.run_with(|name| feeds.iter().find(|(n, _)| n == name).map(|(_, v)| v.value()))?;
+            contender.session.run_with(|name| find(feeds, name))?;
             if round >= WARM_UP {
                 seconds.push(start.elapsed().as_secs_f64());
             }

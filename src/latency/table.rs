@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Contender, Setting, in_turns, quantile};
 use crate::config::Options;
-use crate::data::as_declared;
+use crate::data::{as_declared, find};
 use crate::error::Error;
 use crate::files;
 use crate::machine;
@@ -72,13 +72,14 @@ impl LatencyTable {
         setting: &Setting,
     ) -> Result<Self, Error> {
         let sublayers = &analysis.found.sublayers;
+        let crossings = Crossings::find(&analysis.lowered.graph, &analysis.found);
         let mut known: HashMap<Likeness, Vec<(usize, f64)>> = HashMap::new();
         let mut curves = Vec::new();
         for (t, sublayer) in sublayers.iter().enumerate() {
             let likeness = Likeness::of(sublayer);
             let times = match known.get(&likeness) {
                 Some(times) => times.clone(),
-                None => sublayer_times(runtime, analysis, options, setting, t)?,
+                None => sublayer_times(runtime, analysis, options, setting, t, crossings.at(t))?,
             };
             known.insert(likeness, times.clone());
             curves.push(Curve::new(times));
@@ -202,17 +203,17 @@ fn sublayer_times(
     options: &Options,
     setting: &Setting,
     t: usize,
+    crossing: &[ValueId],
 ) -> Result<Vec<(usize, f64)>, Error> {
     let Analysis { lowered, seen, found, .. } = analysis;
-    let crossings = Crossings::find(&lowered.graph, found);
     let streams: Vec<ValueId> = found.sublayers[t].sites().map(|(_, r)| r.output).collect();
-    let feeds = crossing_values(runtime, analysis, setting, crossings.at(t))?;
+    let feeds = crossing_values(runtime, analysis, setting, crossing)?;
+    let whole = extract(lowered, seen, crossing, &streams);
     let widths = widths(&found.sublayers[t], options);
     let mut contenders = Vec::new();
     for &width in &widths {
-        let part = extract(lowered, seen, crossings.at(t), &streams);
         let plan = first_units(analysis, |i, s| if i == t { width } else { s.units.len() });
-        let part = remove(&part, found, seen, &plan).map_err(|e| Error::internal(e.to_string()))?;
+        let part = remove(&whole, found, seen, &plan).map_err(|e| Error::internal(e.to_string()))?;
         contenders.push(Contender { session: runtime.session(&part, "timing a sublayer", true)?, feeds: &feeds });
     }
     let seconds = in_turns(runtime, &mut contenders, BUDGET)?;
@@ -232,7 +233,7 @@ fn crossing_values(
     if !made.is_empty() {
         let below = extract(&analysis.lowered, &analysis.seen, &[], &made);
         let mut session = runtime.session(&below, "running what is below a sublayer", false)?;
-        let values = session.run_with(|name| feeds.iter().find(|(n, _)| n == name).map(|(_, v)| v.value()))?;
+        let values = session.run_with(|name| find(&feeds, name))?;
         feeds.extend(values.into_iter().map(|(name, value)| (name, value.into())));
     }
     Ok(feeds)

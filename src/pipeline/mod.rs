@@ -77,8 +77,10 @@ pub fn prune(
     };
     let cache = Cache::new(options.memory);
     let mut run = Run { factory: &factory, clock: &mut clock, cache: cache.clone(), forward: None };
-    let (measuring, products) = run.make(measuring, &mut goal)?;
+    let (measuring, mut products) = run.make(measuring, &mut goal)?;
     let forward = run.forward;
+    factory.judge(&mut products)?;
+    clock.stage("judge");
 
     let mut report = factory.deliver(&goal, &measuring, products)?;
     clock.stage("export");
@@ -121,15 +123,15 @@ fn measuring<'a>(prepared: &'a Prepared, options: &Options) -> Result<Measuring<
 }
 
 /// One run over the calibration set.
-struct Run<'a, 'f> {
+struct Run<'a, 'f, 'c> {
     factory: &'a Factory<'f>,
-    clock: &'a mut Clock,
+    clock: &'c mut Clock,
     cache: Cache,
     /// Seconds of one pass of the original.
     forward: Option<f64>,
 }
 
-impl<'a> Run<'a, '_> {
+impl<'a> Run<'a, '_, '_> {
     /// Chooses units and makes the models; where a model misses the time that it was to take, once more.
     fn make(&mut self, measuring: Measuring<'a>, goal: &mut Goal) -> Result<(Measuring<'a>, Products), Error> {
         let Factory { runtime, prepared, options, batches, progress, .. } = *self.factory;

@@ -107,8 +107,6 @@ impl Factory<'_> {
         let mut products = Products { original: Original::default(), models };
         self.time(&mut products, goal)?;
         clock.stage("time");
-        self.judge(&mut products)?;
-        clock.stage("judge");
         Ok(products)
     }
 
@@ -163,7 +161,7 @@ impl Factory<'_> {
     }
 
     /// Judges the models beside the original.
-    fn judge(&self, products: &mut Products) -> Result<(), Error> {
+    pub(super) fn judge(&self, products: &mut Products) -> Result<(), Error> {
         let Some(data) = self.evaluation.filter(|_| self.target.is_some()) else { return Ok(()) };
         self.progress.stage("judging");
         let mut judgements = judge(self.runtime, &self.models(&products.models), &self.kinds, data)?.into_iter();
