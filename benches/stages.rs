@@ -14,10 +14,10 @@ use kprune_passes::remove::remove;
 use kprune_passes::tune::Sums;
 use ndarray::Array2;
 use onnx_kprune::data::{Batch, Dataset, Sources};
-use onnx_kprune::files::read_model;
 use onnx_kprune::observation::observe;
 use onnx_kprune::progress::Silent;
 use onnx_kprune::runtime::{Cache, Choice, Runtime};
+use onnx_kprune::store::read_model;
 use onnx_kprune::walk::Walk;
 
 struct Setting {

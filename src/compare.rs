@@ -16,14 +16,13 @@ use serde::Serialize;
 use crate::data::Sources;
 use crate::error::Error;
 use crate::evaluate::{Judgement, judge, kinds};
-use crate::files;
-use crate::folder::Source;
 use crate::latency::{self, Setting, Timing};
 use crate::observation::observe;
 use crate::pipeline::parameters;
 use crate::prepare::gather;
 use crate::report::table::{count, percent, plain};
 use crate::runtime::Runtime;
+use crate::store::{self, Source};
 
 /// How long the models take turns.
 const TIMING: Duration = Duration::from_secs(6);
@@ -83,7 +82,7 @@ struct Subject {
 impl Subject {
     fn read(runtime: &Runtime, path: &Path, mask: Option<&str>) -> Result<Self, Error> {
         let source = Source::find(path)?;
-        let mut model = files::read_inlined(&source.model)?;
+        let mut model = store::read_inlined(&source.model)?;
         fold_constants(&mut model.graph);
         let mut single = lower::in_single_precision(&model);
         let mut seen = observe(runtime, &single, mask)?;
@@ -99,7 +98,7 @@ impl Subject {
     fn side(&self, at: &BTreeMap<String, f64>, latency: Timing, quality: Judgement) -> Side {
         Side {
             path: self.source.model.display().to_string(),
-            bytes: files::size_with_data(&self.source.model, &self.model),
+            bytes: store::size_with_data(&self.source.model, &self.model),
             parameters: parameters(&self.model),
             flops: flops::total(&self.single.graph, &self.seen, at),
             latency,

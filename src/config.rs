@@ -57,6 +57,8 @@ pub struct Options {
     pub save_plan: Option<PathBuf>,
     /// Where the times of sublayers are read from, or written to where there is no such file.
     pub latency_table: Option<PathBuf>,
+    /// Where the report is written to: as a page where the path ends in `.html`, else as JSON.
+    pub reports: Vec<PathBuf>,
     /// Samples of a run that is timed.
     pub latency_batch: usize,
     /// Whether the latency of what comes out is measured in any case.
@@ -104,6 +106,7 @@ impl Default for Options {
             plan: None,
             save_plan: None,
             latency_table: None,
+            reports: Vec::new(),
             latency_batch: 1,
             time: false,
             sources: Sources::default(),

@@ -102,7 +102,7 @@ pub enum Error {
 
 impl Error {
     /// A failure to `action` the file at `path`.
-    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
         let path = path.to_path_buf();
         move |reason| Self::Io { action, path, reason }
     }
@@ -115,6 +115,13 @@ impl Error {
     /// A defect of the program.
     pub fn internal(what: impl Into<String>) -> Self {
         Self::Internal(what.into())
+    }
+
+    /// A defect that made the program, or a library that it uses, give up.
+    pub fn of_panic(panic: &(dyn std::any::Any + Send)) -> Self {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Self::Internal(text.unwrap_or("it gave up without a reason").to_string())
     }
 
     /// A failure of ONNX Runtime while `doing` something.

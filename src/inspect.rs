@@ -15,14 +15,13 @@ use crate::config::Options;
 use crate::data::{Dataset, describe};
 use crate::error::Error;
 use crate::evaluate::kinds;
-use crate::files;
-use crate::folder::Source;
 use crate::latency::{LatencyTable, Setting};
-use crate::pipeline::parameters;
+use crate::pipeline::{parameters, source_ledger};
 use crate::prepare::{Analysis, Observed};
 use crate::report::table::{count, percent, plain};
 use crate::report::{DeclinedReport, Output, unit_name};
 use crate::runtime::Runtime;
+use crate::store::{self, Source, external_files};
 
 /// What a model is made of.
 #[derive(Debug, Serialize)]
@@ -82,12 +81,15 @@ pub struct Part {
 /// Where the file is no model, or one that cannot be pruned.
 pub fn inspect(runtime: &Runtime, input: &Path, options: &Options, table: Option<&Path>) -> Result<Inspection, Error> {
     let source = Source::find(input)?;
+    let ledger = source_ledger(&source).writing_all("--latency-table", table);
+    ledger.check()?;
     let observed = Observed::read(runtime, &source.model, options, &mut |_| ())?;
     let sources = crate::data::Sources { seq_len: options.seq_len, ..options.sources.clone() };
     let samples = Dataset::made_up(observed.single(), &sources)?;
     let lengths = samples.lengths(options.seq_len);
     let analysis = observed.analyse(runtime, &lengths, options, &mut |_| ())?;
     if let Some(path) = table {
+        ledger.reading_all("external data of IN", external_files(&source.model, &analysis.model)).check()?;
         let setting = Setting::new(runtime, options.latency_batch, &samples, options.seq_len);
         LatencyTable::measure(runtime, &analysis, options, &setting)?.save(path)?;
     }
@@ -113,7 +115,7 @@ pub fn inspect(runtime: &Runtime, input: &Path, options: &Options, table: Option
     };
     Ok(Inspection {
         path: source.model.display().to_string(),
-        bytes: files::size_with_data(&source.model, model),
+        bytes: store::size_with_data(&source.model, model),
         exporter: format!("{} {}", text(&header.producer_name), text(&header.producer_version)).trim().to_string(),
         ir_version: header.ir_version.unwrap_or(0),
         opsets: opsets.collect(),

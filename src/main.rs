@@ -1,71 +1,74 @@
 //! The program: see the library for what it does.
 
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use clap::Parser;
+use miette::MietteDiagnostic;
 use onnx_kprune::cli::{self, Cli, Command, CompareArgs, InspectArgs, PruneArgs};
 use onnx_kprune::compare::{Terms, compare};
 use onnx_kprune::error::Error;
-use onnx_kprune::files::check_folder;
+use onnx_kprune::escape::{printable, printable_json};
 use onnx_kprune::inspect::inspect;
 use onnx_kprune::pipeline::prune;
-use onnx_kprune::progress::{Progress, Silent, Terminal};
+use onnx_kprune::progress::{Progress, Silent, Terminal, say};
 use onnx_kprune::report::Report;
+use onnx_kprune::store::litter;
 use serde::Serialize;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = match (&cli.command, &cli.prune) {
+    // What is a defect is reported as one, in the words of all other errors.
+    std::panic::set_hook(Box::new(|_| ()));
+    let done = catch_unwind(AssertUnwindSafe(|| run(&cli))).unwrap_or_else(|panic| Err(Error::of_panic(&panic)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("{:?}", shown(&error)));
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Error> {
+    match (&cli.command, &cli.prune) {
         (Some(Command::Inspect(arguments)), _) => run_inspect(arguments),
         (Some(Command::Compare(arguments)), _) => run_compare(arguments),
         (Some(Command::Completions { shell }), _) => print(&cli::completions(*shell)),
         (Some(Command::Man), _) => cli::manual().map_err(|e| Error::internal(e.to_string())).and_then(|m| print(&m)),
         (None, arguments) => run_prune(arguments),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let status = error.status();
-            eprintln!("{:?}", miette::Report::new(error));
-            ExitCode::from(status)
-        }
     }
 }
 
 fn run_prune(arguments: &PruneArgs) -> Result<(), Error> {
-    arguments.check_paths()?;
     let options = arguments.options();
     options.check()?;
-    let runtime = arguments.runtime.load(cancel_on_interrupt())?;
+    let runtime = arguments.runtime.load(cancel_on_signal())?;
     if !arguments.quiet {
-        eprintln!(
-            "ONNX Runtime: {} ({}, {} threads)",
-            runtime.library().display(),
-            runtime.provider(),
-            runtime.threads()
-        );
+        let (library, provider) = (runtime.library().display(), runtime.provider());
+        say(&printable(&format!("ONNX Runtime: {library} ({provider}, {} threads)", runtime.threads())));
     }
     let progress: Box<dyn Progress> = if arguments.quiet { Box::new(Silent) } else { Box::new(Terminal::new()) };
     let report = prune(&runtime, arguments.input(), arguments.target(), &options, progress.as_ref())?;
     drop(progress);
-    for path in &arguments.report {
-        report.save(path)?;
+    if arguments.prints_report() {
+        return print_json(&report);
     }
     if arguments.quiet { Ok(()) } else { show(&report, arguments.verbose) }
 }
 
 fn run_inspect(arguments: &InspectArgs) -> Result<(), Error> {
-    arguments.latency_table.as_deref().map_or(Ok(()), check_folder)?;
-    let runtime = arguments.runtime.load(cancel_on_interrupt())?;
+    let runtime = arguments.runtime.load(cancel_on_signal())?;
     let seen = inspect(&runtime, &arguments.input, &arguments.options(), arguments.latency_table.as_deref())?;
-    if arguments.json { print_json(&seen) } else { print(seen.text().as_bytes()) }
+    if arguments.json { print_json(&seen) } else { print_text(&seen.text()) }
 }
 
 fn run_compare(arguments: &CompareArgs) -> Result<(), Error> {
-    let runtime = arguments.runtime.load(cancel_on_interrupt())?;
+    let runtime = arguments.runtime.load(cancel_on_signal())?;
     let terms = Terms {
         sources: arguments.reading.sources(&arguments.data, arguments.seq_len),
         outputs: arguments.outputs.clone(),
@@ -73,27 +76,46 @@ fn run_compare(arguments: &CompareArgs) -> Result<(), Error> {
         batch: arguments.latency_batch,
     };
     let comparison = compare(&runtime, &arguments.first, &arguments.second, &terms)?;
-    if arguments.json { print_json(&comparison) } else { print(comparison.table().as_bytes()) }
+    if arguments.json { print_json(&comparison) } else { print_text(&comparison.table()) }
 }
 
-/// A flag that Ctrl-C sets; a second Ctrl-C ends the program at once.
-fn cancel_on_interrupt() -> Arc<AtomicBool> {
+/// How long the work may take to end by itself after a signal.
+const GRACE: Duration = Duration::from_millis(600);
+
+/// A flag that SIGINT (Ctrl-C), SIGTERM and SIGHUP set. The work ends at its next step; where that takes long, as
+/// inside a library, or after a second signal, the process ends without it. Nothing is left behind either way.
+fn cancel_on_signal() -> Arc<AtomicBool> {
     let cancelled = Arc::new(AtomicBool::new(false));
     let flag = cancelled.clone();
+    let leave = || {
+        say(&format!("{:?}", shown(&Error::Interrupted)));
+        litter::leave(i32::from(Error::Interrupted.status()))
+    };
     let handler = move || {
         if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(1);
+            leave();
         }
+        std::thread::spawn(move || {
+            std::thread::sleep(GRACE);
+            leave();
+        });
     };
     if let Err(error) = ctrlc::set_handler(handler) {
-        eprintln!("warning: Ctrl-C will end the program without tidying up: {error}");
+        say(&format!("warning: signals will end the program without tidying up: {error}"));
     }
     cancelled
 }
 
+/// An error as it is shown, with what it quotes of files made harmless.
+fn shown(error: &Error) -> miette::Report {
+    let help = miette::Diagnostic::help(error).map(|help| printable(&help.to_string()).into_owned());
+    let message = printable(&error.to_string()).into_owned();
+    miette::Report::new(MietteDiagnostic { help, ..MietteDiagnostic::new(message) })
+}
+
 fn show(report: &Report, verbose: bool) -> Result<(), Error> {
     for warning in &report.warnings {
-        eprintln!("warning: {warning}");
+        say(&printable(&format!("warning: {warning}")));
     }
     let mut text = String::new();
     if verbose {
@@ -108,18 +130,23 @@ fn show(report: &Report, verbose: bool) -> Result<(), Error> {
         }
     }
     text.push_str(&report.table());
-    print(text.as_bytes())
+    print_text(&text)
 }
 
 fn print_json(content: &impl Serialize) -> Result<(), Error> {
     let mut json = serde_json::to_string_pretty(content).map_err(|e| Error::internal(e.to_string()))?;
     json.push('\n');
-    print(json.as_bytes())
+    print(printable_json(&json).as_bytes())
+}
+
+fn print_text(text: &str) -> Result<(), Error> {
+    print(printable(text).as_bytes())
 }
 
 /// Prints; a reader that has seen enough, as `head` has, is no error.
 fn print(content: &[u8]) -> Result<(), Error> {
-    match std::io::stdout().write_all(content) {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(content).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Error::io("write", "standard output".as_ref())(error))
         }

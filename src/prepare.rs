@@ -13,9 +13,9 @@ use kprune_passes::signature;
 use crate::config::Options;
 use crate::data::{Dataset, Sources};
 use crate::error::Error;
-use crate::files;
 use crate::observation::observe;
 use crate::runtime::Runtime;
+use crate::store;
 
 /// A model as it is written and as it is measured, and what is known of both.
 pub struct Analysis {
@@ -84,7 +84,7 @@ impl Observed {
         options: &Options,
         stage: &mut dyn FnMut(&'static str),
     ) -> Result<Self, Error> {
-        let mut model = files::read_inlined(path)?;
+        let mut model = store::read_inlined(path)?;
         fold_constants(&mut model.graph);
         if options.untie {
             untie(&mut model.graph);

@@ -1,9 +1,16 @@
 //! Progress: a bar on a terminal, plain lines otherwise, or whatever a caller makes of it.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::escape::printable;
+
+/// Writes a line to standard error; where nobody can read it, it is lost.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
 
 /// Is told how far the work has come.
 pub trait Progress {
@@ -60,13 +67,13 @@ impl Progress for Terminal {
 
     fn stage(&self, what: &str) {
         if let Some(bar) = &self.bar {
-            bar.set_message(what.to_string());
+            bar.set_message(printable(what).into_owned());
         }
     }
 
     fn done(&self, line: &str) {
         if self.bar.is_none() {
-            eprintln!("{line}");
+            say(&printable(line));
         }
     }
 

@@ -12,8 +12,8 @@ use ndarray::ArrayD;
 
 use crate::data::Batch;
 use crate::error::Error;
-use crate::files::Staged;
 use crate::runtime::{self, Held, Runtime, Session};
+use crate::store::Staged;
 
 /// Batches that are compared, spread over the lengths of the calibration set.
 const BATCHES: usize = 8;
@@ -99,7 +99,7 @@ pub fn verify(
     };
     // External data are still under temporary names, where only the model that was read back finds them.
     let result = match staged.is_one_file() {
-        true => runtime.session_of_file(staged.path(), PRUNED)?,
+        true => runtime.session_of_file(&staged.path(), PRUNED)?,
         false => runtime.session(pruned, PRUNED, true)?,
     };
     let found = outputs(runtime, result, pruned, &batches)?;

@@ -49,7 +49,7 @@ fn prune_file(input: &Path, more: &[&str]) -> (TempDir, PathBuf, Output) {
 /// Logits of the first evaluation samples.
 fn logits(path: &Path) -> ndarray::ArrayD<f64> {
     let runtime = cpu();
-    let model = onnx_kprune::files::read_model(path).unwrap();
+    let model = onnx_kprune::store::read_model(path).unwrap();
     let sources = onnx_kprune::data::Sources { files: vec![reviews().join("calibration.npz")], ..Default::default() };
     let data = onnx_kprune::data::Dataset::gather(&model, path, &sources).unwrap();
     let batches = data.batches(64).unwrap();
@@ -136,7 +136,7 @@ fn extreme_compression_empties_sublayers() {
     let empty = |s: &&serde_json::Value| s["kept"].as_array().unwrap().is_empty();
     let sublayers = report["sublayers"].as_array().unwrap();
     assert!(sublayers.iter().filter(empty).count() > 0, "some sublayer loses all its units");
-    let names = |path: &Path| onnx_kprune::files::read_model(path).unwrap().graph.sorted().len();
+    let names = |path: &Path| onnx_kprune::store::read_model(path).unwrap().graph.sorted().len();
     assert!(names(&output) < names(&model()), "and all its nodes");
 }
 
@@ -295,7 +295,7 @@ fn a_model_with_nothing_to_prune_says_what_was_looked_at() {
     let folder = folder();
     let path = folder.path().join("plain.onnx");
     let model = Model::new(graph, 17);
-    onnx_kprune::files::stage(&model, &path, &path).and_then(|s| s.publish()).unwrap_or_else(|e| panic!("{e}"));
+    onnx_kprune::store::stage(&model, &path, &path).and_then(|s| s.publish()).unwrap_or_else(|e| panic!("{e}"));
     let (_kept, output, done) = prune_file(&path, &[]);
     refused(&output, &done, &["nothing to prune", "what was looked at", "do not come from a weight"]);
 }

@@ -5,7 +5,7 @@ mod support;
 
 use std::path::Path;
 
-use onnx_kprune::files::read_model;
+use onnx_kprune::store::read_model;
 use serde_json::{Value, json};
 use support::{program, reviews, text};
 

@@ -12,9 +12,9 @@ use kprune_passes::observe::Observation;
 use kprune_passes::signature::declare;
 use ndarray::{Array1, ArrayD, IxDyn};
 use onnx_kprune::data::{Batch, Dataset, Sources};
-use onnx_kprune::files::read_model;
 use onnx_kprune::observation::observe;
 use onnx_kprune::runtime::{Held, Runtime, numbers, scalars};
+use onnx_kprune::store::read_model;
 use support::{cpu, fixtures};
 
 const TEMPERATURE: f64 = 2.0;

@@ -11,9 +11,9 @@ use kprune_passes::measure::{COLUMNS, FEATURES, Measuring, SO_FAR, WEIGHT, strea
 use kprune_passes::plan::Decision;
 use ndarray::{Array2, ArrayD, IxDyn};
 use onnx_kprune::data::{Dataset, Sources};
-use onnx_kprune::files::read_model;
 use onnx_kprune::observation::observe;
 use onnx_kprune::runtime::{self, Held, Values, host, numbers, scalars};
+use onnx_kprune::store::read_model;
 use onnx_kprune::walk::original_weight;
 use support::{cpu, fixtures, reviews};
 

@@ -6,7 +6,7 @@ mod support;
 use std::path::PathBuf;
 
 use kprune_passes::ir::ElementType;
-use onnx_kprune::files::read_model;
+use onnx_kprune::store::read_model;
 use serde_json::Value;
 use support::{fixtures, program, text};
 

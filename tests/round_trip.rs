@@ -6,7 +6,7 @@ mod support;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use onnx_kprune::files::{read_model, stage};
+use onnx_kprune::store::{read_model, stage};
 use onnx_protobuf::ModelProto;
 use protobuf::Message;
 use support::fixtures;

@@ -9,8 +9,8 @@ use kprune_passes::plan::Plan;
 use kprune_passes::remove::remove;
 use onnx_kprune::data::{Dataset, Sources};
 use onnx_kprune::error::Error;
-use onnx_kprune::files::{read_model, stage};
 use onnx_kprune::observation::observe;
+use onnx_kprune::store::{read_model, stage};
 use onnx_kprune::verify::{difference, masked_original, verify};
 use support::{cpu, fixtures};
 

@@ -11,8 +11,6 @@ use kprune_passes::search::Weights;
 use super::parse::{above_one, above_zero, compression, output, positive, scope, weight};
 use super::{DataArgs, RuntimeArgs};
 use crate::config::{Aim, Options};
-use crate::error::Error;
-use crate::files::check_folder;
 use crate::machine::quarter_of_memory;
 
 /// Compressions that are tried where only the drop is limited.
@@ -143,7 +141,8 @@ pub struct PruneArgs {
     #[arg(long, value_name = "SIZE", help_heading = "Runtime")]
     pub memory: Option<ByteSize>,
 
-    /// Write what was done: as a page where FILE ends in .html, else as JSON; may be repeated
+    /// Write what was done: as a page where FILE ends in .html, else as JSON; - prints JSON on standard
+    /// output; may be repeated
     #[arg(long, value_name = "FILE", help_heading = "Report")]
     pub report: Vec<PathBuf>,
 
@@ -166,6 +165,7 @@ impl PruneArgs {
             plan: self.plan.clone(),
             save_plan: self.save_plan.clone(),
             latency_table: self.latency_table.clone(),
+            reports: self.report.iter().filter(|path| !is_output(path)).cloned().collect(),
             latency_batch: self.latency_batch,
             time: self.report.iter().any(|path| is_page(path)),
             sources: self.data.sources(&self.calibration, self.seq_len),
@@ -211,37 +211,14 @@ impl PruneArgs {
         self.output.as_deref().filter(|_| !self.dry_run)
     }
 
-    /// Refuses to overwrite what is read, in whatever way it is named, and folders that are not there.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] where two of them are the same file, [`Error::Io`] for a missing folder.
-    pub fn check_paths(&self) -> Result<(), Error> {
-        let target = self.target();
-        if target.is_some_and(|output| is_same(output, self.input())) {
-            return Err(Error::Usage("OUT is the same file as IN, which is never changed; name another file".into()));
-        }
-        let written = self.report.iter().map(|path| ("--report", path));
-        let written = written.chain(self.save_plan.iter().map(|path| ("--save-plan", path)));
-        let written = written.chain(self.latency_table.iter().map(|path| ("--latency-table", path)));
-        for (option, path) in written {
-            let over_model = is_same(path, self.input()) || target.is_some_and(|output| is_same(path, output));
-            let over_data = self.calibration.iter().chain(&self.eval).chain(&self.plan).any(|read| is_same(path, read));
-            if over_model || over_data {
-                let what = if over_model { "the model file" } else { "a file that is read" };
-                return Err(Error::Usage(format!("{option} names {what}; name another file")));
-            }
-            check_folder(path)?;
-        }
-        // Found out now rather than when all the work is done.
-        target.map_or(Ok(()), check_folder)
+    /// Whether the report is printed on standard output too, for which it is called `-`.
+    pub fn prints_report(&self) -> bool {
+        self.report.iter().any(|path| is_output(path))
     }
 }
 
-fn is_same(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => a == b,
-    }
+fn is_output(path: &Path) -> bool {
+    path == "-"
 }
 
 fn is_page(path: &Path) -> bool {

@@ -16,16 +16,19 @@ use super::{Contender, Setting, in_turns, quantile};
 use crate::config::Options;
 use crate::data::{as_declared, find};
 use crate::error::Error;
-use crate::files;
 use crate::machine;
 use crate::prepare::Analysis;
 use crate::runtime::{Held, Runtime};
+use crate::store;
 
 /// Shares of a sublayer's units at which it is timed.
 const SHARES: [f64; 6] = [1.0, 0.75, 0.5, 0.25, 0.1, 0.0];
 
 /// Time spent on one kind of sublayer, and on the whole.
 const BUDGET: Duration = Duration::from_millis(1500);
+
+/// The version of the layout that this program writes and reads.
+const SCHEMA: u32 = 1;
 
 /// Times of a model's sublayers. Times are milliseconds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,7 +94,7 @@ impl LatencyTable {
             SublayerTimes { name: sublayer.name.clone(), units: sublayer.units.len(), times: points.collect() }
         };
         Ok(Self {
-            schema: 1,
+            schema: SCHEMA,
             device: machine::name(),
             provider: setting.provider.clone(),
             threads: setting.threads,
@@ -107,10 +110,13 @@ impl LatencyTable {
     /// # Errors
     /// Where the file is none, or belongs to another model.
     pub fn load(path: &Path, analysis: &Analysis) -> Result<Self, Error> {
-        let content = std::fs::read(path).map_err(Error::io("read", path))?;
+        let content = store::read(path).map_err(Error::io("read", path))?;
         let help = "delete it, or name another file, to have one measured";
         let wrong = |reason: String| Error::data(path, reason, help);
         let table: Self = serde_json::from_slice(&content).map_err(|e| wrong(format!("is no latency table: {e}")))?;
+        if table.schema != SCHEMA {
+            return Err(wrong(format!("is of version {}, and version {SCHEMA} is read", table.schema)));
+        }
         let sublayers = &analysis.found.sublayers;
         let is_same = |(row, s): (&SublayerTimes, &Sublayer)| row.name == s.name && row.units == s.units.len();
         if table.sublayers.len() != sublayers.len() || !table.sublayers.iter().zip(sublayers).all(is_same) {
@@ -129,7 +135,7 @@ impl LatencyTable {
     /// # Errors
     /// Where it cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        files::write_json(path, self)
+        store::write_json(path, self)
     }
 
     /// Whether the times are of this machine and this setting.

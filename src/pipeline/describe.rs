@@ -11,17 +11,23 @@ use super::product::{Factory, Product, Products, parameters};
 use crate::config::Aim;
 use crate::error::Error;
 use crate::evaluate::Judgement;
-use crate::files;
-use crate::plan_file;
 use crate::prepare::Prepared;
 use crate::report::{self, ModelReport, Report};
+use crate::store::{self, Publication};
 
 impl Factory<'_> {
-    /// Puts the models in place and says what was done.
+    /// Puts the models, the plan and the reports in place, all or none, and says what was done. `cost` is asked for
+    /// what the run cost when all else is done.
     ///
     /// # Errors
     /// Where none of several is good enough, or a file cannot be written.
-    pub(super) fn deliver(&self, goal: &Goal, measuring: &Measuring, products: Products) -> Result<Report, Error> {
+    pub(super) fn deliver(
+        &self,
+        goal: &Goal,
+        measuring: &Measuring,
+        products: Products,
+        cost: impl FnOnce() -> report::Cost,
+    ) -> Result<Report, Error> {
         let Prepared { analysis, calibration } = self.prepared;
         let found = &analysis.found;
         let Products { original, models: products } = products;
@@ -32,18 +38,19 @@ impl Factory<'_> {
         }
         warnings.dedup();
         warnings.extend(goal.forecast(found, &products[chosen].outcome.plan, &self.setting));
+        let mut publication = Publication::default();
         if let Some(path) = &self.options.save_plan {
-            plan_file::save(path, found, &products[chosen].outcome.plan)?;
+            publication.add_content(path, &store::plan::content(found, &products[chosen].outcome.plan)?)?;
         }
         let reports: Vec<ModelReport> = products.iter().map(|p| model_report(found, goal, p)).collect();
         let writes_all = self.options.max_drop.is_none();
         for (i, product) in products.into_iter().enumerate() {
             if let Some(made) = product.made.filter(|_| writes_all || i == chosen) {
-                made.publish()?;
+                made.publish_with(&mut publication)?;
             }
         }
         let lengths = calibration.mean_length().map(|mean| self.options.seq_len.map_or(mean, |s| s as f64));
-        Ok(Report {
+        let report = Report {
             schema: 1,
             version: env!("CARGO_PKG_VERSION").into(),
             input: self.file(&self.source.model),
@@ -74,16 +81,21 @@ impl Factory<'_> {
                 quality: original.judgement,
             },
             declined: found.declined.iter().map(report::DeclinedReport::from).collect(),
-            cost: report::Cost::default(),
+            cost: cost(),
             warnings,
-        })
+        };
+        for path in &self.options.reports {
+            publication.add_content(path, &report.content(path)?)?;
+        }
+        publication.commit(&self.ledger)?;
+        Ok(report)
     }
 
     fn file(&self, path: &Path) -> report::File {
         let model = &self.prepared.model;
         report::File {
             path: path.display().to_string(),
-            bytes: files::size_with_data(path, model),
+            bytes: store::size_with_data(path, model),
             parameters: parameters(model),
         }
     }

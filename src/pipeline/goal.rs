@@ -7,9 +7,9 @@ use kprune_passes::plan::Plan;
 use crate::config::{Aim, Options};
 use crate::error::Error;
 use crate::latency::{LatencyTable, Setting, Timing};
-use crate::plan_file;
 use crate::prepare::Prepared;
 use crate::runtime::Runtime;
+use crate::store;
 
 /// A measured speed-up may be off by this share before the budget is corrected.
 const OFF: f64 = 0.03;
@@ -39,7 +39,7 @@ impl Goal {
         setting: &Setting,
     ) -> Result<Self, Error> {
         let found = &prepared.found;
-        let plan = options.plan.as_ref().map(|path| plan_file::load(path, found)).transpose()?;
+        let plan = options.plan.as_ref().map(|path| store::plan::load(path, found)).transpose()?;
         let all = Costs::Flops.all(&found.sublayers);
         let in_flops = |budgets, plan| Self { costs: Costs::Flops, budgets, all, plan, table: None, wanted: None };
         if let Some(plan) = plan {

@@ -3,6 +3,7 @@
 mod choose;
 mod describe;
 mod goal;
+mod paths;
 mod product;
 
 use std::collections::BTreeMap;
@@ -16,18 +17,19 @@ use crate::config::Options;
 use crate::data::{Dataset, Sources};
 use crate::error::Error;
 use crate::evaluate::{kinds, overrule};
-use crate::folder::{Source, Target};
 use crate::latency::Setting;
 use crate::machine::peak_memory;
 use crate::prepare::{Prepared, prepare};
 use crate::progress::Progress;
 use crate::report::{self, Report};
 use crate::runtime::{Cache, Runtime};
+use crate::store::{Source, Target};
 use crate::walk::{MEASURING, Walk, measuring_work, tuning_work};
 use choose::{Choice, Chooser, Outcome};
 use goal::Goal;
 use product::{Factory, Products};
 
+pub(crate) use paths::source_ledger;
 pub use product::parameters;
 
 /// Prunes the model at `input`, a file or a folder, and writes the result to `output`; without one, units are
@@ -46,9 +48,13 @@ pub fn prune(
     progress.stage("reading the model");
     let source = Source::find(input)?;
     let target = output.map(|output| Target::of(output, &source)).transpose()?;
+    let ledger = paths::ledger(&source, target.as_ref(), options);
+    ledger.check()?;
     let mut prepared = prepare(runtime, &source.model, options, &mut |name| {
         clock.stage(name);
     })?;
+    let ledger = paths::with_external(ledger, &source, target.as_ref(), options, &prepared.analysis);
+    ledger.check()?;
     let evaluation = evaluation(&mut prepared, &source.model, options)?;
     let prepared = prepared;
     let most = runtime.tokens_at_once();
@@ -69,6 +75,7 @@ pub fn prune(
         options,
         source: &source,
         target,
+        ledger,
         batches: &batches,
         evaluation: evaluation.as_ref(),
         setting,
@@ -82,12 +89,13 @@ pub fn prune(
     factory.judge(&mut products)?;
     clock.stage("judge");
 
-    let mut report = factory.deliver(&goal, &measuring, products)?;
-    clock.stage("export");
-    report.cost = clock.cost(forward);
-    report.cost.sessions = runtime.set_up().as_secs_f64();
-    report.cost.spilled = cache.spilled();
-    Ok(report)
+    factory.deliver(&goal, &measuring, products, || {
+        clock.stage("export");
+        let mut cost = clock.cost(forward);
+        cost.sessions = runtime.set_up().as_secs_f64();
+        cost.spilled = cache.spilled();
+        cost
+    })
 }
 
 /// What results are judged by, where they are to be judged; samples of the calibration set that are set aside,

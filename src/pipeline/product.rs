@@ -10,16 +10,16 @@ use kprune_passes::remove::remove;
 use super::Clock;
 use super::choose::Outcome;
 use super::goal::Goal;
-use crate::config::{Aim, Options};
+use super::paths::targets;
+use crate::config::Options;
 use crate::data::{Batch, Dataset};
 use crate::error::Error;
 use crate::evaluate::{Judgement, judge};
-use crate::files::{self, Staged};
-use crate::folder::{Source, StagedFolder, Target};
 use crate::latency::{self, Setting, Timing};
 use crate::prepare::{Analysis, Prepared};
 use crate::progress::Progress;
 use crate::runtime::Runtime;
+use crate::store::{self, Ledger, Publication, Source, Staged, StagedFolder, Target};
 use crate::verify::{Verified, masked_original, verify};
 
 /// How long models take turns when they are timed.
@@ -67,6 +67,7 @@ pub(super) struct Factory<'a> {
     pub(super) options: &'a Options,
     pub(super) source: &'a Source,
     pub(super) target: Option<Target>,
+    pub(super) ledger: Ledger,
     pub(super) batches: &'a [Batch],
     pub(super) evaluation: Option<&'a Dataset>,
     pub(super) setting: Setting,
@@ -87,21 +88,13 @@ pub fn parameters(model: &Model) -> usize {
 impl Factory<'_> {
     /// Makes one model for every outcome.
     pub(super) fn make(&self, outcomes: Vec<Outcome>, goal: &Goal, clock: &mut Clock) -> Result<Products, Error> {
-        let shares: Vec<Option<f64>> = match &self.options.aim {
-            Aim::Compression(shares) if goal.plan.is_none() => shares.iter().copied().map(Some).collect(),
-            _ => vec![None],
+        let targets: Vec<(Option<f64>, Option<Target>)> = match &self.target {
+            Some(target) => targets(self.options, target).into_iter().map(|(share, t)| (share, Some(t))).collect(),
+            None => outcomes.iter().map(|_| (None, None)).collect(),
         };
         let mut models = Vec::new();
-        for (outcome, compression) in outcomes.into_iter().zip(shares) {
-            let made = match &self.target {
-                Some(target) => {
-                    let is_one_of_several = goal.budgets.len() > 1 && self.options.max_drop.is_none();
-                    let share = compression.filter(|_| is_one_of_several);
-                    let target = share.map_or_else(|| target.clone(), |share| target.named_after(share));
-                    Some(self.made(&outcome, target, clock)?)
-                }
-                None => None,
-            };
+        for (outcome, (compression, target)) in outcomes.into_iter().zip(targets) {
+            let made = target.map(|target| self.made(&outcome, target, clock)).transpose()?;
             models.push(Product { outcome, compression, timing: None, judgement: None, made });
         }
         let mut products = Products { original: Original::default(), models };
@@ -117,16 +110,15 @@ impl Factory<'_> {
         let pruned = pruned.map_err(|e| Error::internal(e.to_string()))?;
         clock.stage("remove");
         self.progress.stage("verifying");
-        let folder = match (&target, &self.source.folder) {
-            (Target::Folder(to), Some(from)) => {
-                let folder = StagedFolder::new(from, &self.source.model, model, to)?;
-                folder.describe(found, &outcome.plan)?;
-                Some(folder)
-            }
-            _ => None,
+        let folder = match &target {
+            Target::Folder(to) => Some(StagedFolder::new(self.source, model, to, found, &outcome.plan)?),
+            Target::File(_) => None,
         };
-        let file = folder.as_ref().map_or_else(|| target.path().to_path_buf(), |f| f.model(&self.source.model));
-        let staged = files::stage(&pruned, &self.source.model, &file)?;
+        let file = match &target {
+            Target::Folder(to) => to.with_file_name(self.source.model.file_name().unwrap_or_default()),
+            Target::File(to) => to.clone(),
+        };
+        let staged = store::stage(&pruned, &self.source.model, &file)?;
         let masked = masked_original(model, written, &outcome.plan)?;
         let reread = staged.reread()?;
         let verified = verify(self.runtime, &reread, &staged, &masked, written, self.batches)?;
@@ -189,9 +181,14 @@ impl Made {
         self.staged.target().file_name().map_or(Path::new("model.onnx"), Path::new)
     }
 
-    /// Puts the files in place.
-    pub(super) fn publish(self) -> Result<(), Error> {
-        self.staged.publish()?;
-        self.folder.map_or(Ok(()), StagedFolder::publish)
+    /// Adds the files to what is put in place together.
+    pub(super) fn publish_with(self, publication: &mut Publication) -> Result<(), Error> {
+        match self.folder {
+            Some(folder) => folder.publish_with(self.staged, publication),
+            None => {
+                self.staged.publish_with(publication);
+                Ok(())
+            }
+        }
     }
 }

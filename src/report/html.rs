@@ -5,6 +5,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::table::{count, percent};
 use super::{ModelReport, Report, SublayerReport, charts};
+use crate::escape::printable;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -44,7 +45,7 @@ impl Report {
                 }
             }
         };
-        page.into_string()
+        printable(&page.into_string()).into_owned()
     }
 
     fn summary(&self) -> String {

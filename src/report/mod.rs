@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::evaluate::Judgement;
-use crate::files;
 use crate::latency::{Setting, Timing};
+use crate::store;
 
 /// The report of a run. Units: bytes, seconds, milliseconds for latencies, FLOPs (two for every multiply-add) of
 /// one sample.
@@ -237,15 +237,14 @@ pub fn unit_name(kind: Kind) -> &'static str {
 }
 
 impl Report {
-    /// Writes the report: as a page where the path ends in `.html`, else as JSON. The file appears whole or not
-    /// at all.
+    /// The content of a report file: a page where its path ends in `.html`, else JSON.
     ///
     /// # Errors
-    /// Where it cannot be written.
-    pub fn save(&self, path: &Path) -> Result<(), Error> {
+    /// Never, but for want of memory.
+    pub fn content(&self, path: &Path) -> Result<Vec<u8>, Error> {
         match path.extension().is_some_and(|e| e == "html") {
-            true => files::write_whole(path, self.page().as_bytes()),
-            false => files::write_json(path, self),
+            true => Ok(self.page().into_bytes()),
+            false => store::json(self),
         }
     }
 

@@ -7,8 +7,9 @@ use kprune_passes::plan::Plan;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::files;
 use crate::report::unit_name;
+
+use super::{input, publish};
 
 /// The units that stay.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,29 +29,36 @@ struct Row {
     keep: String,
 }
 
-/// Writes which units stay.
+/// Which units stay, as the content of a file.
 ///
 /// # Errors
-/// Where the file cannot be written.
-pub fn save(path: &Path, found: &Discovery, plan: &Plan) -> Result<(), Error> {
+/// Never, but for want of memory.
+pub fn content(found: &Discovery, plan: &Plan) -> Result<Vec<u8>, Error> {
     let row = |(sublayer, decision): (&kprune_passes::discover::Sublayer, &kprune_passes::plan::Decision)| Row {
         name: sublayer.name.clone(),
         unit: unit_name(sublayer.kind).into(),
         units: sublayer.units.len(),
         keep: written(&decision.keep),
     };
-    files::write_json(path, &PlanFile { schema: 1, sublayers: plan.each(found).map(row).collect() })
+    publish::json(&PlanFile { schema: SCHEMA, sublayers: plan.each(found).map(row).collect() })
 }
+
+/// The version of the layout that this program writes and reads.
+const SCHEMA: u32 = 1;
 
 /// Reads which units stay.
 ///
 /// # Errors
 /// Where the file is no plan, or does not fit the model.
 pub fn load(path: &Path, found: &Discovery) -> Result<Plan, Error> {
-    let content = std::fs::read(path).map_err(Error::io("read", path))?;
+    let content = input::read(path).map_err(Error::io("read", path))?;
     let wrong = |reason: String, help: &str| Error::data(path, reason, help);
     let file: PlanFile = serde_json::from_slice(&content)
         .map_err(|e| wrong(format!("is no plan: {e}"), "write one with --save-plan, and edit that"))?;
+    if file.schema != SCHEMA {
+        let reason = format!("is of version {}, and version {SCHEMA} is read", file.schema);
+        return Err(wrong(reason, "write one with --save-plan of this program"));
+    }
     let mut plan = Plan::untouched(found);
     let sublayers = &found.sublayers;
     if file.sublayers.len() != sublayers.len() {
@@ -59,10 +67,14 @@ pub fn load(path: &Path, found: &Discovery) -> Result<Plan, Error> {
     }
     for ((row, sublayer), decision) in file.sublayers.iter().zip(sublayers).zip(&mut plan.decisions) {
         let units = sublayer.units.len();
-        if row.name != sublayer.name || row.units != units {
+        if row.name != sublayer.name || row.units != units || row.unit != unit_name(sublayer.kind) {
             let reason = format!(
-                "has the sublayer {:?} of {} units where the model has {:?} of {units}",
-                row.name, row.units, sublayer.name
+                "has the sublayer {:?} of {} {}s where the model has {:?} of {units} {}s",
+                row.name,
+                row.units,
+                row.unit,
+                sublayer.name,
+                unit_name(sublayer.kind)
             );
             return Err(wrong(reason, "use a plan that was saved for this model"));
         }
@@ -97,6 +109,9 @@ fn parsed(text: &str, units: usize) -> Result<Vec<bool>, String> {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let number = |text: &str| text.trim().parse::<usize>().map_err(|_| format!("{part:?} is no unit"));
         let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(format!("{part:?} ends before it begins"));
+        }
         let run = keep.get_mut(first..=last).ok_or_else(|| format!("{part:?} is not among its {units} units"))?;
         run.fill(true);
     }
@@ -118,7 +133,7 @@ mod tests {
 
     #[test]
     fn what_is_no_unit_is_refused() {
-        for wrong in ["8", "3-9", "x", "5-3"] {
+        for wrong in ["8", "3-9", "x", "5-3", "3-2", "-"] {
             assert!(parsed(wrong, 8).is_err(), "{wrong}");
         }
     }

@@ -7,10 +7,11 @@ use kprune_passes::ir::Model;
 use kprune_passes::onnx::external_locations;
 use kprune_passes::plan::Plan;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
+use super::litter::Litter;
+use super::model::{Staged, renamed};
+use super::{Ledger, Publication, input, ledger, publish};
 use crate::error::Error;
-use crate::files;
 
 /// Where a model is.
 #[derive(Clone, Debug)]
@@ -61,26 +62,38 @@ pub enum Target {
 }
 
 impl Target {
-    /// What `output` names, for a model from `source`.
+    /// What `output` names, for a model from `source`: a file; in a folder that is there, a file named as the model;
+    /// for a folder, a folder.
     ///
     /// # Errors
-    /// Where it cannot be written there.
+    /// Where it names a folder that is not there, for a model that is a file.
     pub fn of(output: &Path, source: &Source) -> Result<Self, Error> {
-        let names_file = output.extension().is_some_and(|e| e == "onnx");
-        let Some(folder) = source.folder.as_ref().filter(|_| !names_file) else {
-            return Ok(Self::File(output.to_path_buf()));
-        };
-        let (inner, outer) = (folder_of(output).canonicalize(), folder.canonicalize());
-        if inner.is_ok_and(|inner| outer.is_ok_and(|outer| inner.starts_with(outer))) {
-            return Err(Error::Usage("OUT lies within IN, which is never changed; name another folder".into()));
+        let names_file = output.extension().is_some_and(|e| e == "onnx") && !output.is_dir();
+        if source.folder.is_some() && !names_file {
+            return Ok(Self::Folder(output.to_path_buf()));
         }
-        let is_free = !output.exists() || std::fs::read_dir(output).is_ok_and(|mut d| d.next().is_none());
-        match is_free {
-            true => Ok(Self::Folder(output.to_path_buf())),
-            false => Err(Error::Usage(format!(
-                "{} is there already, and is no empty folder; name another one or remove it",
-                output.display()
-            ))),
+        let ends_as_folder = output.as_os_str().as_encoded_bytes().last() == Some(&(std::path::MAIN_SEPARATOR as u8));
+        match (output.is_dir(), &source.model.file_name()) {
+            (true, Some(name)) => Ok(Self::File(output.join(name))),
+            (false, _) if ends_as_folder => {
+                let message = format!("OUT: there is no folder {}; make it, or name a file", output.display());
+                Err(Error::Usage(message))
+            }
+            _ => Ok(Self::File(output.to_path_buf())),
+        }
+    }
+
+    /// Notes what is written there for the model of `source`, which keeps data in the files `external`.
+    pub fn note_in(&self, ledger: Ledger, source: &Source, external: &[String]) -> Ledger {
+        match self {
+            Self::Folder(path) => ledger.making("OUT", path),
+            Self::File(path) => {
+                let place = |location: &String| {
+                    let target = resolved(path);
+                    folder_of(&target).join(renamed(location, &source.model, &target))
+                };
+                ledger.writing("OUT", path).writing_all("external data of OUT", external.iter().map(place))
+            }
         }
     }
 
@@ -109,89 +122,90 @@ impl Target {
 }
 
 /// The folder that a path lies in.
-fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A folder that is made beside its target and put in place whole.
-pub struct StagedFolder {
-    place: TempDir,
+/// Where a file really is, or would be: links are followed, also where what they name is not there yet.
+pub(super) fn resolved(path: &Path) -> PathBuf {
+    let mut path = path.to_path_buf();
+    for _ in 0..MOST_LINKS {
+        let Ok(named) = std::fs::read_link(&path) else { break };
+        path = folder_of(&path).join(named);
+    }
+    let by_folder = || {
+        let name = path.file_name()?;
+        Some(folder_of(&path).canonicalize().ok()?.join(name))
+    };
+    path.canonicalize().ok().or_else(by_folder).unwrap_or(path)
+}
+
+/// As many links as Linux follows.
+const MOST_LINKS: usize = 40;
+
+/// A folder that is complete but for its model, and put in place whole.
+pub(crate) struct StagedFolder {
     target: PathBuf,
+    files: Vec<(PathBuf, PathBuf)>,
+    /// What `config.json` will say.
+    config: Option<Value>,
 }
 
 impl StagedFolder {
-    /// Copies everything but the model, and weights in other forms, from `source` to a new folder beside `target`.
+    /// Everything of the folder `source` but the model and weights in other forms, to be copied to `target`.
+    /// `config.json` will say what `plan` pruned.
+    ///
+    /// # Errors
+    /// Where a file cannot be read.
+    pub(crate) fn new(
+        source: &Source,
+        model: &Model,
+        target: &Path,
+        found: &Discovery,
+        plan: &Plan,
+    ) -> Result<Self, Error> {
+        let folder = source.folder.as_deref().unwrap_or(folder_of(&source.model));
+        let mut left_out: Vec<PathBuf> = external_locations(model).iter().map(|l| folder.join(l)).collect();
+        left_out.push(source.model.clone());
+        let inner = |file: PathBuf| Some((file.strip_prefix(folder).ok()?.to_path_buf(), file));
+        let stays = |file: &PathBuf| !left_out.contains(file) && !holds_weights(file);
+        let files = ledger::files_below(folder).into_iter().filter(stays).filter_map(inner).collect();
+        let config = folder.join("config.json");
+        let config = match config.is_file() {
+            true => serde_json::from_slice(&input::read(&config).map_err(Error::io("read", &config))?).ok(),
+            false => None,
+        };
+        let config = config.map(|config| describe(config, found, plan));
+        Ok(Self { target: target.to_path_buf(), files, config })
+    }
+
+    /// Makes the folder beside its target, with the model in it, and adds it to what is put in place together.
     ///
     /// # Errors
     /// Where a file cannot be copied.
-    pub fn new(source: &Path, model_file: &Path, model: &Model, target: &Path) -> Result<Self, Error> {
-        let place = tempfile::Builder::new().prefix(".onnx-kprune-").suffix(".tmp").tempdir_in(folder_of(target));
-        let place = place.map_err(Error::io("write", target))?;
-        let mut left_out: Vec<PathBuf> = external_locations(model).iter().map(|l| source.join(l)).collect();
-        left_out.push(model_file.to_path_buf());
-        copy(source, place.path(), &left_out)?;
-        Ok(Self { place, target: target.to_path_buf() })
-    }
-
-    /// Where the model is to be written.
-    pub fn model(&self, like: &Path) -> PathBuf {
-        self.place.path().join(like.file_name().unwrap_or("model.onnx".as_ref()))
-    }
-
-    /// Says in `config.json`, if there is one, what was pruned.
-    ///
-    /// # Errors
-    /// Where it cannot be written.
-    pub fn describe(&self, found: &Discovery, plan: &Plan) -> Result<(), Error> {
-        let path = self.place.path().join("config.json");
-        let Ok(content) = std::fs::read(&path) else { return Ok(()) };
-        match serde_json::from_slice::<Value>(&content) {
-            Ok(Value::Object(config)) => files::write_json(&path, &describe(config, found, plan)),
-            _ => Ok(()),
+    pub(crate) fn publish_with(self, model: Staged, publication: &mut Publication) -> Result<(), Error> {
+        let failed = |path: &Path| Error::io("write", path);
+        let place = Litter::beside(&self.target, |path| std::fs::create_dir(path)).map_err(failed(&self.target))?;
+        for (inner, source) in &self.files {
+            let target = place.path().join(inner);
+            std::fs::create_dir_all(folder_of(&target)).map_err(failed(&target))?;
+            copy(source, &target)?;
         }
-    }
-
-    /// Puts the folder in place.
-    ///
-    /// # Errors
-    /// Where it cannot be renamed.
-    pub fn publish(self) -> Result<(), Error> {
-        let failed = |e| Error::io("write", &self.target)(e);
-        if self.target.is_dir() {
-            std::fs::remove_dir(&self.target).map_err(failed)?;
+        if let Some(config) = &self.config {
+            let path = place.path().join("config.json");
+            std::fs::write(&path, publish::json(config)?).map_err(failed(&path))?;
         }
-        open_to_all(self.place.path());
-        std::fs::rename(self.place.path(), &self.target).map_err(|e| Error::io("write", &self.target)(e))?;
-        let _ = self.place.keep();
+        model.moved_to(place.path()).put_in_place().map_err(failed(&self.target))?;
+        publication.add_folder(place, self.target);
         Ok(())
     }
 }
 
-/// Temporary folders are private; the result is an ordinary folder.
-#[cfg(unix)]
-fn open_to_all(folder: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let _ = std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755));
-}
-
-#[cfg(not(unix))]
-fn open_to_all(_: &Path) {}
-
-fn copy(from: &Path, to: &Path, left_out: &[PathBuf]) -> Result<(), Error> {
-    for entry in std::fs::read_dir(from).map_err(Error::io("read", from))? {
-        let source = entry.map_err(Error::io("read", from))?.path();
-        let target = to.join(source.file_name().unwrap_or_default());
-        if left_out.contains(&source) || holds_weights(&source) {
-            continue;
-        }
-        if source.is_dir() {
-            std::fs::create_dir(&target).map_err(Error::io("write", &target))?;
-            copy(&source, &target, left_out)?;
-        } else {
-            std::fs::copy(&source, &target).map_err(Error::io("write", &target))?;
-        }
-    }
-    Ok(())
+/// Copies what a file holds, and no permissions.
+fn copy(source: &Path, target: &Path) -> Result<(), Error> {
+    let mut from = input::open(source).map_err(Error::io("read", source))?;
+    let mut to = std::fs::File::create_new(target).map_err(Error::io("write", target))?;
+    std::io::copy(&mut from, &mut to).map(|_| ()).map_err(Error::io("write", target))
 }
 
 /// Whether a file holds weights, which would be those of the original.
@@ -206,7 +220,8 @@ fn holds_weights(file: &Path) -> bool {
 /// Where all layers keep as many heads or neurons, the usual fields say so. Heads that differ by layer are listed
 /// in `pruned_heads`, which is what the format has for them; for neurons it has nothing, so that a note of ours
 /// holds the number of each layer.
-fn describe(mut config: serde_json::Map<String, Value>, found: &Discovery, plan: &Plan) -> Value {
+fn describe(config: Value, found: &Discovery, plan: &Plan) -> Value {
+    let Value::Object(mut config) = config else { return config };
     let heads = plan.kept(found, Kind::Head);
     let neurons = plan.kept(found, Kind::Neuron);
     let uniform = |kept: &[usize]| kept.first().copied().filter(|first| kept.iter().all(|n| n == first));

@@ -1,0 +1,19 @@
+//! Files: what is read and what is written, and that nothing else is touched.
+
+mod folder;
+mod input;
+mod ledger;
+pub mod litter;
+mod model;
+pub mod plan;
+mod publish;
+mod temporary;
+
+pub use folder::{Source, Target};
+pub(crate) use folder::{StagedFolder, folder_of};
+pub use input::{open, read, read_text};
+pub use ledger::Ledger;
+pub(crate) use model::external_files;
+pub use model::{Staged, read_inlined, read_model, size_with_data, stage};
+pub(crate) use publish::json;
+pub use publish::{Publication, write_json, write_whole};
