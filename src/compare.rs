@@ -161,6 +161,9 @@ impl Comparison {
                 }
             }
         }
+        if !b.quality.is_known() {
+            table.add_row(["quality", "", "", "nothing could be compared"]);
+        }
         let mut amount = |name: &str, a: f64, b: f64| {
             table.add_row([name.into(), count(a), count(b), percent(b, a)]);
         };

@@ -81,6 +81,19 @@ pub enum Error {
         /// What to do.
         help: String,
     },
+    /// A number that is not finite, where nothing can be chosen with one.
+    #[error("{place}: {what} is {value}; nothing was written")]
+    #[diagnostic(help("{help}"))]
+    NotFinite {
+        /// The file, sublayer or samples.
+        place: String,
+        /// The weight, output or sum.
+        what: String,
+        /// NaN, or an infinity.
+        value: f64,
+        /// What to do.
+        help: String,
+    },
     /// A use that makes no sense.
     #[error("{0}")]
     Usage(String),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kprune_passes::discover::{Discovery, discover_units};
+use kprune_passes::finite;
 use kprune_passes::fold::{fold_constants, untie};
 use kprune_passes::ir::{Model, NodeId};
 use kprune_passes::lower::{self, Lowered};
@@ -187,6 +188,14 @@ fn check_supported(model: &Model, path: &Path) -> Result<(), Error> {
         return refuse(reason, "convert it with onnx.version_converter, or export it with opset_version=17");
     }
     let graph = &model.graph;
+    if let Some((name, odd)) = finite::odd_weight(graph) {
+        return Err(Error::NotFinite {
+            place: path.display().to_string(),
+            what: format!("element {} of the weight {name:?}", odd.place),
+            value: odd.value,
+            help: "export the model again: this one computes nothing that could be measured".into(),
+        });
+    }
     let is_quantised = |n: &NodeId| QUANTISED.contains(&graph.operator(*n).op_type.as_str());
     if let Some(node) = graph.sorted().into_iter().find(is_quantised) {
         let reason = format!("the model is quantised ({})", graph.label(node));

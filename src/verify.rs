@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use kprune_passes::discover::{Discovery, Sublayer};
-use kprune_passes::ir::{ElementType, Model, Tensor};
+use kprune_passes::ir::{ElementType, Model, Tensor, ValueId};
 use kprune_passes::lower;
 use kprune_passes::mask::mask_units;
 use kprune_passes::onnx;
 use kprune_passes::plan::{Plan, write_projections};
+use kprune_passes::signature::tensor_type;
 use ndarray::ArrayD;
 
 use crate::data::Batch;
@@ -51,8 +52,9 @@ pub fn masked_original(model: &Model, discovery: &Discovery, plan: &Plan) -> Res
 /// What the comparison showed.
 #[derive(Clone, Debug)]
 pub struct Verified {
-    /// The largest difference of an output, relative to the largest value of that output.
-    pub difference: f64,
+    /// The largest difference of an output, relative to the largest value of that output; `None` where nothing could
+    /// be compared.
+    pub difference: Option<f64>,
     /// What could not be checked.
     pub warning: Option<String>,
 }
@@ -76,11 +78,13 @@ pub fn verify(
 ) -> Result<Verified, Error> {
     same_interface(masked, pruned)?;
     if is_same(masked, pruned) {
-        return Ok(Verified { difference: 0.0, warning: None });
+        return Ok(Verified { difference: Some(0.0), warning: None });
     }
     let batches = spread(batches);
+    let compared = Compared::of(masked, pruned, discovery);
+    let [masked, pruned] = [&compared.masked, &compared.pruned];
     let is_single = !lower::changes_precision(masked);
-    let mut difference = 0.0;
+    let mut difference = None;
     if !is_single {
         let pair = [lower::in_single_precision(masked), lower::in_single_precision(pruned)];
         let expected = outputs(runtime, runtime.session(&pair[0], MASKED, true)?, &pair[0], &batches)?;
@@ -98,13 +102,59 @@ pub fn verify(
         Err(error) => return Err(error),
     };
     // External data are still under temporary names, where only the model that was read back finds them.
-    let result = match staged.is_one_file() {
+    let result = match staged.is_one_file() && compared.is_as_written {
         true => runtime.session_of_file(&staged.path(), PRUNED)?,
         false => runtime.session(pruned, PRUNED, true)?,
     };
     let found = outputs(runtime, result, pruned, &batches)?;
     let as_written = compare_all(runtime, [&expected, &found], [masked, pruned], discovery, &batches)?;
-    Ok(Verified { difference: if is_single { as_written } else { difference }, warning: None })
+    let difference = if is_single { as_written } else { difference };
+    let warning = match (difference, compared.is_as_written) {
+        (None, _) => Some("no output is a tensor of floating-point numbers, so nothing could be compared".to_string()),
+        (_, false) => Some(
+            "no output is a tensor of floating-point numbers; what goes into them was compared instead".to_string(),
+        ),
+        _ => None,
+    };
+    Ok(Verified { difference, warning })
+}
+
+/// The two models, with something to compare.
+struct Compared {
+    masked: Model,
+    pruned: Model,
+    /// Whether their outputs are those of the file.
+    is_as_written: bool,
+}
+
+impl Compared {
+    /// Where all outputs are of types that are not compared, as strings and maps are, the streams that go into them
+    /// are outputs too.
+    fn of(masked: &Model, pruned: &Model, discovery: &Discovery) -> Self {
+        let mut pair = [masked.clone(), pruned.clone()];
+        let is_number = |model: &Model, &v: &ValueId| {
+            let declared = model.graph.info(v).and_then(tensor_type);
+            declared.is_none_or(|t| ElementType::from_code(t.elem_type()).is_none_or(ElementType::is_float))
+                && !is_of_collection(model, v)
+        };
+        let is_as_written = masked.graph.outputs().iter().any(|v| is_number(masked, v));
+        if !is_as_written && let Some(last) = discovery.sublayers.last() {
+            let name = masked.graph.name(last.residual.output);
+            for model in &mut pair {
+                if let Some(stream) = model.graph.find(name).filter(|&v| model.graph.holds(v)) {
+                    model.graph.add_output(stream);
+                }
+            }
+        }
+        let [masked, pruned] = pair;
+        Self { masked, pruned, is_as_written }
+    }
+}
+
+/// Whether a value is declared as a sequence, a map or an optional value.
+fn is_of_collection(model: &Model, value: ValueId) -> bool {
+    let declared = model.graph.info(value).and_then(|info| info.r#type.as_ref()?.value.as_ref());
+    declared.is_some() && model.graph.info(value).and_then(tensor_type).is_none()
 }
 
 /// What is being done while one of the two runs.
@@ -137,23 +187,25 @@ fn outputs(runtime: &Runtime, mut session: Session, model: &Model, batches: &[&B
 /// What a model gives, by name.
 type Outputs = HashMap<String, Held>;
 
-/// The largest difference of an output between two models, from what they gave for every batch.
+/// The largest difference of an output between two models, from what they gave for every batch; `None` where they
+/// gave nothing that can be compared.
 fn compare_all(
     runtime: &Runtime,
     [expected, found]: [&[Outputs]; 2],
     [masked, pruned]: [&Model; 2],
     discovery: &Discovery,
     batches: &[&Batch],
-) -> Result<f64, Error> {
+) -> Result<Option<f64>, Error> {
     let allowed = tolerance(masked);
-    let mut worst: f64 = 0.0;
+    let mut worst: Option<f64> = None;
     for ((expected, found), batch) in expected.iter().zip(found).zip(batches) {
         for &output in masked.graph.outputs() {
             let name = masked.graph.name(output);
-            let difference = compare(name, expected, found)?;
-            worst = worst.max(difference);
+            let Some(difference) = compare(name, expected, found)? else { continue };
+            worst = Some(worst.unwrap_or(0.0).max(difference));
             if difference > allowed {
-                let place = first_difference(runtime, pruned, masked, discovery, batch)?;
+                let place = first_difference(runtime, pruned, masked, discovery, batch);
+                let place = place.unwrap_or_else(|e| format!("where it arises could not be found out ({e})"));
                 let reason = format!("output {name:?} differs by {difference:.2e} of its largest value; {place}");
                 return Err(Error::Verify { reason });
             }
@@ -168,28 +220,29 @@ fn spread(batches: &[Batch]) -> Vec<&Batch> {
     (0..count).map(|i| &batches[i * (batches.len() - 1) / (count - 1).max(1)]).collect()
 }
 
-/// The relative difference of one output.
-fn compare(name: &str, expected: &Outputs, found: &Outputs) -> Result<f64, Error> {
+/// The relative difference of one output; `None` where it is no tensor of floating-point numbers.
+fn compare(name: &str, expected: &Outputs, found: &Outputs) -> Result<Option<f64>, Error> {
     let missing = || Error::Verify { reason: format!("output {name:?} is missing") };
     let (expected, found) = (expected.get(name).ok_or_else(missing)?, found.get(name).ok_or_else(missing)?);
     let (expected, found) = (expected.value(), found.value());
     let element = runtime::element(expected);
     if !element.is_some_and(ElementType::is_float) {
-        return Ok(0.0);
+        return Ok(None);
     }
     let (expected, found) = (runtime::scalars(expected)?, runtime::scalars(found)?);
-    Ok(difference(&expected, &found))
+    Ok(Some(difference(&expected, &found)))
 }
 
-/// Largest difference relative to the largest expected value; infinite where shapes differ.
+/// Largest difference relative to the largest expected value; infinite where shapes differ, or where one is NaN,
+/// which is never equal to anything, or only one infinite.
 pub fn difference(expected: &ArrayD<f64>, found: &ArrayD<f64>) -> f64 {
     if expected.shape() != found.shape() {
         return f64::INFINITY;
     }
-    let largest = expected.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-    let differ = |(a, b): (&f64, &f64)| if a == b || (a.is_nan() && b.is_nan()) { 0.0 } else { (a - b).abs() };
-    let worst =
-        expected.iter().zip(found).map(differ).fold(0.0, |m: f64, d| if d.is_nan() { f64::INFINITY } else { m.max(d) });
+    let largest = expected.iter().filter(|x| x.is_finite()).fold(0.0f64, |m, x| m.max(x.abs()));
+    let differ = |(a, b): (&f64, &f64)| if a == b { 0.0 } else { (a - b).abs() };
+    let worst = expected.iter().zip(found).map(differ);
+    let worst = worst.fold(0.0f64, |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) });
     if worst == 0.0 { 0.0 } else { worst / largest.max(f64::MIN_POSITIVE) }
 }
 
@@ -217,7 +270,12 @@ fn first_difference(
     discovery: &Discovery,
     batch: &Batch,
 ) -> Result<String, Error> {
-    let known = |sublayer: &&Sublayer| masked.graph.holds(sublayer.residual.output);
+    let is_known = |sublayer: &Sublayer| {
+        let stream = sublayer.residual.output;
+        let in_pruned = || pruned.graph.find(masked.graph.name(stream)).filter(|&v| pruned.graph.holds(v));
+        masked.graph.holds(stream) && in_pruned().is_some()
+    };
+    let known = |sublayer: &&Sublayer| is_known(sublayer);
     let stream = |model: &Model, sublayer: &Sublayer| model.graph.find(masked.graph.name(sublayer.residual.output));
     let run = |model: &Model| -> Result<Vec<Outputs>, Error> {
         let mut model = model.clone();
@@ -230,9 +288,9 @@ fn first_difference(
         outputs(runtime, session, &model, &[batch])
     };
     let (expected, found) = (run(masked)?, run(pruned)?);
-    for (i, sublayer) in discovery.sublayers.iter().enumerate().filter(|(_, s)| known(s)) {
+    for (i, sublayer) in discovery.sublayers.iter().enumerate().filter(|(_, s)| is_known(s)) {
         let name = masked.graph.name(sublayer.residual.output);
-        if compare(name, &expected[0], &found[0])? > tolerance(masked) {
+        if compare(name, &expected[0], &found[0])?.is_some_and(|d| d > tolerance(masked)) {
             return Ok(format!("sublayer {} ({}) differs first", i + 1, sublayer.name));
         }
     }

@@ -31,10 +31,11 @@ pub struct Candidate {
     pub cost: f64,
 }
 
-/// (lambda_pred K_pred + lambda_rep K_rep) / cost, times mu for heads.
+/// (lambda_pred K_pred + lambda_rep K_rep) / cost, times mu for heads. What costs nothing stays first.
 pub fn score(weights: Weights, predictive: f64, representational: f64, cost: f64, is_head: bool) -> f64 {
     let factor = if is_head { weights.head } else { 1.0 };
-    factor * (weights.pred * predictive + weights.rep * representational) / cost
+    let knowledge = factor * (weights.pred * predictive + weights.rep * representational);
+    if cost > 0.0 { knowledge / cost } else { f64::MAX }
 }
 
 /// The units of sublayer `target` that stay, when units of `target` and of all sublayers above may

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use kprune_passes::finite::Odd;
 use kprune_passes::ir::{Model, Tensor};
 use kprune_passes::signature::{self, Axis, Input};
 
@@ -14,6 +15,9 @@ const FEWEST: usize = 4;
 
 /// It ends before there is more than one padding token in so many real ones.
 const LEAST_REAL: usize = 10;
+
+/// So many samples are named in messages.
+const NAMED: usize = 8;
 
 /// Samples that are run together.
 pub struct Batch {
@@ -34,6 +38,27 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The samples, in words.
+    pub fn describe(&self) -> String {
+        let rows: Vec<String> = self.rows.iter().take(NAMED).map(usize::to_string).collect();
+        let rest = if self.rows.len() > NAMED { format!(" and {} more", self.rows.len() - NAMED) } else { String::new() };
+        let samples = if self.rows.len() == 1 { "sample" } else { "samples" };
+        format!("{samples} {}{rest}", rows.join(", "))
+    }
+
+    /// The first number of an output that is not finite, with the sample that it belongs to, in words.
+    ///
+    /// # Errors
+    /// Where the numbers cannot be had from a device.
+    pub fn odd(&self, value: &ort::value::DynValue) -> Result<Option<(String, Odd)>, Error> {
+        let Some(odd) = runtime::odd(value)? else { return Ok(None) };
+        let shape = value.dtype().tensor_shape().map(|s| s.to_vec()).unwrap_or_default();
+        let each: usize = shape.iter().skip(1).map(|&d| d as usize).product();
+        let has_samples = shape.first() == Some(&(self.samples as i64));
+        let row = self.rows.get(odd.place / each.max(1)).filter(|_| has_samples);
+        Ok(Some((row.map_or_else(|| self.describe(), |row| format!("sample {row}")), odd)))
+    }
+
     /// The tensor of the input called `name`.
     pub fn find(&self, name: &str) -> Option<&ort::value::DynValue> {
         find(&self.feeds, name)

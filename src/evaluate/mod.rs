@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::data::{Batch, Dataset, Labels, find};
 use crate::error::Error;
 use crate::runtime::{self, Runtime, Values};
+use crate::walk::ODD_OUTPUT;
 use metrics::{accuracy, argmax, cosine, divergence, exact_match, f1, pearson, span_f1, spearman};
 
 /// Samples that are run together.
@@ -23,7 +24,8 @@ pub struct Judgement {
     pub samples: usize,
     /// Scores on the labels, the most telling first; empty where there are none.
     pub scores: Vec<Score>,
-    /// How near it is to the first of the models that were judged together; `None` for that one.
+    /// How near it is to the first of the models that were judged together; `None` for that one, and where the
+    /// models give nothing that can be compared.
     pub fidelity: Option<Fidelity>,
 }
 
@@ -60,6 +62,11 @@ impl Judgement {
             (_, _, Some(fidelity)) => 1.0 - fidelity.main().1,
             _ => 0.0,
         }
+    }
+
+    /// Whether anything could be judged.
+    pub fn is_known(&self) -> bool {
+        !self.scores.is_empty() || self.fidelity.is_some()
     }
 
     /// The name and value of what [`Judgement::drop_from`] looks at.
@@ -110,7 +117,8 @@ pub fn overrule(objective: &mut Objective, model: &Model, given: &[(String, Outp
     })
 }
 
-/// Runs models side by side over `data`: what each is worth, and how near it is to the first.
+/// Runs models side by side over `data`: what each is worth, and how near it is to the first. An output without an
+/// axis of samples is compared as a whole.
 ///
 /// `kinds` says what the outputs are.
 ///
@@ -131,12 +139,12 @@ pub fn judge(
         runtime.check_cancelled()?;
         samples += batch.samples;
         let mut first: Option<Vec<Output>> = None;
-        for ((session, model), (predictions, nearness)) in
-            sessions.iter_mut().zip(models).zip(predictions.iter_mut().zip(&mut nearness))
+        for (i, ((session, model), (predictions, nearness))) in
+            sessions.iter_mut().zip(models).zip(predictions.iter_mut().zip(&mut nearness)).enumerate()
         {
             let feeds = batch.feeds_for(model)?;
             let values = session.run_with(|name| find(&feeds, name))?;
-            let outputs = outputs(&values, kinds, data, &batch)?;
+            let outputs = outputs(&values, kinds, data, &batch, i)?;
             if let Some(labels) = &data.labels {
                 predictions.add(&outputs, &labels.select(&batch.rows));
             }
@@ -149,7 +157,7 @@ pub fn judge(
     let judgement = |(i, (predictions, nearness)): (usize, (Predictions, Nearness))| Judgement {
         samples,
         scores: predictions.scores(),
-        fidelity: (i > 0).then(|| nearness.fidelity()),
+        fidelity: (i > 0 && nearness.samples > 0).then(|| nearness.fidelity()),
     };
     Ok(predictions.into_iter().zip(nearness).enumerate().map(judgement).collect())
 }
@@ -158,6 +166,8 @@ pub fn judge(
 struct Output {
     kind: OutputKind,
     is_end: bool,
+    /// Whether it has no axis of samples, and counts as one for the whole batch.
+    is_whole: bool,
     /// Of every sample: one row, or one for every token.
     samples: Vec<Vec<Vec<f64>>>,
 }
@@ -167,6 +177,7 @@ fn outputs(
     kinds: &[(String, OutputKind)],
     data: &Dataset,
     batch: &Batch,
+    model: usize,
 ) -> Result<Vec<Output>, Error> {
     let mut outputs = Vec::new();
     for (name, kind) in kinds.iter().filter(|(_, kind)| *kind != OutputKind::Ignored) {
@@ -176,13 +187,21 @@ fn outputs(
         if !runtime::element(value).is_some_and(ElementType::is_float) {
             continue;
         }
+        if let Some((place, odd)) = batch.odd(value)? {
+            let whose = if model == 0 { "the original's".to_string() } else { format!("model {}'s", model + 1) };
+            let what = format!("{whose} output {name:?}");
+            return Err(Error::NotFinite { place, what, value: odd.value, help: ODD_OUTPUT.into() });
+        }
         let array = runtime::scalars(value)?;
+        let is_end = name.contains("end");
         if array.shape().first() != Some(&batch.samples) {
+            let samples = vec![vec![array.iter().copied().collect()]];
+            outputs.push(Output { kind: OutputKind::Hidden, is_end, is_whole: true, samples });
             continue;
         }
         let sample = |(i, row): (usize, ArrayD<f64>)| rows(row, *kind, data.length(batch.rows[i]));
         let samples = array.axis_iter(Axis(0)).map(|row| row.to_owned()).enumerate().map(sample).collect();
-        outputs.push(Output { kind: *kind, is_end: name.contains("end"), samples });
+        outputs.push(Output { kind: *kind, is_end, is_whole: false, samples });
     }
     Ok(outputs)
 }
@@ -213,7 +232,7 @@ struct Predictions {
 
 impl Predictions {
     fn add(&mut self, outputs: &[Output], labels: &Labels) {
-        let of = |kind: OutputKind| outputs.iter().find(|o| o.kind == kind);
+        let of = |kind: OutputKind| outputs.iter().find(|o| o.kind == kind && !o.is_whole);
         let best = |rows: &Vec<f64>| argmax(rows.iter().copied());
         match labels {
             Labels::Classes(right) => {

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::prepare::Prepared;
 use crate::progress::Progress;
 use crate::report;
-use crate::walk::{Measured, TuningSums, Walk, candidates, original_weight};
+use crate::walk::{Measured, TuningSums, Walk, candidates, not_finite, original_weight};
 
 /// What was decided, and how well each projection could be repaired.
 #[derive(Clone)]
@@ -84,6 +84,10 @@ impl Chooser<'_> {
                 Choice::Search { costs, .. } => {
                     self.measure(walk, t, &place, &mut knowledge)?;
                     let ranked = candidates(sublayers, t, &knowledge[t..], self.options.weights, costs);
+                    if let Some(odd) = ranked.iter().find(|c| !c.score.is_finite()) {
+                        let place = format!("unit {} of {}", odd.unit, sublayers[odd.sublayer].name);
+                        return Err(not_finite(place, "its score", odd.score));
+                    }
                     for (outcome, left) in outcomes.iter_mut().zip(&mut left) {
                         outcome.scores[t] = scores(sublayer, t, &ranked);
                         let decision = &mut outcome.plan.decisions[t];
@@ -181,7 +185,12 @@ fn repair(prepared: &Prepared, t: usize, columns: &[usize], sums: &TuningSums) -
     let mut untuned = Array2::zeros((kept + 1, outputs));
     untuned.slice_mut(s![..kept, ..]).assign(&original.select(Axis(0), columns));
     let with_bias = kept == 0 || bias_of(&prepared.model.graph, &prepared.written.sublayers[t]).is_some();
-    let solved = rounded(sums.solve.solve(with_bias), element)?;
+    let solved = sums.solve.solve(with_bias);
+    if let Some(value) = solved.iter().find(|x| !x.is_finite()) {
+        let place = format!("sublayer {} ({})", t + 1, sublayer.name);
+        return Err(not_finite(place, "a weight of its tuned projection", *value));
+    }
+    let solved = rounded(solved, element)?;
     let judge = if sums.held_out.energy > 0.0 { &sums.held_out } else { &sums.solve };
     let (before, after) = (judge.error(&untuned), judge.error(&solved));
     let better = if after < before { &solved } else { &untuned };

@@ -144,6 +144,12 @@ impl Factory<'_> {
     /// Which of several models it is: the smallest that is good enough, or else the last.
     fn chosen(&self, products: &[Product], original: Option<&Judgement>) -> Result<usize, Error> {
         let (Some(allowed), Some(original)) = (self.options.max_drop, original) else { return Ok(products.len() - 1) };
+        if products.iter().any(|p| p.judgement.as_ref().is_some_and(|j| !j.is_known())) {
+            let help = "give labels that fit an output (--eval FILE), or say what it is with --output NAME:KIND";
+            return Err(Error::Usage(format!(
+                "--max-drop: the models give nothing that could be compared, so nobody knows how much they drop; {help}"
+            )));
+        }
         let drop = |p: &Product| p.judgement.as_ref().map_or(0.0, |j| j.drop_from(original));
         let size = |p: &Product| p.made.as_ref().map_or(0, |m| m.bytes());
         let good = (0..products.len()).filter(|&i| drop(&products[i]) <= allowed);

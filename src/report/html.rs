@@ -70,8 +70,8 @@ impl Report {
                     @let before = old.scores.first().map_or("with the original".into(), |s| format!("from {:.2} %", 100.0 * s.value));
                     (tile(&format!("{:.2} %", 100.0 * value), &format!("{name}, {before} ({} samples)", new.samples)))
                 }
-                @if let Some(verify) = verify {
-                    (tile(&format!("{:.0e}", verify.difference), "largest relative difference from the masked original"))
+                @if let Some(difference) = verify.as_ref().and_then(|v| v.difference) {
+                    (tile(&format!("{difference:.0e}"), "largest relative difference from the masked original"))
                 }
             }
         }

@@ -196,8 +196,8 @@ impl From<&Declined> for DeclinedReport {
 /// The last check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verification {
-    /// Largest difference of an output, relative to its largest value.
-    pub difference: f64,
+    /// Largest difference of an output, relative to its largest value; `None` where nothing could be compared.
+    pub difference: Option<f64>,
 }
 
 /// What the run cost.

@@ -37,10 +37,8 @@ impl Report {
             line("quality", quality(old, new));
         }
         if let Some(verify) = &self.model.verify {
-            line(
-                "verified",
-                format!("outputs differ from the masked original by {:.1e} of the largest", verify.difference),
-            );
+            let differ = |difference| format!("outputs differ from the masked original by {difference:.1e} of the largest");
+            line("verified", verify.difference.map_or("nothing that could be compared".into(), differ));
         }
         let stages = self.cost.stages.iter().filter(|s| s.seconds >= SHOWN);
         let stages: Vec<_> = stages.map(|s| format!("{} {:.1} s", s.name, s.seconds)).collect();
@@ -109,6 +107,9 @@ fn row(
 
 /// Scores and nearness to the original, in words.
 fn quality(old: &Judgement, new: &Judgement) -> String {
+    if !new.is_known() {
+        return "nothing that the models give could be compared".into();
+    }
     let scores = old.scores.iter().zip(&new.scores);
     let mut parts: Vec<String> =
         scores.map(|(old, new)| format!("{} {:.4} -> {:.4}", old.name, old.value, new.value)).collect();

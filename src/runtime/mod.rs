@@ -1,6 +1,7 @@
 //! ONNX Runtime: the library, the execution provider, sessions, and tensors on the host.
 
 mod cache;
+mod interrupt;
 mod library;
 mod session;
 mod tensors;
@@ -11,7 +12,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use ort::ep::{CUDA, ExecutionProvider};
@@ -21,9 +22,10 @@ use ort::session::builder::SessionBuilder;
 
 pub use cache::{Cache, Kept};
 pub use session::{Session, Values};
-pub use tensors::{Held, element, host, integers, numbers, own, scalars};
+pub use tensors::{Held, element, host, integers, numbers, odd, own, scalars};
 
 use crate::error::Error;
+use interrupt::Interrupt;
 use weights::Weights;
 
 /// Which execution provider to use.
@@ -81,12 +83,12 @@ pub struct Runtime {
     tf32: bool,
     weights: RefCell<Weights>,
     set_up: Cell<Duration>,
-    cancelled: Arc<AtomicBool>,
+    interrupt: Arc<Interrupt>,
 }
 
 impl Runtime {
-    /// Finds and loads ONNX Runtime. `threads` 0 leaves their number to the machine; once `cancelled` is
-    /// set, the work ends at the next batch.
+    /// Finds and loads ONNX Runtime. `threads` 0 leaves their number to the machine; they bind OpenBLAS too, for the
+    /// whole process. Once `cancelled` is set, the work ends at the next operator.
     ///
     /// # Errors
     /// Where no library is found, or the provider asked for is not there.
@@ -109,8 +111,9 @@ impl Runtime {
             tf32: false,
             weights: RefCell::default(),
             set_up: Cell::default(),
-            cancelled,
+            interrupt: Interrupt::watch(cancelled)?,
         };
+        kprune_passes::linalg::set_threads(threads);
         this.provider = this.choose(choice)?;
         Ok(this)
     }
@@ -184,7 +187,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::Interrupted`] once the flag is set.
     pub fn check_cancelled(&self) -> Result<(), Error> {
-        if self.cancelled.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+        self.interrupt.check()
     }
 
     fn builder(&self, optimise: bool) -> Result<SessionBuilder, ort::Error> {

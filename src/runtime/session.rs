@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use kprune_passes::ir::Model;
@@ -9,6 +10,7 @@ use kprune_passes::onnx::write_detached;
 use ort::memory::MemoryInfo;
 use ort::value::DynValue;
 
+use super::interrupt::Interrupt;
 use super::{Runtime, weights};
 use crate::error::Error;
 
@@ -22,6 +24,7 @@ pub type Values = HashMap<String, DynValue>;
 pub struct Session {
     inner: ort::session::Session,
     doing: String,
+    interrupt: Arc<Interrupt>,
     /// Where outputs may stay; `None` where that is the host.
     device: Option<MemoryInfo<'static>>,
     _weights: Vec<weights::Held>,
@@ -48,7 +51,7 @@ impl Runtime {
         }
         let inner = builder.commit_from_memory(&detached.bytes).map_err(Error::runtime(doing))?;
         self.set_up.set(self.set_up.get() + start.elapsed());
-        Ok(Session { inner, doing: doing.to_string(), device: self.device()?, _weights: held })
+        self.session_of(inner, doing, self.device()?, held)
     }
 
     /// Makes a session of a model file, as any user of the file would.
@@ -58,7 +61,19 @@ impl Runtime {
     pub fn session_of_file(&self, path: &Path, doing: &str) -> Result<Session, Error> {
         let builder = self.builder(true);
         let inner = builder.and_then(|mut b| b.commit_from_file(path)).map_err(Error::runtime(doing))?;
-        Ok(Session { inner, doing: doing.to_string(), device: None, _weights: Vec::new() })
+        self.session_of(inner, doing, None, Vec::new())
+    }
+
+    fn session_of(
+        &self,
+        inner: ort::session::Session,
+        doing: &str,
+        device: Option<MemoryInfo<'static>>,
+        weights: Vec<weights::Held>,
+    ) -> Result<Session, Error> {
+        self.check_cancelled()?;
+        let interrupt = self.interrupt.clone();
+        Ok(Session { inner, doing: doing.to_string(), interrupt, device, _weights: weights })
     }
 }
 
@@ -90,7 +105,8 @@ impl Session {
         match self.device.take() {
             None => self.run(feeds),
             Some(device) => {
-                let values = self.run_bound(&feeds, &device, stays).map_err(Error::runtime(&self.doing));
+                let values = self.run_bound(&feeds, &device, stays);
+                let values = values.map_err(|error| self.interrupt.error(&self.doing, error));
                 self.device = Some(device);
                 values
             }
@@ -113,7 +129,7 @@ impl Session {
             let name = output.name();
             binding.bind_output_to_device(name, if stays(name) { device } else { &host })?;
         }
-        let outputs = self.inner.run_binding(&binding)?;
+        let outputs = self.inner.run_binding_with_options(&binding, self.interrupt.options())?;
         Ok(outputs.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
     }
 
@@ -124,7 +140,8 @@ impl Session {
     pub fn run<'a>(&mut self, feeds: impl IntoIterator<Item = (&'a str, &'a DynValue)>) -> Result<Values, Error> {
         let feeds: Vec<_> =
             feeds.into_iter().map(|(name, value)| (name, ort::session::SessionInputValue::from(value))).collect();
-        let outputs = self.inner.run(feeds).map_err(Error::runtime(&self.doing))?;
+        let outputs = self.inner.run_with_options(feeds, self.interrupt.options());
+        let outputs = outputs.map_err(|error| self.interrupt.error(&self.doing, error))?;
         Ok(outputs.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
     }
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use kprune_passes::finite::{Odd, first_odd};
 use kprune_passes::ir::{ElementType, Tensor};
 use ndarray::{ArrayD, IxDyn};
 use ort::value::{DynTensorValueType, DynValue};
@@ -127,6 +128,17 @@ pub fn scalars(value: &DynValue) -> Result<ArrayD<f64>, Error> {
     let (dims, bytes) = content(value)?;
     let tensor = Tensor::from_raw("", element, &dims, bytes.into_owned().into());
     tensor.and_then(|t| t.to_f64()).map_err(|e| Error::internal(e.to_string()))
+}
+
+/// The first number of a floating-point tensor that is not finite; none of anything else.
+///
+/// # Errors
+/// Where the numbers cannot be had from a device.
+pub fn odd(value: &DynValue) -> Result<Option<Odd>, Error> {
+    match element(value).filter(|e| e.is_float()) {
+        Some(element) => Ok(first_odd(element, &content(value)?.1)),
+        None => Ok(None),
+    }
 }
 
 /// The integers of a tensor of an index type.

@@ -90,10 +90,11 @@ impl Walk<'_> {
                 _ => teacher(name).map(|t| t.1).or(state.get(name)).map(|v| v.value()).or_else(|| batch.find(name)),
             })?;
             for (j, unit) in graph.outputs.iter().enumerate() {
+                let place = || self.place(unit.sublayer, batch);
                 if let Some(gradient) = &unit.gradient {
-                    gradients[j] += &vector(&sums, gradient)?;
+                    gradients[j] += &vector(&sums, gradient, &place)?;
                 }
-                totals.energies[j] += &vector(&sums, &unit.energy)?;
+                totals.energies[j] += &vector(&sums, &unit.energy, &place)?;
             }
             // A mini-batch is squared as a whole, in however many parts it was run.
             if self.batches.get(i + 1).is_none_or(|next| next.mini_batch != batch.mini_batch) {

@@ -8,6 +8,7 @@ mod teacher;
 mod tuning;
 
 pub use knowledge::{Knowledge, Measured, candidates};
+pub(crate) use teacher::ODD_OUTPUT;
 pub use tuning::TuningSums;
 
 use std::collections::HashMap;
@@ -115,6 +116,11 @@ impl<'a> Walk<'a> {
         self.measuring
     }
 
+    /// Where a number was seen, in words.
+    fn place(&self, t: usize, batch: &Batch) -> String {
+        format!("sublayer {} ({}), {}", t + 1, self.sublayer(t).name, batch.describe())
+    }
+
     fn sublayer(&self, t: usize) -> &Sublayer {
         &self.measuring.discovery.sublayers[t]
     }
@@ -197,9 +203,19 @@ pub fn original_weight(model: &Model, sublayer: &Sublayer) -> Result<Array2<f64>
     Ok(if sublayer.projection.transposed { array.reversed_axes() } else { array })
 }
 
-fn vector(values: &Values, name: &str) -> Result<Array1<f64>, Error> {
+fn vector(values: &Values, name: &str, place: &dyn Fn() -> String) -> Result<Array1<f64>, Error> {
     let value = values.get(name).ok_or_else(|| Error::internal(format!("a measuring graph gave no {name:?}")))?;
+    if let Some(odd) = runtime::odd(value)? {
+        return Err(not_finite(place(), "a sum over its features", odd.value));
+    }
     runtime::scalars(value)?.into_dimensionality::<Ix1>().map_err(|e| Error::internal(e.to_string()))
+}
+
+/// A number that is not finite, where all before it were.
+pub(crate) fn not_finite(place: String, what: &str, value: f64) -> Error {
+    let help = "leave these samples out; where that does not help, the model overflows within: keep it in float32, or \
+                scale its inputs";
+    Error::NotFinite { place, what: what.into(), value, help: help.into() }
 }
 
 fn host(element: ElementType, array: &ArrayD<f64>) -> Result<Held, Error> {

@@ -7,7 +7,9 @@ use kprune_passes::ir::Model;
 
 use super::knowledge::Totals;
 use super::{MEASURING, Walk, vector};
+use crate::data::Batch;
 use crate::error::Error;
+use crate::runtime::Values;
 
 /// The original itself is timed on one in so many batches.
 const TIMED: usize = 8;
@@ -35,8 +37,9 @@ impl Walk<'_> {
                 timed += batch.padded;
             }
             let mut values = session.run_keeping(|name| batch.find(name), |name| !sums.contains(name))?;
+            check_outputs(&values, &sums, batch)?;
             for (energy, sum) in totals.energies.iter_mut().zip(&graph.outputs) {
-                *energy += &vector(&values, &sum.energy)?;
+                *energy += &vector(&values, &sum.energy, &|| self.place(sum.sublayer, batch))?;
             }
             values.retain(|name, _| !sums.contains(name.as_str()));
             self.outputs.push(self.cache.keep(values)?);
@@ -47,3 +50,25 @@ impl Walk<'_> {
         Ok(seconds * all as f64 / timed as f64)
     }
 }
+
+/// What the original gives must be numbers, or nothing can be learnt from it.
+fn check_outputs(values: &Values, sums: &HashSet<&str>, batch: &Batch) -> Result<(), Error> {
+    let mut names: Vec<&String> = values.keys().filter(|name| !sums.contains(name.as_str())).collect();
+    names.sort();
+    for name in names {
+        if let Some((place, odd)) = batch.odd(&values[name])? {
+            return Err(Error::NotFinite {
+                place,
+                what: format!("the original's output {name:?}"),
+                value: odd.value,
+                help: ODD_OUTPUT.into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What to do where an output is not finite.
+pub(crate) const ODD_OUTPUT: &str = "is the sample empty, or all padding? Leave it out, or give data whose masks are as \
+    the model wants them (some take 1 or true for padding); an output that is meant to be so is left out with \
+    --output NAME:ignore";

@@ -9,7 +9,7 @@ use kprune_passes::tune::Sums;
 use ndarray::{Array2, Ix2};
 use ort::value::DynValue;
 
-use super::{Region, Walk, vector};
+use super::{Region, Walk, not_finite, vector};
 use crate::data::Batch;
 use crate::error::Error;
 use crate::runtime::{self, Held, Runtime, Session};
@@ -65,6 +65,8 @@ impl Walk<'_> {
 
 /// The sums of one student, as they grow.
 struct Tuning {
+    /// The sublayer, in words.
+    place: String,
     session: Session,
     names: TuningOutputs,
     /// The columns that stay, for graphs from which the others could not be cut out.
@@ -83,7 +85,8 @@ impl Tuning {
         let (kept, outputs) = (columns.len(), sublayer.projection.outputs);
         let sums = [Growing::new(kept, outputs)?, Growing::new(kept, outputs)?];
         let columns = runtime::host(&Tensor::from_i64s(&[kept], &columns))?;
-        Ok(Self { session, names: graph.outputs, columns, sums })
+        let place = format!("sublayer {} ({})", t + 1, sublayer.name);
+        Ok(Self { place, session, names: graph.outputs, columns, sums })
     }
 
     /// Adds batch `i` of so many; returns the kept features.
@@ -106,7 +109,7 @@ impl Tuning {
         };
         let names = &self.names;
         let mut results = self.session.run_keeping(find, |name| name != names.energy)?;
-        growing.total.energy += vector(&results, &names.energy)?.sum();
+        growing.total.energy += vector(&results, &names.energy, &|| format!("{}, {}", self.place, batch.describe()))?.sum();
         for (sum, name) in growing.recent.iter_mut().zip(&names.sums) {
             let missing = || Error::internal(format!("a tuning graph gave no {name:?}"));
             *sum = results.remove(name).ok_or_else(missing)?.into();
@@ -117,7 +120,13 @@ impl Tuning {
 
     fn finish(self) -> Result<TuningSums, Error> {
         let [solve, held_out] = self.sums;
-        Ok(TuningSums { solve: solve.finish()?, held_out: held_out.finish()? })
+        let sums = TuningSums { solve: solve.finish()?, held_out: held_out.finish()? };
+        for sums in [&sums.solve, &sums.held_out] {
+            if let Some(value) = sums.gram.iter().chain(&sums.cross).find(|x| !x.is_finite()) {
+                return Err(not_finite(self.place, "a sum over its features", *value));
+            }
+        }
+        Ok(sums)
     }
 }
 
