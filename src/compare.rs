@@ -85,7 +85,7 @@ impl Subject {
         let mut model = store::read_inlined(&source.model)?;
         fold_constants(&mut model.graph);
         let mut single = lower::in_single_precision(&model);
-        let mut seen = observe(runtime, &single, mask)?;
+        let mut seen = observe(runtime, &single, mask).map_err(|e| e.about(&source.model))?;
         signature::fix_axes(&mut single.graph, seen.sizes());
         if lower::has_fused(&single) {
             // Operators within fused ones count too.

@@ -130,6 +130,16 @@ impl Error {
         Self::Internal(what.into())
     }
 
+    /// The same about the model at `path`, where it is about nothing yet.
+    pub fn about(self, path: &Path) -> Self {
+        match self {
+            Self::Data { path: none, reason, help } if none.as_os_str().is_empty() => {
+                Self::Unsupported { path: path.to_path_buf(), reason, help }
+            }
+            other => other,
+        }
+    }
+
     /// A defect that made the program, or a library that it uses, give up.
     pub fn of_panic(panic: &(dyn std::any::Any + Send)) -> Self {
         let text = panic.downcast_ref::<String>().map(String::as_str);

@@ -8,7 +8,7 @@ use kprune_passes::signature::{self, Axis, Convolved, Input};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::data::fill;
+use crate::data::{axes_of, fill, room_for};
 use crate::error::Error;
 use crate::runtime::{self, Runtime, Session};
 
@@ -41,9 +41,11 @@ pub fn observe(runtime: &Runtime, model: &Model, mask: Option<&str>) -> Result<O
     let mut failure = None;
     for sizes in attempts(model, &inputs) {
         let mut run = |i| look(&mut session, model, &inputs, &values, &sizes, i, mask);
-        match run(0).and_then(|first| Ok([first, run(1)?])) {
+        let fits = (0..2).try_for_each(|i| inputs.iter().try_for_each(|input| room_for(input, &dims(input, &sizes, i)?)));
+        match fits.and_then(|()| run(0)).and_then(|first| Ok([first, run(1)?])) {
             Ok(runs) => return Ok(Observation::new(&model.graph, sizes, runs)),
-            Err(e @ Error::Runtime { .. }) => failure = failure.or(Some(e)),
+            // Other sizes may do where these are too large for the model, or for anybody.
+            Err(e @ (Error::Runtime { .. } | Error::Data { .. })) => failure = failure.or(Some(e)),
             Err(e) => return Err(e),
         }
     }
@@ -106,6 +108,15 @@ fn sizes(
     sizes
 }
 
+/// The shape of an input in one of the two runs.
+fn dims(input: &Input, sizes: &Sizes, run: usize) -> Result<Vec<usize>, Error> {
+    let length = |axis: &Axis| match axis {
+        Axis::Fixed(n) => *n,
+        Axis::Named(name) => sizes[name][run],
+    };
+    Ok(axes_of(input)?.iter().map(length).collect())
+}
+
 fn look(
     session: &mut Session,
     model: &Model,
@@ -119,14 +130,7 @@ fn look(
     let mut seen = HashMap::new();
     let mut feeds = Vec::new();
     for input in inputs {
-        let axes = input.axes.as_ref().ok_or_else(|| {
-            Error::internal(format!("input {:?} has no declared rank, which is needed to make inputs", input.name))
-        })?;
-        let length = |axis: &Axis| match axis {
-            Axis::Fixed(n) => *n,
-            Axis::Named(name) => sizes[name][run],
-        };
-        let dims: Vec<_> = axes.iter().map(length).collect();
+        let dims = dims(input, sizes, run)?;
         let tensor = fill(model, input, &dims, mask.unwrap_or("attention_mask"), &mut random)?;
         let integers = Seen::wants_integers(tensor.element(), tensor.count()).then(|| tensor.to_i64().ok()).flatten();
         // What an input holds is chance: its integers are different in the two runs and so never fixed.

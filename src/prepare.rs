@@ -6,7 +6,8 @@ use std::path::Path;
 use kprune_passes::discover::{Discovery, discover_units};
 use kprune_passes::finite;
 use kprune_passes::fold::{fold_constants, untie};
-use kprune_passes::ir::{Model, NodeId};
+use kprune_passes::ir::{ElementType, Graph, Model, NodeId};
+use kprune_passes::limits;
 use kprune_passes::lower::{self, Lowered};
 use kprune_passes::observe::Observation;
 use kprune_passes::signature;
@@ -15,7 +16,7 @@ use crate::config::Options;
 use crate::data::{Dataset, Sources};
 use crate::error::Error;
 use crate::observation::observe;
-use crate::runtime::Runtime;
+use crate::runtime::{self, Runtime};
 use crate::store;
 
 /// A model as it is written and as it is measured, and what is known of both.
@@ -94,7 +95,7 @@ impl Observed {
         let mut single = lower::in_single_precision(&model);
         stage("import");
         let mask = options.sources.mask_input.clone();
-        let seen = observe(runtime, &single, mask.as_deref())?;
+        let seen = observe(runtime, &single, mask.as_deref()).map_err(|e| e.about(path))?;
         signature::fix_axes(&mut single.graph, seen.sizes());
         Ok(Self { model, single, seen, mask })
     }
@@ -196,12 +197,37 @@ fn check_supported(model: &Model, path: &Path) -> Result<(), Error> {
             help: "export the model again: this one computes nothing that could be measured".into(),
         });
     }
+    if let Some((node, why)) = limits::excessive(graph) {
+        return refuse(format!("{} cannot be run: {why}", graph.label(node)), "repair the model, or export it again");
+    }
+    if let Some(name) = reserved(graph) {
+        let help = "rename it, for example with onnx.helper; names that begin so are those of this program";
+        return refuse(format!("the model has a value called {name:?}"), help);
+    }
+    if let Some((name, element)) = unknown_type(graph) {
+        return refuse(format!("the constant {name:?} is of type {element}, which runtimes do not know"), "store it as float32 or float16");
+    }
     let is_quantised = |n: &NodeId| QUANTISED.contains(&graph.operator(*n).op_type.as_str());
     if let Some(node) = graph.sorted().into_iter().find(is_quantised) {
         let reason = format!("the model is quantised ({})", graph.label(node));
         return refuse(reason, "prune the model before it is quantised");
     }
     Ok(())
+}
+
+/// A value whose name is one of those that measuring gives to its own.
+fn reserved(graph: &Graph) -> Option<String> {
+    graph.names().find(|name| name.starts_with(RESERVED)).map(str::to_string)
+}
+
+/// What the names of measuring's own inputs begin with.
+const RESERVED: &str = "kprune_";
+
+/// A constant of a type that ONNX Runtime has no number for.
+fn unknown_type(graph: &Graph) -> Option<(String, ElementType)> {
+    let constants = graph.constants().into_iter().filter_map(|v| Some((v, graph.constant(v)?.element())));
+    let unknown = constants.into_iter().find(|(_, element)| !runtime::knows(*element));
+    unknown.map(|(value, element)| (graph.name(value).to_string(), element))
 }
 
 /// The oldest version of the standard operators whose meaning for inference is that of later ones.

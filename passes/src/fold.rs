@@ -26,8 +26,8 @@ pub fn untie(graph: &mut Graph) {
     for value in graph.initializers() {
         let Some(tensor) = graph.constant(value).filter(|t| t.dims().len() > 1).cloned() else { continue };
         let is_weight = |reader: &(crate::ir::NodeId, Slot)| {
-            let is_product = matches!(graph.operator(reader.0).op_type.as_str(), "MatMul" | "Gemm");
-            is_product && reader.1 == Slot::Input(1)
+            let is_product = || matches!(graph.operator(reader.0).op_type.as_str(), "MatMul" | "Gemm");
+            reader.1 == Slot::Input(1) && is_product()
         };
         let readers: Vec<_> = graph.consumers(value).into_iter().filter(is_weight).skip(1).collect();
         for (node, _) in readers {

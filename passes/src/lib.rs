@@ -12,6 +12,7 @@ pub mod finite;
 pub mod flops;
 pub mod fold;
 pub mod ir;
+pub mod limits;
 pub mod linalg;
 pub mod loss;
 pub mod lower;

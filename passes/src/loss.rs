@@ -84,6 +84,21 @@ impl Objective {
         node: NodeId,
         below: &HashSet<NodeId>,
     ) -> bool {
+        self.look_before_unless(graph, seen, node, below, &mut HashSet::new())
+    }
+
+    /// The same, but for operators that were `visited`.
+    fn look_before_unless(
+        &mut self,
+        graph: &Graph,
+        seen: &Observation,
+        node: NodeId,
+        below: &HashSet<NodeId>,
+        visited: &mut HashSet<NodeId>,
+    ) -> bool {
+        if !visited.insert(node) {
+            return false;
+        }
         let operator = graph.operator(node);
         let behind = graph.descendants(operator.outputs().iter().flatten().copied());
         let depends = |v: ValueId| graph.producer(v).is_some_and(|(n, _)| n == node || behind.contains(&n));
@@ -98,7 +113,7 @@ impl Objective {
                 self.outputs.extend(is_new.then_some((value, kind)));
                 found = true;
             } else if let Some((maker, _)) = graph.producer(value) {
-                found |= self.look_before(graph, seen, maker, below);
+                found |= self.look_before_unless(graph, seen, maker, below, visited);
             }
         }
         found
@@ -125,7 +140,8 @@ impl Objective {
     pub fn guess(model: &Model, seen: &Observation, mask: Option<ValueId>) -> Self {
         let graph = &model.graph;
         let floats = |v: &&ValueId| seen.element(**v).is_some_and(ElementType::is_float);
-        let outputs = graph.outputs().iter().filter(floats);
+        let mut listed = HashSet::new();
+        let outputs = graph.outputs().iter().filter(floats).filter(|v| listed.insert(**v));
         let outputs = outputs.filter_map(|&v| Some((v, guess_kind(model, seen, v, mask)?)));
         Self { outputs: outputs.collect() }
     }

@@ -1,6 +1,6 @@
 //! What a model takes: its inputs with their element types and axes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::ir::{ElementType, Graph, Model, NodeId, Slot, ValueId};
 use crate::onnx::schema::{TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
@@ -73,7 +73,11 @@ pub fn limits(graph: &Graph) -> HashMap<ValueId, usize> {
 fn readers_behind(graph: &Graph, input: ValueId, passed: &[&str]) -> Vec<(NodeId, usize)> {
     let mut readers = Vec::new();
     let mut values = vec![input];
+    let mut visited = HashSet::new();
     while let Some(value) = values.pop() {
+        if !visited.insert(value) {
+            continue;
+        }
         for (node, slot) in graph.consumers(value) {
             let Slot::Input(slot) = slot else { continue };
             let operator = graph.operator(node);
@@ -145,7 +149,7 @@ pub fn convolved(graph: &Graph) -> HashMap<ValueId, Convolved> {
             }
             let weight = operator.input(1).and_then(|v| graph.constant(v));
             let Some(&per_group) = weight.and_then(|t| t.dims().get(1)) else { continue };
-            let channels = per_group * operator.int("group", 1).max(1) as usize;
+            let channels = per_group.saturating_mul(operator.int("group", 1).max(1) as usize);
             let stride = operator.ints("strides").and_then(|s| s.first().copied()).unwrap_or(1);
             found.insert(input, Convolved { channels, stride: stride.max(1) as usize });
         }

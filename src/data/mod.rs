@@ -2,7 +2,7 @@
 
 pub use batches::{Batch, as_declared, find};
 pub use labels::Labels;
-pub(crate) use random::fill;
+pub(crate) use random::{axes_of, fill, room_for};
 pub use rows::Columns;
 
 mod arrays;
@@ -107,7 +107,7 @@ impl Dataset {
         } else if let Some(tokenizer) = &tokenizer {
             (text::built_in(&inputs, tokenizer)?, Path::new(""), "built-in English text".to_string())
         } else {
-            let arrays = random::samples(model, &inputs, sources)?;
+            let arrays = random::samples(model, &inputs, sources, random::SAMPLES)?;
             (Part { arrays, labels: None }, Path::new(""), MADE_UP.to_string())
         };
         let is_task_data = !sources.batches.is_empty() || !sources.files.is_empty();
@@ -118,13 +118,13 @@ impl Dataset {
         Ok(data)
     }
 
-    /// Made-up samples, for what depends on their shapes alone.
+    /// A made-up sample, for what depends on its shape alone.
     ///
     /// # Errors
     /// Where inputs of a type cannot be made up.
     pub fn made_up(model: &Model, sources: &Sources) -> Result<Self, Error> {
         let inputs = signature::inputs(model);
-        let part = Part { arrays: random::samples(model, &inputs, sources)?, labels: None };
+        let part = Part { arrays: random::samples(model, &inputs, sources, 1)?, labels: None };
         Self::new(model, inputs, part, Path::new(""), sources, MADE_UP.to_string(), false)
     }
 

@@ -27,6 +27,7 @@ pub use tensors::{Held, element, host, integers, numbers, odd, own, scalars};
 use crate::error::Error;
 use interrupt::Interrupt;
 use weights::Weights;
+pub use weights::knows;
 
 /// Which execution provider to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -76,15 +76,51 @@ impl AsRef<[u8]> for Words {
     }
 }
 
+/// Whether ONNX Runtime has tensors of this type.
+pub fn knows(element: ElementType) -> bool {
+    element == ElementType::String || kind(element).is_some()
+}
+
+/// The name of an element type in ONNX Runtime, whose numbers are those of ONNX for the older types only.
+fn kind(element: ElementType) -> Option<ort::sys::ONNXTensorElementDataType> {
+    use ElementType as E;
+    use ort::sys::ONNXTensorElementDataType as T;
+    Some(match element {
+        E::F32 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+        E::U8 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+        E::I8 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
+        E::U16 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16,
+        E::I16 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT16,
+        E::I32 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
+        E::I64 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
+        E::Bool => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL,
+        E::F16 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+        E::F64 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE,
+        E::U32 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32,
+        E::U64 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT64,
+        E::Complex64 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_COMPLEX64,
+        E::Complex128 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_COMPLEX128,
+        E::BF16 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
+        E::F8E4M3FN => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN,
+        E::F8E4M3FNUZ => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FNUZ,
+        E::F8E5M2 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E5M2,
+        E::F8E5M2FNUZ => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E5M2FNUZ,
+        E::U4 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT4,
+        E::I4 => T::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT4,
+        E::String | E::F4E2M1 | E::F8E8M0 | E::U2 | E::I2 | E::F6E2M3 | E::F6E3M2 => return None,
+    })
+}
+
 /// A tensor over memory that the caller keeps.
 pub(super) fn borrow(bytes: &Bytes, element: ElementType, dims: &[usize]) -> Result<DynValue, Error> {
+    let unknown = || Error::internal(format!("ONNX Runtime has no tensors of type {element}"));
+    let kind = kind(element).ok_or_else(unknown)?;
     let place = MemoryInfo::default();
     let shape: Vec<i64> = dims.iter().map(|&d| d as i64).collect();
     let mut value = ptr::null_mut();
-    // SAFETY: the code of an element type is the one of the enumeration below (checked by a test); the
-    // pointers live through the call; the caller keeps the bytes as long as the value.
+    // SAFETY: the pointers live through the call, in which the runtime checks the length against the shape; the
+    // caller keeps the bytes as long as the value.
     unsafe {
-        let kind = std::mem::transmute::<i32, ort::sys::ONNXTensorElementDataType>(element.code());
         let status = (ort::api().CreateTensorWithDataAsOrtValue)(
             place.ptr(),
             bytes.as_ptr().cast_mut().cast(),

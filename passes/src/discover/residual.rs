@@ -171,6 +171,10 @@ impl Walk<'_> {
         if !operator.is("Add") || self.carried.contains(&other) || !self.ahead.is_empty() {
             return Err(outside());
         }
+        let dims = |value: Option<ValueId>| value.and_then(|v| self.seen.dims(v));
+        if dims(Some(other)) != dims(operator.output(0)) {
+            return Err("the stream that it is added to has another shape, which the sum stretches".into());
+        }
         Ok((node, Kind::Sum { slot, other }))
     }
 

@@ -2,22 +2,27 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::ReadError;
 use super::schema::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
 
-/// Calls within calls are followed this deep; a function that calls itself is no valid one.
-const DEEPEST: usize = 32;
+/// Operators that calls may become, all together: functions that call each other twice would be as many as there
+/// are atoms otherwise.
+const MOST: usize = 500_000;
 
 type Key = (String, String, String);
 
 /// Replaces every call of a function of the model by the function's operators.
-pub(super) fn inline_functions(model: &mut ModelProto) {
-    let Some(graph) = model.graph.as_mut().filter(|_| !model.functions.is_empty()) else { return };
+///
+/// # Errors
+/// Where a function calls itself, by way of others or not, or the calls become too many operators.
+pub(super) fn inline_functions(model: &mut ModelProto) -> Result<(), ReadError> {
+    let Some(graph) = model.graph.as_mut().filter(|_| !model.functions.is_empty()) else { return Ok(()) };
     let functions = std::mem::take(&mut model.functions);
     let mut imports: Vec<OperatorSetIdProto> = functions.iter().flat_map(|f| f.opset_import.clone()).collect();
     let key = |f: &FunctionProto| key(f.domain.as_deref(), f.name.as_deref(), f.overload.as_deref());
     let functions: HashMap<Key, FunctionProto> = functions.into_iter().map(|f| (key(&f), f)).collect();
-    let mut inliner = Inliner { functions: &functions, taken: names(graph), count: 0 };
-    inliner.graph(graph, 0);
+    let mut inliner = Inliner { functions: &functions, taken: names(graph), calls: Vec::new(), made: 0, count: 0 };
+    inliner.graph(graph)?;
     let known = |import: &OperatorSetIdProto, of: &[OperatorSetIdProto]| {
         of.iter().any(|o| o.domain.as_deref().unwrap_or("") == import.domain.as_deref().unwrap_or(""))
     };
@@ -27,6 +32,7 @@ pub(super) fn inline_functions(model: &mut ModelProto) {
             model.opset_import.push(import);
         }
     }
+    Ok(())
 }
 
 fn key(domain: Option<&str>, name: Option<&str>, overload: Option<&str>) -> Key {
@@ -44,30 +50,43 @@ fn names(graph: &GraphProto) -> HashSet<String> {
 struct Inliner<'a> {
     functions: &'a HashMap<Key, FunctionProto>,
     taken: HashSet<String>,
+    /// The functions whose bodies are being put in place, the outermost first.
+    calls: Vec<Key>,
+    /// Operators that calls have become.
+    made: usize,
     count: usize,
 }
 
 impl Inliner<'_> {
-    fn graph(&mut self, graph: &mut GraphProto, depth: usize) {
-        graph.node = self.nodes(std::mem::take(&mut graph.node), depth);
+    fn graph(&mut self, graph: &mut GraphProto) -> Result<(), ReadError> {
+        graph.node = self.nodes(std::mem::take(&mut graph.node))?;
+        Ok(())
     }
 
-    fn nodes(&mut self, nodes: Vec<NodeProto>, depth: usize) -> Vec<NodeProto> {
+    fn nodes(&mut self, nodes: Vec<NodeProto>) -> Result<Vec<NodeProto>, ReadError> {
         let mut out = Vec::with_capacity(nodes.len());
         for mut node in nodes {
             for attribute in &mut node.attribute {
-                attribute.g.iter_mut().chain(&mut attribute.graphs).for_each(|g| self.graph(g, depth));
+                attribute.g.iter_mut().chain(&mut attribute.graphs).try_for_each(|g| self.graph(g))?;
             }
             let called = key(node.domain.as_deref(), node.op_type.as_deref(), node.overload.as_deref());
-            match self.functions.get(&called).filter(|_| depth < DEEPEST) {
-                Some(function) => {
-                    let body = self.body(&node, function);
-                    out.extend(self.nodes(body, depth + 1));
-                }
-                None => out.push(node),
+            let Some(function) = self.functions.get(&called) else {
+                out.push(node);
+                continue;
+            };
+            if self.calls.contains(&called) {
+                return Err(ReadError::Recursive(called.1));
             }
+            self.made = self.made.saturating_add(function.node.len().max(1));
+            if self.made > MOST {
+                return Err(ReadError::TooManyCalls { function: called.1, most: MOST });
+            }
+            let body = self.body(&node, function);
+            self.calls.push(called);
+            out.extend(self.nodes(body)?);
+            self.calls.pop();
         }
-        out
+        Ok(out)
     }
 
     /// The operators of a function with the names and attributes of one call.
@@ -179,7 +198,7 @@ mod tests {
     fn inlined(functions: Vec<FunctionProto>, nodes: Vec<NodeProto>) -> Vec<NodeProto> {
         let graph = GraphProto { node: nodes, ..GraphProto::default() };
         let mut model = ModelProto { graph: Some(graph), functions, ..ModelProto::default() };
-        inline_functions(&mut model);
+        inline_functions(&mut model).unwrap();
         assert!(model.functions.is_empty());
         model.graph.unwrap().node
     }
@@ -213,6 +232,24 @@ mod tests {
         call.attribute = vec![crate::ir::attribute::int("along", 2)];
         let nodes = inlined(vec![own], vec![call]);
         assert_eq!((nodes[0].attribute[0].name(), nodes[0].attribute[0].i), ("axis", Some(2)));
+    }
+
+    #[test]
+    fn functions_that_call_themselves_or_explode_are_refused() {
+        let refused = |functions: Vec<FunctionProto>| {
+            let graph = GraphProto { node: vec![node("F0", "own", &["x"], &["y"])], ..GraphProto::default() };
+            let mut model = ModelProto { graph: Some(graph), functions, ..ModelProto::default() };
+            inline_functions(&mut model).unwrap_err()
+        };
+        let calls = |name: &str, called: &str| {
+            let twice = vec![node(called, "own", &["a"], &["t"]), node(called, "own", &["t"], &["b"])];
+            function(name, &["a"], &["b"], twice)
+        };
+        let circle = refused(vec![calls("F0", "F1"), calls("F1", "F0")]);
+        assert!(matches!(circle, ReadError::Recursive(_)), "{circle}");
+        let mut tower: Vec<_> = (0..40).map(|i| calls(&format!("F{i}"), &format!("F{}", i + 1))).collect();
+        tower.push(function("F40", &["a"], &["b"], vec![node("Relu", "", &["a"], &["b"])]));
+        assert!(matches!(refused(tower), ReadError::TooManyCalls { .. }));
     }
 
     #[test]

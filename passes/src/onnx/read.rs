@@ -36,6 +36,17 @@ pub enum ReadError {
     /// Operators that read each other's outputs.
     #[error("the graph has a cycle through {0}")]
     Cycle(String),
+    /// A function of the model that calls itself.
+    #[error("the model's function {0:?} calls itself, which ONNX does not allow")]
+    Recursive(String),
+    /// Functions whose calls within calls would make a graph that nobody could run.
+    #[error("the calls of the model's functions become more than {most} operators ({function:?} was the last)")]
+    TooManyCalls {
+        /// The function whose call was one too many.
+        function: String,
+        /// How many operators are allowed.
+        most: usize,
+    },
     /// A constant whose data and shape disagree.
     #[error("tensor {name:?} {source}")]
     Tensor {
@@ -72,7 +83,7 @@ pub fn read(bytes: Bytes, files: &mut dyn FnMut(&str) -> Result<Bytes, String>) 
 /// As [`read`].
 pub fn read_inlined(bytes: Bytes, files: Files) -> Result<Model, ReadError> {
     let mut proto = ModelProto::decode(bytes)?;
-    super::inline::inline_functions(&mut proto);
+    super::inline::inline_functions(&mut proto)?;
     from_proto(proto, files)
 }
 

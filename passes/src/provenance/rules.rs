@@ -251,9 +251,21 @@ fn contract(scene: &mut Scene, a: Operand, b: Operand) -> Planes {
     let (a, b) = (with_axis(a, rank), with_axis(b, rank - 2));
     let shape: Vec<_> = a.shape.iter().zip(&b.shape).map(|(&x, &y)| x.max(y)).collect();
     let product = join(scene, vec![a, b], &shape);
+    if is_of_activations(scene) {
+        // What is summed over in scores cannot go without changing what the others weigh.
+        for plane in product.iter().filter(|p| p.axes() == [rank - 1]) {
+            scene.freeze(plane, "sums over it in a product of two activations");
+        }
+    }
     let channels = &mut scene.provenance.channels;
     let sums = product.iter().filter_map(|p| plane::summed(p, rank - 1, channels));
     sums.map(|p| p.without(rank - 1)).filter(|p| !p.is_uniform()).collect()
+}
+
+/// Whether neither factor of the scene's product is a constant.
+fn is_of_activations(scene: &Scene) -> bool {
+    let is_constant = |slot| scene.operator().input(slot).is_none_or(|v| scene.graph.constant(v).is_some());
+    !is_constant(0) && !is_constant(1)
 }
 
 /// Notes a product with a constant weight, or of two activations.

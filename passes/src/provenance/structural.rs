@@ -25,6 +25,10 @@ pub(super) fn apply(scene: &mut Scene, op_type: &str) -> Result<Vec<Planes>, Dec
 fn reshape(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let operand = scene.operand(0)?;
     let shape = scene.output_shape(0)?;
+    let count = |shape: &[usize]| shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    if count(&shape) != count(&operand.shape) || count(&shape).is_none_or(|n| n > MOST_ELEMENTS) {
+        return Err("moves more elements than can be followed".into());
+    }
     let moved: Planes = operand.planes.iter().map(|p| p.reshaped(&operand.shape, &shape)).collect();
     let channels = &mut scene.provenance.channels;
     // Where axes are folded into one, every copy of a channel is the same channel, and what cannot go
@@ -44,6 +48,9 @@ fn reshape(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     }
     Ok(vec![plane::merge(left, channels)])
 }
+
+/// Channels are written out for every element where axes are folded.
+const MOST_ELEMENTS: usize = 1 << 28;
 
 fn transpose(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let operand = scene.operand(0)?;
@@ -220,6 +227,9 @@ fn resize(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
 fn tile(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let operand = scene.operand(0)?;
     let shape = scene.output_shape(0)?;
+    if shape.contains(&0) {
+        return Err("makes an empty value".into());
+    }
     let repeat = |plane: &Plane| {
         plane.axes().into_iter().fold(plane.clone(), |plane, axis| {
             let copies = vec![plane.0.view(); shape[axis] / operand.shape[axis].max(1)];
@@ -241,6 +251,9 @@ fn elastic(scene: &mut Scene, from: &[usize]) -> Result<Planes, Decline> {
     let mut planes = Planes::new();
     for axis in (0..shape.len()).filter(grown) {
         let Some(period) = dims[axis].fixed().or_else(|| scene.seen.factor(dims[axis])) else { continue };
+        if period > MOST_ELEMENTS {
+            return Err("makes more elements than can be followed".into());
+        }
         let channels: Vec<_> = scene.provenance.channels.fresh_elastic(period).collect();
         planes.push(Plane::along(shape.len(), axis, (0..shape[axis]).map(|i| channels[i % period])));
     }

@@ -61,6 +61,8 @@ pub struct Graph {
     net: StableDiGraph<Vertex, Edge>,
     values: Vec<Value>,
     names: HashMap<String, ValueId>,
+    /// How often a fresh name was asked for, by its beginning.
+    asked: HashMap<String, usize>,
     inputs: Vec<ValueId>,
     outputs: Vec<ValueId>,
 }
@@ -87,17 +89,23 @@ impl Graph {
     /// A new value whose name starts with `hint` and is not taken.
     fn declare_fresh(&mut self, hint: &str) -> ValueId {
         let mut name = hint.to_string();
-        let mut n = 1;
+        let mut n = self.asked.get(hint).copied().unwrap_or(1);
         while name.is_empty() || self.names.contains_key(&name) {
             name = format!("{hint}_{n}");
             n += 1;
         }
+        self.asked.insert(hint.to_string(), n);
         self.declare(&name)
     }
 
     /// The value called `name`.
     pub fn find(&self, name: &str) -> Option<ValueId> {
         self.names.get(name).copied()
+    }
+
+    /// The names of all values.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.values.iter().map(|v| v.name.as_str())
     }
 
     /// The name of a value.
