@@ -142,9 +142,13 @@ impl Error {
 
     /// A defect that made the program, or a library that it uses, give up.
     pub fn of_panic(panic: &(dyn std::any::Any + Send)) -> Self {
+        Self::Internal(Self::panic_text(panic).to_string())
+    }
+
+    /// What was said on giving up.
+    pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Self::Internal(text.unwrap_or("it gave up without a reason").to_string())
+        text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it gave up without a reason")
     }
 
     /// A failure of ONNX Runtime while `doing` something.

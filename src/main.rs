@@ -70,7 +70,7 @@ fn run_inspect(arguments: &InspectArgs) -> Result<(), Error> {
 fn run_compare(arguments: &CompareArgs) -> Result<(), Error> {
     let runtime = arguments.runtime.load(cancel_on_signal())?;
     let terms = Terms {
-        sources: arguments.reading.sources(&arguments.data, arguments.seq_len),
+        sources: arguments.reading.sources(&arguments.data, arguments.seq_len, arguments.runtime.threads),
         outputs: arguments.outputs.clone(),
         seq_len: arguments.seq_len,
         batch: arguments.latency_batch,

@@ -41,7 +41,8 @@ pub fn observe(runtime: &Runtime, model: &Model, mask: Option<&str>) -> Result<O
     let mut failure = None;
     for sizes in attempts(model, &inputs) {
         let mut run = |i| look(&mut session, model, &inputs, &values, &sizes, i, mask);
-        let fits = (0..2).try_for_each(|i| inputs.iter().try_for_each(|input| room_for(input, &dims(input, &sizes, i)?)));
+        let fits =
+            (0..2).try_for_each(|i| inputs.iter().try_for_each(|input| room_for(input, &dims(input, &sizes, i)?)));
         match fits.and_then(|()| run(0)).and_then(|first| Ok([first, run(1)?])) {
             Ok(runs) => return Ok(Observation::new(&model.graph, sizes, runs)),
             // Other sizes may do where these are too large for the model, or for anybody.

@@ -205,7 +205,10 @@ fn check_supported(model: &Model, path: &Path) -> Result<(), Error> {
         return refuse(format!("the model has a value called {name:?}"), help);
     }
     if let Some((name, element)) = unknown_type(graph) {
-        return refuse(format!("the constant {name:?} is of type {element}, which runtimes do not know"), "store it as float32 or float16");
+        return refuse(
+            format!("the constant {name:?} is of type {element}, which runtimes do not know"),
+            "store it as float32 or float16",
+        );
     }
     let is_quantised = |n: &NodeId| QUANTISED.contains(&graph.operator(*n).op_type.as_str());
     if let Some(node) = graph.sorted().into_iter().find(is_quantised) {

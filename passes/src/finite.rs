@@ -47,7 +47,9 @@ fn first_odd_of(tensor: &Tensor) -> Option<Odd> {
 /// Whether an operator sums over what it reads.
 fn spreads(operator: &Operator) -> bool {
     let op_type = operator.op_type.as_str();
-    !operator.is_standard() || matches!(op_type, "MatMul" | "Gemm" | "Conv" | "Einsum") || op_type.ends_with("Normalization")
+    !operator.is_standard()
+        || matches!(op_type, "MatMul" | "Gemm" | "Conv" | "Einsum")
+        || op_type.ends_with("Normalization")
 }
 
 #[cfg(test)]

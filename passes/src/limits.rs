@@ -20,7 +20,9 @@ fn demand(graph: &Graph, operator: &Operator) -> Option<String> {
         "ConstantOfShape" => integers(graph, operator, 0).map(|dims| product(&dims)),
         "Expand" | "Tile" => integers(graph, operator, 1).map(|dims| product(&dims)),
         "OneHot" => integers(graph, operator, 1).map(|depth| product(&depth)),
-        "Pad" => integers(graph, operator, 1).map(|pads| pads.iter().fold(0, |sum: usize, &n| sum.saturating_add(size(n)))),
+        "Pad" => {
+            integers(graph, operator, 1).map(|pads| pads.iter().fold(0, |sum: usize, &n| sum.saturating_add(size(n))))
+        }
         "Resize" => integers(graph, operator, 3).map(|dims| product(&dims)),
         "Range" => range(graph, operator),
         "RandomNormal" | "RandomUniform" => operator.ints("shape").map(product),

@@ -168,7 +168,7 @@ impl PruneArgs {
             reports: self.report.iter().filter(|path| !is_output(path)).cloned().collect(),
             latency_batch: self.latency_batch,
             time: self.report.iter().any(|path| is_page(path)),
-            sources: self.data.sources(&self.calibration, self.seq_len),
+            sources: self.data.sources(&self.calibration, self.seq_len, self.runtime.threads),
             seq_len: self.seq_len,
             scope: self.units,
             outputs: self.outputs.clone(),

@@ -78,7 +78,7 @@ pub struct DataArgs {
 
 impl DataArgs {
     /// Where the data come from.
-    pub fn sources(&self, files: &[PathBuf], seq_len: Option<usize>) -> Sources {
+    pub fn sources(&self, files: &[PathBuf], seq_len: Option<usize>, threads: Option<usize>) -> Sources {
         Sources {
             files: files.to_vec(),
             batches: Vec::new(),
@@ -89,6 +89,7 @@ impl DataArgs {
             mask_input: self.mask_input.clone(),
             seq_len,
             seed: self.seed,
+            threads: threads.unwrap_or(0),
         }
     }
 }

@@ -41,7 +41,8 @@ impl Batch {
     /// The samples, in words.
     pub fn describe(&self) -> String {
         let rows: Vec<String> = self.rows.iter().take(NAMED).map(usize::to_string).collect();
-        let rest = if self.rows.len() > NAMED { format!(" and {} more", self.rows.len() - NAMED) } else { String::new() };
+        let rest =
+            if self.rows.len() > NAMED { format!(" and {} more", self.rows.len() - NAMED) } else { String::new() };
         let samples = if self.rows.len() == 1 { "sample" } else { "samples" };
         format!("{samples} {}{rest}", rows.join(", "))
     }

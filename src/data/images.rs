@@ -1,17 +1,20 @@
 //! Data from a folder of images, made into numbers as a `preprocessor_config.json` says.
 
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use image::imageops::{FilterType, crop_imm, resize};
-use image::{Rgb, RgbImage};
+use image::{ImageReader, Rgb, RgbImage};
 use kprune_passes::ir::{ElementType, Tensor};
 use kprune_passes::signature::{Axis, Input};
 use ndarray::Array4;
 use serde::Deserialize;
 
+use super::fence::fenced;
 use super::labels::{Labels, converted};
-use super::{Part, Sources, class_of, drawn};
+use super::{Part, Samples, class_of};
 use crate::error::Error;
+use crate::store;
 
 /// What the processors of Hugging Face write down, with their defaults.
 #[derive(Clone, Debug, Deserialize)]
@@ -55,57 +58,112 @@ enum Size {
     Number(u32),
 }
 
-/// Samples from the images below a folder; where they lie in folders of their own, those are their classes.
-pub(super) fn read(
-    folder: &Path,
-    inputs: &[Input],
-    model: &Path,
-    sources: &Sources,
-    preprocessor: Option<&Path>,
-) -> Result<Part, Error> {
-    let [input] = inputs else {
-        let help = "give arrays with --calibration FILE.npz";
-        return Err(Error::data(folder, format!("is a folder, and the model takes {} inputs", inputs.len()), help));
-    };
-    let mut files = images_in(folder).map_err(Error::io("read", folder))?;
-    if files.is_empty() {
-        let help = "give a folder with .png, .jpg, .webp or .bmp files, or with test_data_set_*/input_*.pb";
-        return Err(Error::data(folder, "holds no images and no test data", help));
-    }
-    if let Some(wanted) = sources.samples.filter(|&n| n < files.len()) {
-        files = drawn(files.len(), wanted, sources.seed).into_iter().map(|i| files[i].clone()).collect();
-    }
-    let missing = || {
-        let reason = "holds images, and there is no preprocessor_config.json beside the model";
-        Error::data(folder, reason, "name one with --preprocessor PATH")
-    };
-    let preprocessor = Preprocessor::read(preprocessor.ok_or_else(missing)?)?;
-    let mut pixels: Option<Array4<f32>> = None;
-    for (i, file) in files.iter().enumerate() {
-        let image = image::open(file).map_err(|e| Error::data(file, format!("is no readable image: {e}"), FORMATS))?;
-        let image = preprocessor.shape(&image.to_rgb8());
-        let (width, height) = image.dimensions();
-        let shape = (files.len(), 3, height as usize, width as usize);
-        let pixels = pixels.get_or_insert_with(|| Array4::zeros(shape));
-        if pixels.dim() != shape {
-            let help = "the preprocessor must make all images equally large: set size or crop_size";
-            return Err(Error::data(file, format!("becomes {width} x {height} pixels, and others do not"), help));
+/// The images below a folder; where they lie in folders of their own, those are their classes.
+pub(super) struct Images {
+    folder: PathBuf,
+    files: Vec<PathBuf>,
+    labels: Option<Labels>,
+    input: Input,
+    preprocessor: Preprocessor,
+}
+
+impl Images {
+    pub(super) fn new(
+        folder: &Path,
+        inputs: &[Input],
+        model: &Path,
+        preprocessor: Option<&Path>,
+    ) -> Result<Self, Error> {
+        let [input] = inputs else {
+            let help = "give arrays with --calibration FILE.npz";
+            return Err(Error::data(folder, format!("is a folder, and the model takes {} inputs", inputs.len()), help));
+        };
+        let files = images_in(folder).map_err(Error::io("read", folder))?;
+        if files.is_empty() {
+            let help = "give a folder with .png, .jpg, .webp or .bmp files, or with test_data_set_*/input_*.pb";
+            return Err(Error::data(folder, "holds no images and no test data", help));
         }
-        for (x, y, &Rgb(color)) in image.enumerate_pixels() {
-            for (channel, value) in preprocessor.numbers(color).into_iter().enumerate() {
-                pixels[[i, channel, y as usize, x as usize]] = value;
+        let missing = || {
+            let reason = "holds images, and there is no preprocessor_config.json beside the model";
+            Error::data(folder, reason, "name one with --preprocessor PATH")
+        };
+        let preprocessor = Preprocessor::read(preprocessor.ok_or_else(missing)?)?;
+        let labels = classes(folder, &files, class_of(model));
+        Ok(Self { folder: folder.to_path_buf(), files, labels, input: input.clone(), preprocessor })
+    }
+
+    /// The pixels of some images: [samples, 3, height, width].
+    fn pixels(&self, rows: &[usize]) -> Result<Array4<f32>, Error> {
+        let mut pixels: Option<Array4<f32>> = None;
+        let files = rows.iter().filter_map(|&row| self.files.get(row));
+        for (i, file) in files.enumerate() {
+            let image = self.preprocessor.shape(&decoded(file)?).map_err(|reason| Error::data(file, reason, SHAPES))?;
+            let (width, height) = image.dimensions();
+            let shape = (rows.len(), 3, height as usize, width as usize);
+            if shape.0.saturating_mul(3 * shape.2 * shape.3) > MOST_PIXELS {
+                let reason = format!("holds {} images of {width} x {height} pixels, which are too many", rows.len());
+                return Err(Error::data(&self.folder, reason, "take fewer with --samples"));
+            }
+            let pixels = pixels.get_or_insert_with(|| Array4::zeros(shape));
+            if pixels.dim() != shape {
+                let help = "the preprocessor must make all images equally large: set size or crop_size";
+                return Err(Error::data(file, format!("becomes {width} x {height} pixels, and others do not"), help));
+            }
+            for (x, y, &Rgb(color)) in image.enumerate_pixels() {
+                for (channel, value) in self.preprocessor.numbers(color).into_iter().enumerate() {
+                    pixels[[i, channel, y as usize, x as usize]] = value;
+                }
             }
         }
+        Ok(pixels.unwrap_or_default())
     }
-    let pixels = pixels.unwrap_or_default();
-    let pixels = if takes_channels_last(input) { pixels.permuted_axes([0, 2, 3, 1]) } else { pixels };
-    let wrong = |reason: String| Error::data(folder, reason, "give arrays with --calibration FILE.npz");
-    let bytes: Vec<u8> = pixels.iter().flat_map(|p| p.to_le_bytes()).collect();
-    let array = Tensor::from_raw(&input.name, ElementType::F32, pixels.shape(), bytes.into());
-    let array = array.map_err(|e| wrong(e.to_string()))?;
-    let element = input.element.unwrap_or(ElementType::F32);
-    let array = converted(&array, element).ok_or_else(|| wrong(format!("gives no values of {element}")))?;
-    Ok(Part { arrays: vec![array], labels: classes(folder, &files, class_of(model)) })
+}
+
+impl Samples for Images {
+    fn count(&self) -> usize {
+        self.files.len()
+    }
+
+    fn read(self: Box<Self>, rows: &[usize]) -> Result<Part, Error> {
+        let pixels = self.pixels(rows)?;
+        let pixels = if takes_channels_last(&self.input) { pixels.permuted_axes([0, 2, 3, 1]) } else { pixels };
+        let wrong = |reason: String| Error::data(&self.folder, reason, "give arrays with --calibration FILE.npz");
+        let bytes: Vec<u8> = pixels.iter().flat_map(|p| p.to_le_bytes()).collect();
+        let array = Tensor::from_raw(&self.input.name, ElementType::F32, pixels.shape(), bytes.into());
+        let array = array.map_err(|e| wrong(e.to_string()))?;
+        let element = self.input.element.unwrap_or(ElementType::F32);
+        let array = converted(&array, element).ok_or_else(|| wrong(format!("gives no values of {element}")))?;
+        Ok(Part { arrays: vec![array], labels: self.labels.as_ref().map(|l| l.select(rows)) })
+    }
+}
+
+/// The longest edge of an image, in a file or made of one.
+const LONGEST: u32 = 16_384;
+
+/// A size that a preprocessor asks for is no larger.
+const LARGEST: u32 = 4_096;
+
+/// An image takes no more bytes than this while it is decoded.
+const MOST_DECODED: u64 = 256 << 20;
+
+/// No more numbers than this are made of all images: 4 GiB.
+const MOST_PIXELS: usize = 1 << 30;
+
+const SHAPES: &str = "leave the image out, or give a preprocessor_config.json that belongs to the model";
+
+/// The image in a file, within limits that its header cannot set aside.
+fn decoded(file: &Path) -> Result<RgbImage, Error> {
+    let opened = store::open(file).map_err(Error::io("read", file))?;
+    let unreadable = |reason: String| Error::data(file, format!("is no readable image: {reason}"), FORMATS);
+    fenced(file, || {
+        let mut limits = image::Limits::default();
+        (limits.max_image_width, limits.max_image_height) = (Some(LONGEST), Some(LONGEST));
+        limits.max_alloc = Some(MOST_DECODED);
+        let mut reader = ImageReader::new(BufReader::new(opened));
+        reader.limits(limits);
+        let reader = reader.with_guessed_format().map_err(Error::io("read", file))?;
+        Ok(reader.decode().map_err(|e| unreadable(e.to_string()))?.to_rgb8())
+    })
 }
 
 const FORMATS: &str = "give .png, .jpg, .webp or .bmp files";
@@ -143,27 +201,38 @@ fn takes_channels_last(input: &Input) -> bool {
 
 impl Preprocessor {
     fn read(path: &Path) -> Result<Self, Error> {
-        let content = std::fs::read(path).map_err(Error::io("read", path))?;
+        let content = store::read(path).map_err(Error::io("read", path))?;
         let help = "give the preprocessor_config.json that belongs to the model";
         let wrong = |reason: String| Error::data(path, reason, help);
         let this: Self = serde_json::from_slice(&content).map_err(|e| wrong(format!("cannot be understood: {e}")))?;
         if this.image_mean.len() != 3 || this.image_std.len() != 3 {
             return Err(wrong("needs three numbers in image_mean and image_std".into()));
         }
+        let sizes = this.size.iter().chain(&this.crop_size).flat_map(|size| size.edges());
+        if let Some(odd) = sizes.into_iter().find(|edge| !(1..=LARGEST).contains(edge)) {
+            return Err(wrong(format!("asks for {odd} pixels, and 1 to {LARGEST} are possible")));
+        }
+        let scales = this.image_std.iter().chain(&this.image_mean).chain([&this.rescale_factor]);
+        if this.image_std.contains(&0.0) || scales.into_iter().any(|x| !x.is_finite()) {
+            return Err(wrong("has an image_std of 0, or a number that is not finite".into()));
+        }
         Ok(this)
     }
 
-    /// The image, resized and cropped.
-    fn shape(&self, image: &RgbImage) -> RgbImage {
+    /// The image, resized and cropped; the reason where it would become too large.
+    fn shape(&self, image: &RgbImage) -> Result<RgbImage, String> {
         let mut image = image.clone();
         let crops = self.do_center_crop.unwrap_or(false);
         if let Some(size) = self.size.filter(|_| self.do_resize.unwrap_or(true)) {
             let (width, height) = size.of(image.dimensions(), crops);
+            if width.max(height) > LONGEST {
+                return Err(format!("would become {width} x {height} pixels"));
+            }
             image = resize(&image, width, height, self.filter());
         }
         match self.crop_size.or(self.size).filter(|_| crops) {
-            Some(size) => center(&image, size.of(image.dimensions(), false)),
-            None => image,
+            Some(size) => Ok(center(&image, size.of(image.dimensions(), false))),
+            None => Ok(image),
         }
     }
 
@@ -189,11 +258,23 @@ impl Preprocessor {
 }
 
 impl Size {
+    /// All numbers of pixels that it names.
+    fn edges(&self) -> Vec<u32> {
+        match *self {
+            Self::Box { height, width } => vec![height, width],
+            Self::Shortest { shortest_edge } => vec![shortest_edge],
+            Self::Number(edge) => vec![edge],
+        }
+    }
+
     /// Width and height of what an image of width and height becomes. One number is the shorter edge where the
     /// image is cropped afterwards, else both.
     fn of(self, (width, height): (u32, u32), crops_afterwards: bool) -> (u32, u32) {
         let shortest = |edge: u32| {
-            let scaled = |n: u32| (u64::from(n) * u64::from(edge) / u64::from(width.min(height).max(1))) as u32;
+            let scaled = |n: u32| {
+                let length = u64::from(n) * u64::from(edge) / u64::from(width.min(height).max(1));
+                u32::try_from(length).unwrap_or(u32::MAX)
+            };
             (scaled(width).max(1), scaled(height).max(1))
         };
         match self {
@@ -229,7 +310,7 @@ mod tests {
     #[test]
     fn sizes_of_all_generations_are_understood() {
         let image = RgbImage::new(100, 50);
-        let shape = |json: &str| preprocessor(json).shape(&image).dimensions();
+        let shape = |json: &str| preprocessor(json).shape(&image).unwrap().dimensions();
         assert_eq!(shape(r#"{"size": {"height": 20, "width": 30}}"#), (30, 20));
         assert_eq!(shape(r#"{"size": {"shortest_edge": 25}}"#), (50, 25));
         assert_eq!(shape(r#"{"size": 24}"#), (24, 24));

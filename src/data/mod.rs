@@ -7,6 +7,7 @@ pub use rows::Columns;
 
 mod arrays;
 mod batches;
+mod fence;
 mod images;
 mod labels;
 mod random;
@@ -15,6 +16,7 @@ mod text;
 
 use std::path::{Path, PathBuf};
 
+use kprune_passes::finite::first_odd;
 use kprune_passes::ir::{Model, Tensor};
 use kprune_passes::signature::{self, Axis, Input};
 use rand::SeedableRng;
@@ -22,6 +24,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::Error;
+use crate::store;
 
 /// Where data come from.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +47,8 @@ pub struct Sources {
     pub seq_len: Option<usize>,
     /// Seed of whatever is drawn.
     pub seed: u64,
+    /// Threads for tokenizing; 0 leaves their number to the machine.
+    pub threads: usize,
 }
 
 /// Samples that fit a model: one array for every input, samples along the first axis.
@@ -62,10 +67,39 @@ pub struct Dataset {
     pub is_made_up: bool,
 }
 
+/// The samples of one file or folder, counted and not read yet.
+trait Samples {
+    /// How many there are.
+    fn count(&self) -> usize;
+
+    /// Reads those with the numbers `rows`, in ascending order.
+    ///
+    /// # Errors
+    /// Where they cannot be read, or do not fit the model.
+    fn read(self: Box<Self>, rows: &[usize]) -> Result<Part, Error>;
+}
+
 /// The samples of one file: the arrays of the inputs in their order, and labels.
 struct Part {
     arrays: Vec<Tensor>,
     labels: Option<Labels>,
+}
+
+impl Part {
+    /// Number of samples.
+    fn samples(&self) -> usize {
+        self.arrays.first().and_then(|a| a.dims().first().copied()).unwrap_or(0)
+    }
+
+    /// The samples with these numbers, in that order.
+    ///
+    /// # Errors
+    /// Where an array cannot be taken apart.
+    fn select(&self, rows: &[usize]) -> Result<Self, Error> {
+        let select = |a: &Tensor| a.select(0, rows).map_err(|e| Error::internal(e.to_string()));
+        let arrays = self.arrays.iter().map(select).collect::<Result<_, _>>()?;
+        Ok(Self { arrays, labels: self.labels.as_ref().map(|l| l.select(rows)) })
+    }
 }
 
 /// Which tokens are real.
@@ -94,28 +128,25 @@ impl Dataset {
         };
         let tokenizer = beside(&sources.tokenizer, "tokenizer.json");
         let preprocessor = beside(&sources.preprocessor, "preprocessor_config.json");
-        let (part, file, source) = if !sources.batches.is_empty() {
-            let fit = |batch: &Vec<(String, Tensor)>| arrays::fit(batch.clone(), &inputs, Path::new("given arrays"));
-            let parts = sources.batches.iter().map(fit).collect::<Result<_, _>>()?;
-            (join(parts, &inputs)?, Path::new("given arrays"), "given arrays".to_string())
+        let is_task_data = !sources.batches.is_empty() || !sources.files.is_empty();
+        let (opened, file, source): (Vec<Box<dyn Samples>>, _, _) = if !sources.batches.is_empty() {
+            let given = arrays::Given::new(&sources.batches, &inputs)?;
+            (vec![Box::new(given)], Path::new("given arrays"), "given arrays".to_string())
         } else if let Some(first) = sources.files.first() {
-            let read =
-                |file: &PathBuf| read(file, &inputs, path, sources, tokenizer.as_deref(), preprocessor.as_deref());
-            let parts = sources.files.iter().map(read).collect::<Result<_, _>>()?;
+            let open =
+                |file: &PathBuf| open(file, &inputs, path, sources, tokenizer.as_deref(), preprocessor.as_deref());
             let names: Vec<_> = sources.files.iter().map(|f| f.display().to_string()).collect();
-            (join(parts, &inputs)?, first.as_path(), names.join(", "))
+            (sources.files.iter().map(open).collect::<Result<_, _>>()?, first.as_path(), names.join(", "))
         } else if let Some(tokenizer) = &tokenizer {
-            (text::built_in(&inputs, tokenizer)?, Path::new(""), "built-in English text".to_string())
+            let texts = text::Texts::built_in(&inputs, tokenizer, sources.threads);
+            (vec![Box::new(texts)], Path::new(""), "built-in English text".to_string())
         } else {
             let arrays = random::samples(model, &inputs, sources, random::SAMPLES)?;
-            (Part { arrays, labels: None }, Path::new(""), MADE_UP.to_string())
+            let part = arrays::Given::of(Part { arrays, labels: None });
+            (vec![Box::new(part)], Path::new(""), MADE_UP.to_string())
         };
-        let is_task_data = !sources.batches.is_empty() || !sources.files.is_empty();
-        let mut data = Self::new(model, inputs, part, file, sources, source, is_task_data)?;
-        if let Some(wanted) = sources.samples.filter(|&n| n < data.samples()) {
-            data = data.select(&drawn(data.samples(), wanted, sources.seed))?;
-        }
-        Ok(data)
+        let part = read_drawn(opened, &inputs, file, sources)?;
+        Self::new(model, inputs, part, file, sources, source, is_task_data)
     }
 
     /// A made-up sample, for what depends on its shape alone.
@@ -140,7 +171,7 @@ impl Dataset {
         let Part { arrays, labels } = part;
         check(model, &inputs, &arrays, path)?;
         let mask = Mask::find(&inputs, &arrays, sources.mask_input.as_deref(), path)?;
-        let samples = arrays.first().map_or(0, |a| a.dims()[0]);
+        let samples = arrays.first().and_then(|a| a.dims().first().copied()).unwrap_or(0);
         if let Some(labels) = labels.as_ref().filter(|l| l.len() != samples) {
             let reason = format!("holds {} labels and {samples} samples", labels.len());
             return Err(Error::data(path, reason, "give one label for every sample"));
@@ -154,14 +185,15 @@ impl Dataset {
     /// # Errors
     /// Where an array cannot be taken apart.
     fn select(&self, rows: &[usize]) -> Result<Self, Error> {
-        let select = |a: &Tensor| a.select(0, rows).map_err(|e| Error::internal(e.to_string()));
         let of = |all: &[usize]| rows.iter().map(|&r| all[r]).collect();
         let mask = self.mask.as_ref();
+        let all = Part { arrays: self.arrays.clone(), labels: self.labels.clone() };
+        let Part { arrays, labels } = all.select(rows)?;
         Ok(Self {
             inputs: self.inputs.clone(),
-            arrays: self.arrays.iter().map(select).collect::<Result<_, _>>()?,
+            arrays,
             mask: mask.map(|m| Mask { input: m.input, tokens: of(&m.tokens), lengths: of(&m.lengths) }),
-            labels: self.labels.as_ref().map(|l| l.select(rows)),
+            labels,
             source: self.source.clone(),
             ..*self
         })
@@ -255,33 +287,52 @@ impl Mask {
     }
 }
 
-/// Reads the samples of one file or folder for the model at `model`.
-fn read(
+/// Reads the samples, or as many of them as are wanted, drawn with the seed.
+fn read_drawn(opened: Vec<Box<dyn Samples>>, inputs: &[Input], path: &Path, sources: &Sources) -> Result<Part, Error> {
+    let all: usize = opened.iter().map(|o| o.count()).sum();
+    let rows = match sources.samples.filter(|&wanted| wanted < all) {
+        Some(wanted) => drawn(all, wanted, sources.seed),
+        None => (0..all).collect(),
+    };
+    let mut parts = Vec::new();
+    let mut before = 0;
+    for opened in opened {
+        let count = opened.count();
+        let own: Vec<usize> = rows.iter().filter_map(|r| r.checked_sub(before)).filter(|&r| r < count).collect();
+        if !own.is_empty() {
+            parts.push(opened.read(&own)?);
+        }
+        before += count;
+    }
+    join(parts, inputs, path)
+}
+
+/// Opens the samples of one file or folder for the model at `model`.
+fn open(
     file: &Path,
     inputs: &[Input],
     model: &Path,
     sources: &Sources,
     tokenizer: Option<&Path>,
     preprocessor: Option<&Path>,
-) -> Result<Part, Error> {
+) -> Result<Box<dyn Samples>, Error> {
     if file.is_dir() {
-        return match arrays::test_data_sets(file).is_empty() {
-            true => images::read(file, inputs, model, sources, preprocessor),
-            false => arrays::test_data(file, inputs),
-        };
+        return Ok(match arrays::test_data_sets(file).is_empty() {
+            true => Box::new(images::Images::new(file, inputs, model, preprocessor)?),
+            false => Box::new(arrays::Sets::new(file, inputs)?),
+        });
     }
     match file.extension().and_then(|e| e.to_str()).unwrap_or("") {
-        "npz" => arrays::fit(arrays::npz(file)?, inputs, file),
-        "safetensors" => arrays::fit(arrays::safetensors(file)?, inputs, file),
+        "npz" => arrays::npz(file, inputs),
+        "safetensors" => arrays::safetensors(file, inputs),
         "txt" | "jsonl" | "csv" | "tsv" => {
             let missing = || {
-                Error::data(
-                    file,
-                    "is text, and there is no tokenizer.json beside the model",
-                    "name one with --tokenizer PATH",
-                )
+                let reason = "is text, and there is no tokenizer.json beside the model";
+                Error::data(file, reason, "name one with --tokenizer PATH")
             };
-            text::read(file, inputs, tokenizer.ok_or_else(missing)?, &sources.columns, class_of(model))
+            let tokenizer = tokenizer.ok_or_else(missing)?;
+            let texts = text::Texts::read(file, inputs, tokenizer, sources, class_of(model))?;
+            Ok(Box::new(texts))
         }
         other => {
             let reason = format!("is of the unknown kind {other:?}");
@@ -294,7 +345,7 @@ fn read(
 
 /// The class that the `config.json` beside a model calls by a name.
 fn class_of(model: &Path) -> impl Fn(&str) -> Option<i64> {
-    let config = std::fs::read(model.with_file_name("config.json")).unwrap_or_default();
+    let config = store::read(&model.with_file_name("config.json")).unwrap_or_default();
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
     move |name| config["label2id"][name].as_i64()
 }
@@ -309,37 +360,59 @@ fn drawn(all: usize, wanted: usize, seed: u64) -> Vec<usize> {
 }
 
 /// Joins the samples of several files; shorter sequences are filled with zeros.
-fn join(parts: Vec<Part>, inputs: &[Input]) -> Result<Part, Error> {
-    let (arrays, labels) = parts.into_iter().map(|p| (p.arrays, p.labels)).unzip();
-    Ok(Part { arrays: concatenate(arrays, inputs)?, labels: Labels::joined(labels) })
+///
+/// # Errors
+/// Where their arrays have different numbers of axes, or are too large together.
+fn join(parts: Vec<Part>, inputs: &[Input], path: &Path) -> Result<Part, Error> {
+    let (mut arrays, labels): (Vec<_>, Vec<_>) = parts.into_iter().map(|p| (p.arrays, p.labels)).unzip();
+    let labels = Labels::joined(labels);
+    match (arrays.pop(), arrays.is_empty()) {
+        (None, _) => Err(Error::data(path, "holds no samples", FEW)),
+        (Some(only), true) => Ok(Part { arrays: only, labels }),
+        (Some(last), false) => {
+            arrays.push(last);
+            let joined = inputs.iter().enumerate().map(|(i, input)| {
+                let pieces: Vec<&Tensor> = arrays.iter().filter_map(|part| part.get(i)).collect();
+                concatenate(&pieces, input).map_err(|reason| {
+                    let reason = format!("array {:?} of several files {reason}", input.name);
+                    Error::data(path, reason, "give files whose arrays have the same axes")
+                })
+            });
+            Ok(Part { arrays: joined.collect::<Result<_, _>>()?, labels })
+        }
+    }
 }
 
-fn concatenate(parts: Vec<Vec<Tensor>>, inputs: &[Input]) -> Result<Vec<Tensor>, Error> {
-    if parts.len() == 1 {
-        return Ok(parts.into_iter().next().unwrap_or_default());
+/// What to do where there are no samples.
+const FEW: &str = "give at least a few dozen samples of the task";
+
+/// One array behind the other along the first axis, each filled with zeros to the longest; the reason where that
+/// cannot be done.
+fn concatenate(pieces: &[&Tensor], input: &Input) -> Result<Tensor, String> {
+    let first = pieces.first().ok_or("is missing")?;
+    let (rank, element) = (first.dims().len(), first.element());
+    if rank == 0 || pieces.iter().any(|p| p.dims().len() != rank || p.element() != element) {
+        let shapes: Vec<_> = pieces.iter().map(|p| format!("{:?}", p.dims())).collect();
+        return Err(format!("has the shapes {}", shapes.join(", ")));
     }
-    (0..inputs.len())
-        .map(|i| {
-            let arrays: Vec<&Tensor> = parts.iter().map(|p| &p[i]).collect();
-            let rank = arrays[0].dims().len();
-            let mut dims: Vec<usize> = (0..rank)
-                .map(|a| arrays.iter().map(|t| t.dims().get(a).copied().unwrap_or(0)).max().unwrap_or(0))
-                .collect();
-            let row_len = |dims: &[usize]| dims.iter().product::<usize>() * arrays[0].element().bits() / 8;
-            let mut data = Vec::new();
-            for array in &arrays {
-                let bytes = array.bytes().map_err(|e| Error::internal(e.to_string()))?;
-                let (own, full) = (row_len(&array.dims()[1..]), row_len(&dims[1..]));
-                for row in bytes.chunks(own.max(1)) {
-                    data.extend_from_slice(row);
-                    data.resize(data.len() + full - own, 0);
-                }
-            }
-            dims[0] = arrays.iter().map(|t| t.dims()[0]).sum();
-            Tensor::from_raw(&inputs[i].name, arrays[0].element(), &dims, data.into())
-                .map_err(|e| Error::internal(format!("joining data: {e}")))
-        })
-        .collect()
+    let longest = |axis: usize| pieces.iter().filter_map(|p| p.dims().get(axis).copied()).max().unwrap_or(0);
+    let mut dims: Vec<usize> = (0..rank).map(longest).collect();
+    let row = |dims: &[usize]| dims.iter().skip(1).try_fold(element.bits() / 8, |n, &d| n.checked_mul(d));
+    let too_large = || "is too large".to_string();
+    let full = row(&dims).ok_or_else(too_large)?;
+    let samples: usize = pieces.iter().filter_map(|p| p.dims().first()).sum();
+    let mut data = Vec::new();
+    data.try_reserve_exact(full.checked_mul(samples).ok_or_else(too_large)?).map_err(|_| too_large())?;
+    for piece in pieces {
+        let bytes = piece.bytes().map_err(|e| e.to_string())?;
+        let own = row(piece.dims()).ok_or_else(too_large)?;
+        for row in bytes.chunks(own.max(1)) {
+            data.extend_from_slice(row);
+            data.resize(data.len() + full.saturating_sub(own), 0);
+        }
+    }
+    dims.splice(..1, [samples]);
+    Tensor::from_raw(&input.name, element, &dims, data.into()).map_err(|e| e.to_string())
 }
 
 /// Checks that the arrays can be fed to the model.
@@ -347,7 +420,7 @@ fn check(model: &Model, inputs: &[Input], arrays: &[Tensor], path: &Path) -> Res
     let limits = signature::limits(&model.graph);
     let samples = arrays.first().and_then(|a| a.dims().first().copied()).unwrap_or(0);
     if samples == 0 {
-        return Err(Error::data(path, "holds no samples", "give at least a few dozen samples of the task"));
+        return Err(Error::data(path, "holds no samples", FEW));
     }
     for (input, array) in inputs.iter().zip(arrays) {
         let wrong = |reason: String| {
@@ -366,12 +439,16 @@ fn check(model: &Model, inputs: &[Input], arrays: &[Tensor], path: &Path) -> Res
                 return Err(wrong(format!("has the shape {:?}", array.dims())));
             }
         }
+        if array.count() == 0 {
+            return Err(wrong(format!("of shape {:?} holds no numbers", array.dims())));
+        }
         if array.dims().first() != Some(&samples) {
             return Err(wrong(format!("holds {:?} samples, another array {samples}", array.dims().first())));
         }
-        let odd = array.to_f64().ok().and_then(|floats| floats.iter().position(|x| !x.is_finite()));
-        if let Some(i) = odd {
-            return Err(wrong(format!("holds a value that is not finite (element {i})")));
+        let odd = array.bytes().ok().and_then(|bytes| first_odd(array.element(), &bytes));
+        if let Some(odd) = odd {
+            let sample = odd.place / (array.count() / samples).max(1);
+            return Err(wrong(format!("holds {} in sample {sample}, which is not finite", odd.value)));
         }
         if let Some(&limit) = limits.get(&input.value) {
             let outside = |id: &i64| *id < 0 || *id >= limit as i64;

@@ -130,5 +130,9 @@ fn normal(random: &mut ChaCha8Rng) -> f64 {
 
 fn impossible(input: &Input, why: &str) -> Error {
     let reason = format!("inputs cannot be made up for {:?}: {why}", input.name);
-    Error::data(Path::new(""), reason, "export the model with smaller or free axes, or give samples with --calibration FILE.npz")
+    Error::data(
+        Path::new(""),
+        reason,
+        "export the model with smaller or free axes, or give samples with --calibration FILE.npz",
+    )
 }

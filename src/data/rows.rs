@@ -1,8 +1,10 @@
 //! Rows of texts and labels: `.jsonl`, `.csv`, `.tsv` and `.txt` files.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use crate::error::Error;
+use crate::store;
 
 /// Texts, with a second one where the task takes pairs, and their labels as they are written.
 #[derive(Debug, Default)]
@@ -35,10 +37,27 @@ const TEXTS: &[&[&str]] = &[
 /// Names of label columns that data sets use.
 const LABELS: &[&str] = &["label", "labels"];
 
-/// A table: the names of its columns, and its rows with the number of their line.
+/// A table: the names of its columns, and its rows.
 struct Table {
     names: Vec<String>,
-    rows: Vec<(usize, Vec<Option<String>>)>,
+    rows: Vec<Row>,
+}
+
+/// A row: the number of its line, and its cells with the numbers of their columns. Objects in JSON may each have
+/// keys of their own, so that what is not there takes no room.
+struct Row {
+    line: usize,
+    cells: Vec<(usize, String)>,
+}
+
+impl Row {
+    fn new(line: usize, cells: impl IntoIterator<Item = String>) -> Self {
+        Self { line, cells: cells.into_iter().enumerate().collect() }
+    }
+
+    fn cell(&self, column: usize) -> Option<&String> {
+        self.cells.iter().find(|(c, _)| *c == column).map(|(_, text)| text)
+    }
 }
 
 /// Reads the rows of a file.
@@ -55,15 +74,16 @@ pub(super) fn read(path: &Path, columns: &Columns) -> Result<Rows, Error> {
 impl Table {
     /// The columns that were named, or that have the usual names.
     fn pick(self, path: &Path, columns: &Columns) -> Result<Rows, Error> {
-        let place = |name: &str| self.names.iter().position(|n| n == name);
+        let places: HashMap<&str, usize> = self.names.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
+        let place = |name: &str| places.get(name).copied();
         let named = |option: &str, name: &String| {
-            let help = format!("name a column with {option}; there are: {}", self.names.join(", "));
+            let help = format!("name a column with {option}; there are: {}", some(&self.names));
             place(name).ok_or_else(|| Error::data(path, format!("has no column {name:?}"), help))
         };
         let texts: Vec<usize> = match columns.texts.as_slice() {
             [] => {
                 let usual = TEXTS.iter().find_map(|names| names.iter().map(|n| place(n)).collect::<Option<Vec<_>>>());
-                let help = format!("name them with --text-columns; there are: {}", self.names.join(", "));
+                let help = format!("name them with --text-columns; there are: {}", some(&self.names));
                 usual.ok_or_else(|| Error::data(path, "has no columns that look like text", help))?
             }
             names => names.iter().map(|n| named("--text-columns", n)).collect::<Result<_, _>>()?,
@@ -73,13 +93,15 @@ impl Table {
             None => LABELS.iter().find_map(|n| place(n)),
         };
         let mut rows = Rows { texts: Vec::new(), labels: label.map(|_| Vec::new()) };
-        for (number, row) in self.rows {
+        for row in &self.rows {
             let cell = |place: usize| {
                 let help = "every row needs a value in each of its columns";
-                let missing = || Error::data(path, format!("line {number} has no {:?}", self.names[place]), help);
-                row.get(place).cloned().flatten().ok_or_else(missing)
+                let name = self.names.get(place).map_or("", String::as_str);
+                let missing = || Error::data(path, format!("line {} has no {name:?}", row.line), help);
+                row.cell(place).cloned().ok_or_else(missing)
             };
-            rows.texts.push((cell(texts[0])?, texts.get(1).map(|&second| cell(second)).transpose()?));
+            let first = texts.first().map_or_else(|| Ok(String::new()), |&first| cell(first))?;
+            rows.texts.push((first, texts.get(1).map(|&second| cell(second)).transpose()?));
             if let (Some(labels), Some(place)) = (&mut rows.labels, label) {
                 labels.push(cell(place)?);
             }
@@ -88,30 +110,39 @@ impl Table {
     }
 }
 
+/// The first of many names.
+fn some(names: &[String]) -> String {
+    let first: Vec<&str> = names.iter().take(20).map(String::as_str).collect();
+    let rest = if names.len() > first.len() { ", ..." } else { "" };
+    format!("{}{rest}", first.join(", "))
+}
+
 /// One JSON object a line.
 fn json_lines(path: &Path) -> Result<Table, Error> {
-    let content = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let content = store::read_text(path).map_err(Error::io("read", path))?;
     let mut table = Table { names: Vec::new(), rows: Vec::new() };
+    let mut places: HashMap<String, usize> = HashMap::new();
     for (i, line) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let help = "every line is an object such as {\"text\": \"...\"}";
         let wrong = |reason: String| Error::data(path, format!("line {} {reason}", i + 1), help);
         let object: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(line).map_err(|e| wrong(format!("is no JSON object: {e}")))?;
-        let mut row = vec![None; table.names.len()];
+        let mut cells = Vec::new();
         for (name, value) in object {
-            let place = table.names.iter().position(|n| *n == name).unwrap_or_else(|| {
+            let next = places.len();
+            let place = *places.entry(name.clone()).or_insert(next);
+            if place == next {
                 table.names.push(name);
-                row.push(None);
-                row.len() - 1
-            });
-            row[place] = match value {
-                serde_json::Value::Null => None,
-                serde_json::Value::String(text) => Some(text),
-                serde_json::Value::Bool(b) => Some((b as u8).to_string()),
-                other => Some(other.to_string()),
+            }
+            let text = match value {
+                serde_json::Value::Null => continue,
+                serde_json::Value::String(text) => text,
+                serde_json::Value::Bool(b) => (b as u8).to_string(),
+                other => other.to_string(),
             };
+            cells.push((place, text));
         }
-        table.rows.push((i + 1, row));
+        table.rows.push(Row { line: i + 1, cells });
     }
     Ok(table)
 }
@@ -124,29 +155,28 @@ fn separated(path: &Path, separator: u8) -> Result<Table, Error> {
         kind => Error::data(path, format!("is no readable table: {:?}", kind), help),
     };
     // Tab-separated data sets do not quote.
-    let reader = csv::ReaderBuilder::new().delimiter(separator).quoting(separator == b',').from_path(path);
-    let mut reader = reader.map_err(wrong)?;
+    let file = store::open(path).map_err(Error::io("read", path))?;
+    let mut reader = csv::ReaderBuilder::new().delimiter(separator).quoting(separator == b',').from_reader(file);
     let names = reader.headers().map_err(wrong)?.iter().map(str::to_string).collect();
     let mut rows = Vec::new();
     for record in reader.records() {
         let record = record.map_err(wrong)?;
         let number = record.position().map_or(0, |p| p.line() as usize);
-        rows.push((number, record.iter().map(|cell| Some(cell.to_string())).collect()));
+        rows.push(Row::new(number, record.iter().map(str::to_string)));
     }
     Ok(Table { names, rows })
 }
 
 /// One text a line; columns with tabs between them where columns are asked for by number.
 fn lines(path: &Path, columns: &Columns) -> Result<Table, Error> {
-    let content = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let content = store::read_text(path).map_err(Error::io("read", path))?;
     let full = content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     if columns.texts.is_empty() && columns.label.is_none() {
-        let rows = full.map(|(i, line)| (i + 1, vec![Some(line.to_string())])).collect();
+        let rows = full.map(|(i, line)| Row::new(i + 1, [line.to_string()])).collect();
         return Ok(Table { names: vec!["text".into()], rows });
     }
-    let rows: Vec<(usize, Vec<Option<String>>)> =
-        full.map(|(i, line)| (i + 1, line.split('\t').map(|cell| Some(cell.to_string())).collect())).collect();
-    let width = rows.iter().map(|(_, row)| row.len()).max().unwrap_or(0);
+    let rows: Vec<Row> = full.map(|(i, line)| Row::new(i + 1, line.split('\t').map(str::to_string))).collect();
+    let width = rows.iter().map(|row| row.cells.len()).max().unwrap_or(0);
     Ok(Table { names: (1..=width).map(|n| n.to_string()).collect(), rows })
 }
 

@@ -1,63 +1,114 @@
 //! Data from text, through a `tokenizer.json`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kprune_passes::ir::{ElementType, Tensor};
 use kprune_passes::signature::{Axis, Input};
 use tokenizers::{EncodeInput, Encoding, Tokenizer};
 
-use super::Part;
+use super::fence::fenced;
 use super::labels::Labels;
-use super::rows::{self, Columns, Rows};
+use super::rows::{self, Rows};
+use super::{Part, Samples, Sources};
 use crate::error::Error;
+use crate::store;
 
 /// Longest sequence where neither the tokenizer nor the model sets one.
 const LONGEST: usize = 128;
 
+/// No more tokens than this are kept, with padding: 4 GiB for every input.
+const MOST_TOKENS: usize = 1 << 29;
+
 /// A short English text of many kinds of sentence, one a line.
 const ENGLISH: &str = include_str!("english.txt");
 
-/// Samples from a file of rows of text; `id` gives the class that the model calls by a name.
-pub(super) fn read(
-    path: &Path,
-    inputs: &[Input],
-    tokenizer: &Path,
-    columns: &Columns,
-    id: impl Fn(&str) -> Option<i64>,
-) -> Result<Part, Error> {
-    let rows = rows::read(path, columns)?;
-    let labels = rows.labels.as_ref().map(|words| Labels::from_words(words, id));
-    Ok(Part { arrays: encode(path, rows, inputs, tokenizer)?, labels })
+/// Texts that are read and not tokenized yet.
+pub(super) struct Texts {
+    path: PathBuf,
+    tokenizer: PathBuf,
+    inputs: Vec<Input>,
+    texts: Vec<(String, Option<String>)>,
+    labels: Option<Labels>,
+    threads: usize,
 }
 
-/// Samples from the text that is built into the program.
-pub(super) fn built_in(inputs: &[Input], tokenizer: &Path) -> Result<Part, Error> {
-    let texts = ENGLISH.lines().map(|line| (line.to_string(), None)).collect();
-    let arrays = encode(Path::new(""), Rows { texts, labels: None }, inputs, tokenizer)?;
-    Ok(Part { arrays, labels: None })
+impl Texts {
+    /// Reads a file of rows of text; `id` gives the class that the model calls by a name.
+    pub(super) fn read(
+        path: &Path,
+        inputs: &[Input],
+        tokenizer: &Path,
+        sources: &Sources,
+        id: impl Fn(&str) -> Option<i64>,
+    ) -> Result<Self, Error> {
+        let Rows { texts, labels } = rows::read(path, &sources.columns)?;
+        let labels = labels.as_ref().map(|words| Labels::from_words(words, id));
+        let (path, tokenizer) = (path.to_path_buf(), tokenizer.to_path_buf());
+        Ok(Self { path, tokenizer, inputs: inputs.to_vec(), texts, labels, threads: sources.threads })
+    }
+
+    /// The text that is built into the program.
+    pub(super) fn built_in(inputs: &[Input], tokenizer: &Path, threads: usize) -> Self {
+        let texts = ENGLISH.lines().map(|line| (line.to_string(), None)).collect();
+        let (path, tokenizer) = (PathBuf::new(), tokenizer.to_path_buf());
+        Self { path, tokenizer, inputs: inputs.to_vec(), texts, labels: None, threads }
+    }
+
+    /// The arrays of all inputs, for some of the texts.
+    fn encode(&self, rows: &[usize]) -> Result<Vec<Tensor>, Error> {
+        let tokens = self.tokenizer()?;
+        let padding = tokens.get_padding().map_or(0, |p| i64::from(p.pad_id));
+        let fixed = self.fixed_length();
+        let longest = fixed.or(tokens.get_truncation().map(|t| t.max_length)).unwrap_or(LONGEST);
+        let encodings = self.tokenized(tokens, longest, rows)?;
+        let length = fixed.unwrap_or_else(|| encodings.iter().map(|e| e.len()).max().unwrap_or(0));
+        self.inputs.iter().map(|input| array(&self.path, input, &encodings, length, padding)).collect()
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer, Error> {
+        let content = store::read(&self.tokenizer).map_err(Error::io("read", &self.tokenizer))?;
+        fenced(&self.tokenizer, || Tokenizer::from_bytes(&content).map_err(|e| self.unusable(e)))
+    }
+
+    fn unusable(&self, error: tokenizers::Error) -> Error {
+        let reason = format!("is no usable tokenizer: {error}");
+        Error::data(&self.tokenizer, reason, "give a Hugging Face tokenizer.json")
+    }
+
+    /// The only length that the model takes, if there is but one.
+    fn fixed_length(&self) -> Option<usize> {
+        self.inputs.iter().find_map(|i| match i.axes.as_ref()?.get(1)? {
+            Axis::Fixed(n) => Some(*n),
+            Axis::Named(_) => None,
+        })
+    }
+
+    fn tokenized(&self, mut tokens: Tokenizer, longest: usize, rows: &[usize]) -> Result<Vec<Encoding>, Error> {
+        let text = |&row: &usize| self.texts.get(row).cloned();
+        let input = |(first, second): (String, Option<String>)| match second {
+            Some(second) => EncodeInput::from((first, second)),
+            None => EncodeInput::from(first),
+        };
+        let texts: Vec<EncodeInput> = rows.iter().filter_map(text).map(input).collect();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build();
+        let pool = pool.map_err(|e| Error::internal(e.to_string()))?;
+        fenced(&self.tokenizer, || {
+            let truncation = tokenizers::TruncationParams { max_length: longest, ..Default::default() };
+            tokens.with_truncation(Some(truncation)).map_err(|e| self.unusable(e))?;
+            tokens.with_padding(None);
+            pool.install(|| tokens.encode_batch(texts, true)).map_err(|e| self.unusable(e))
+        })
+    }
 }
 
-fn encode(path: &Path, rows: Rows, inputs: &[Input], tokenizer: &Path) -> Result<Vec<Tensor>, Error> {
-    let unusable = |e: tokenizers::Error| {
-        Error::data(tokenizer, format!("is no usable tokenizer: {e}"), "give a Hugging Face tokenizer.json")
-    };
-    let mut tokens = Tokenizer::from_file(tokenizer).map_err(unusable)?;
-    let fixed = inputs.iter().find_map(|i| match i.axes.as_ref()?.get(1)? {
-        Axis::Fixed(n) => Some(*n),
-        Axis::Named(_) => None,
-    });
-    let longest = fixed.or(tokens.get_truncation().map(|t| t.max_length)).unwrap_or(LONGEST);
-    let truncation = tokenizers::TruncationParams { max_length: longest, ..Default::default() };
-    tokens.with_truncation(Some(truncation)).map_err(unusable)?;
-    let padding = tokens.get_padding().map_or(0, |p| i64::from(p.pad_id));
-    tokens.with_padding(None);
-    let input = |(first, second): (String, Option<String>)| match second {
-        Some(second) => EncodeInput::from((first, second)),
-        None => EncodeInput::from(first),
-    };
-    let encodings = tokens.encode_batch(rows.texts.into_iter().map(input).collect(), true).map_err(unusable)?;
-    let length = fixed.unwrap_or_else(|| encodings.iter().map(|e| e.len()).max().unwrap_or(0));
-    inputs.iter().map(|input| array(path, input, &encodings, length, padding)).collect()
+impl Samples for Texts {
+    fn count(&self) -> usize {
+        self.texts.len()
+    }
+
+    fn read(self: Box<Self>, rows: &[usize]) -> Result<Part, Error> {
+        Ok(Part { arrays: self.encode(rows)?, labels: self.labels.as_ref().map(|l| l.select(rows)) })
+    }
 }
 
 /// The array of one input, recognised by what tokenizers call their outputs.
@@ -75,7 +126,16 @@ fn array(path: &Path, input: &Input, encodings: &[Encoding], length: usize, padd
         }
     };
     let wrong = |reason: String| Error::data(path, reason, "give arrays with --calibration FILE.npz");
-    let mut flat = Vec::with_capacity(encodings.len() * length);
+    if length == 0 {
+        return Err(wrong("the tokenizer makes no tokens of any text".into()));
+    }
+    if encodings.len().saturating_mul(length) > MOST_TOKENS {
+        return Err(wrong(format!(
+            "{} texts of length {length} are too many; take fewer with --samples",
+            encodings.len()
+        )));
+    }
+    let mut flat = Vec::new();
     for encoding in encodings {
         let missing = || wrong(format!("text gives no values for the input {name:?}"));
         let (ids, fill) = values(encoding).ok_or_else(missing)?;

@@ -37,7 +37,8 @@ impl Report {
             line("quality", quality(old, new));
         }
         if let Some(verify) = &self.model.verify {
-            let differ = |difference| format!("outputs differ from the masked original by {difference:.1e} of the largest");
+            let differ =
+                |difference| format!("outputs differ from the masked original by {difference:.1e} of the largest");
             line("verified", verify.difference.map_or("nothing that could be compared".into(), differ));
         }
         let stages = self.cost.stages.iter().filter(|s| s.seconds >= SHOWN);

@@ -109,7 +109,8 @@ impl Tuning {
         };
         let names = &self.names;
         let mut results = self.session.run_keeping(find, |name| name != names.energy)?;
-        growing.total.energy += vector(&results, &names.energy, &|| format!("{}, {}", self.place, batch.describe()))?.sum();
+        growing.total.energy +=
+            vector(&results, &names.energy, &|| format!("{}, {}", self.place, batch.describe()))?.sum();
         for (sum, name) in growing.recent.iter_mut().zip(&names.sums) {
             let missing = || Error::internal(format!("a tuning graph gave no {name:?}"));
             *sum = results.remove(name).ok_or_else(missing)?.into();
