@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // What is a defect is reported as one, in the words of all other errors.
     std::panic::set_hook(Box::new(|_| ()));
-    let done = catch_unwind(AssertUnwindSafe(|| run(&cli))).unwrap_or_else(|panic| Err(Error::of_panic(&panic)));
+    let done = catch_unwind(AssertUnwindSafe(|| run(&cli))).unwrap_or_else(|panic| Err(Error::of_panic(&*panic)));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

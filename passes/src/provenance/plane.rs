@@ -1,6 +1,6 @@
 //! Which channel every element of a value belongs to.
 
-use ndarray::{ArrayD, Axis, IxDyn, Slice};
+use ndarray::{ArrayD, Axis, IxDyn, Order, Slice};
 
 use super::channels::{Channel, Channels};
 
@@ -50,8 +50,9 @@ impl Plane {
 
     /// The plane after a reshape from `from` to `to`.
     pub fn reshaped(&self, from: &[usize], to: &[usize]) -> Self {
-        let full = self.spread(from).into_shape_with_order(IxDyn(to)).expect("a reshape keeps the number of elements");
-        Self(full).collapsed()
+        let full = self.spread(from);
+        let moved = full.to_shape((IxDyn(to), Order::RowMajor)).expect("a reshape keeps the number of elements");
+        Self(moved.into_owned()).collapsed()
     }
 
     /// Length 1 on every axis where all indices agree.

@@ -1,6 +1,6 @@
 //! Rules for operators that move, pick and join elements without computing.
 
-use ndarray::{ArrayD, Axis, IxDyn};
+use ndarray::{ArrayD, Axis, IxDyn, Order};
 
 use super::plane::{self, Plane, Planes};
 use super::{Decline, Operand, Scene};
@@ -70,7 +70,8 @@ fn split(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     for slot in 0..scene.operator().outputs().len() {
         let end = start + scene.output_shape(slot)?[axis];
         let keep: Vec<_> = (start..end).collect();
-        parts.push(operand.planes.iter().map(|p| p.selected(axis, &keep)).collect());
+        let part = operand.planes.iter().map(|p| p.selected(axis, &keep)).collect();
+        parts.push(several(scene, part));
         start = end;
     }
     Ok(parts)
@@ -94,8 +95,16 @@ fn slice(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
         let keep = range(shape[axis], starts[i], ends[i], steps[i]);
         planes = planes.iter().map(|p| p.selected(axis, &keep)).collect();
     }
+    Ok(vec![several(scene, planes)])
+}
+
+/// The planes of what was picked. A channel that was picked alone has no plane, and could go unseen: it stays.
+fn several(scene: &mut Scene, mut planes: Planes) -> Planes {
+    for plane in planes.iter().filter(|p| p.is_uniform()) {
+        scene.freeze(plane, "picks one of it alone");
+    }
     planes.retain(|p| !p.is_uniform());
-    Ok(vec![planes])
+    planes
 }
 
 /// The indices that `Slice` takes of an axis of length `len`.
@@ -145,6 +154,7 @@ fn gather(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
             gathered.push(with_axes(plane, axis, &index_shape));
         }
     }
+    let gathered = several(scene, gathered);
     Ok(vec![plane::merge(gathered, &mut scene.provenance.channels)])
 }
 
@@ -154,7 +164,9 @@ fn with_axes(plane: Plane, axis: usize, index: &[usize]) -> Plane {
     let along = shape.remove(axis);
     let inner: Vec<_> = if along == 1 { vec![1; index.len()] } else { index.to_vec() };
     shape.splice(axis..axis, inner);
-    Plane(plane.0.into_shape_with_order(IxDyn(&shape)).expect("the picked indices have the shape of the index"))
+    // Where an axis is picked from, the elements need not lie in the order of the axes any more.
+    let picked = plane.0.to_shape((IxDyn(&shape), Order::RowMajor));
+    Plane(picked.expect("the picked indices have the shape of the index").into_owned())
 }
 
 fn concat(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {

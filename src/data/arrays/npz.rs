@@ -1,7 +1,7 @@
 //! `.npz` files: arrays in a zip archive.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Chain, Cursor, Read};
 use std::path::Path;
 
 use kprune_passes::ir::ElementType as E;
@@ -33,13 +33,32 @@ pub(super) fn with_entry<T>(
     fenced(path, || {
         let mut archive = open(path, file)?;
         let entry = archive.by_index(entry).map_err(|e| unreadable(path, &e.to_string()))?;
-        let array = NpyFile::new(entry).map_err(|e| unreadable(path, &e.to_string()))?;
+        let array = array(entry).map_err(|e| unreadable(path, &e.to_string()))?;
         Ok(read(&mut array.into_inner()))
     })
 }
 
 fn open<'f>(path: &Path, file: &'f File) -> Result<ZipArchive<&'f File>, Error> {
     ZipArchive::new(file).map_err(|e| unreadable(path, &e.to_string()))
+}
+
+/// The longest header that is read; numpy's own have some hundred bytes.
+const LONGEST_HEADER: u32 = 1 << 16;
+
+/// An array whose header has been read. The header's length comes first: 2 bytes in the first version of the format,
+/// 4 in later ones.
+fn array<R: Read>(mut entry: R) -> std::io::Result<NpyFile<Chain<Cursor<[u8; 12]>, R>>> {
+    let mut start = [0; 12];
+    entry.read_exact(&mut start)?;
+    let length = match start {
+        [.., 1, _, a, b, _, _] => u32::from(u16::from_le_bytes([a, b])),
+        [.., a, b, c, d] => u32::from_le_bytes([a, b, c, d]),
+    };
+    if length > LONGEST_HEADER {
+        let reason = format!("its header would have {length} bytes");
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, reason));
+    }
+    NpyFile::new(Cursor::new(start).chain(entry))
 }
 
 fn unreadable(path: &Path, reason: &str) -> Error {
@@ -50,7 +69,7 @@ fn described(path: &Path, archive: &mut ZipArchive<&File>, place: usize) -> Resu
     let entry = archive.by_index(place).map_err(|e| unreadable(path, &e.to_string()))?;
     let name = entry.name().to_string();
     let length = entry.size();
-    let array = NpyFile::new(entry).map_err(|e| unreadable(path, &format!("array {name:?}: {e}")))?;
+    let array = array(entry).map_err(|e| unreadable(path, &format!("array {name:?}: {e}")))?;
     let unknown = || {
         let reason = format!("array {name:?} is of a type that is not read");
         Error::data(path, reason, "give integers, booleans or floating-point numbers")
