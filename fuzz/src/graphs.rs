@@ -144,7 +144,8 @@ impl Writer<'_, '_> {
     }
 
     fn activation(&mut self, x: &Made) -> Made {
-        let op = *self.choices.one(&["Relu", "Tanh", "Sigmoid", "Erf", "Softplus", "HardSwish", "Identity", "Abs", "Neg"]);
+        let op =
+            *self.choices.one(&["Relu", "Tanh", "Sigmoid", "Erf", "Softplus", "HardSwish", "Identity", "Abs", "Neg"]);
         self.simple(op, &[x.value], &x.shape.clone())
     }
 

@@ -58,8 +58,27 @@ fn field(graph: &mut GraphProto, choices: &mut Choices) {
             }
         }
         1 if nodes > 0 => {
-            let ops = ["Relu", "Transpose", "Reshape", "MatMul", "Gemm", "Softmax", "Tile", "Expand", "Split", "Slice",
-                "Gather", "Concat", "LayerNormalization", "Conv", "Einsum", "Loop", "If", "Identity", "Attention"];
+            let ops = [
+                "Relu",
+                "Transpose",
+                "Reshape",
+                "MatMul",
+                "Gemm",
+                "Softmax",
+                "Tile",
+                "Expand",
+                "Split",
+                "Slice",
+                "Gather",
+                "Concat",
+                "LayerNormalization",
+                "Conv",
+                "Einsum",
+                "Loop",
+                "If",
+                "Identity",
+                "Attention",
+            ];
             graph.node[choices.below(nodes)].op_type = Some((*choices.one(&ops)).into());
         }
         2 if nodes > 0 => {

@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use kprune_passes::ir::{ElementType, Tensor};
 use kprune_passes::signature::{Axis, Input};
+use serde_json::Value;
 use tokenizers::{EncodeInput, Encoding, Tokenizer};
 
 use super::fence::fenced;
@@ -67,6 +70,9 @@ impl Texts {
 
     fn tokenizer(&self) -> Result<Tokenizer, Error> {
         let content = store::read(&self.tokenizer).map_err(Error::io("read", &self.tokenizer))?;
+        if has_false_map(&content) {
+            return Err(self.unusable("its precompiled_charsmap is shorter than it says".into()));
+        }
         fenced(&self.tokenizer, || Tokenizer::from_bytes(&content).map_err(|e| self.unusable(e)))
     }
 
@@ -99,6 +105,25 @@ impl Texts {
             pool.install(|| tokens.encode_batch(texts, true)).map_err(|e| self.unusable(e))
         })
     }
+}
+
+/// Whether a precompiled map in a tokenizer begins with a length, of four bytes, beyond its end: whoever reads it would
+/// ask for that much memory first.
+fn has_false_map(tokenizer: &[u8]) -> bool {
+    fn is_false(value: &Value) -> bool {
+        match value {
+            Value::Object(entries) => entries.iter().any(|(key, value)| match (key.as_str(), value) {
+                ("precompiled_charsmap", Value::String(map)) => BASE64_STANDARD.decode(map).is_ok_and(|map| {
+                    let length = map.first_chunk::<4>().map_or(0, |start| u32::from_le_bytes(*start));
+                    length as usize > map.len()
+                }),
+                _ => is_false(value),
+            }),
+            Value::Array(values) => values.iter().any(is_false),
+            _ => false,
+        }
+    }
+    serde_json::from_slice(tokenizer).is_ok_and(|value: Value| is_false(&value))
 }
 
 impl Samples for Texts {

@@ -88,7 +88,7 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Finds and loads ONNX Runtime. `threads` 0 leaves their number to the machine; they bind OpenBLAS too, for the
+    /// Finds and loads ONNX Runtime. `threads` 0 leaves their number to the machine; OpenBLAS is kept to one, for the
     /// whole process. Once `cancelled` is set, the work ends at the next operator.
     ///
     /// # Errors
@@ -114,7 +114,7 @@ impl Runtime {
             set_up: Cell::default(),
             interrupt: Interrupt::watch(cancelled)?,
         };
-        kprune_passes::linalg::set_threads(threads);
+        kprune_passes::linalg::use_one_thread();
         this.provider = this.choose(choice)?;
         Ok(this)
     }

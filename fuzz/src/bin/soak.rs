@@ -64,7 +64,10 @@ fn supervise(kind: &str, count: u64, seed: u64) {
         next += 1;
     }
     let seconds = start.elapsed().as_secs_f64();
-    println!("{kind}: {count} executions from seed {seed} in {seconds:.0} s, {:.0} a second: {seen:?}", count as f64 / seconds);
+    println!(
+        "{kind}: {count} executions from seed {seed} in {seconds:.0} s, {:.0} a second: {seen:?}",
+        count as f64 / seconds
+    );
 }
 
 /// Writes the model of a case, to be looked at.
@@ -91,11 +94,13 @@ static STARTED: AtomicU64 = AtomicU64::new(0);
 fn work(kind: &str, count: u64, seed: u64) {
     std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
     let clock = Instant::now();
-    std::thread::spawn(move || loop {
-        std::thread::sleep(Duration::from_secs(1));
-        if clock.elapsed().as_secs() > STARTED.load(Ordering::Relaxed) + LONGEST {
-            println!("hang ");
-            std::process::exit(3);
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            if clock.elapsed().as_secs() > STARTED.load(Ordering::Relaxed) + LONGEST {
+                println!("hang ");
+                std::process::exit(3);
+            }
         }
     });
     let bench = Bench::new();
