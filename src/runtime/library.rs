@@ -49,6 +49,10 @@ fn search(given: Option<&Path>) -> Result<(Environment, PathBuf), Error> {
 }
 
 fn open(path: &Path) -> Result<(Environment, PathBuf), String> {
+    // Loading a FIFO would wait for a writer; a name alone is looked for by the system.
+    if path.components().count() > 1 {
+        crate::store::open(path).map_err(|e| e.to_string())?;
+    }
     let builder = ort::init_from(path).map_err(|e| e.to_string())?;
     let environment = builder.with_name("onnx-kprune").with_telemetry(false).build().map_err(|e| e.to_string())?;
     // What goes wrong is returned as an error; ONNX Runtime need not print it too.

@@ -5,7 +5,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use kprune_passes::ir::ElementType as E;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 
 use super::{Described, Place, Stored};
 use crate::data::fence::fenced;
@@ -29,10 +30,10 @@ pub(super) fn describe(path: &Path) -> Result<(File, Vec<Described>), Error> {
     if length > LONGEST_HEADER.min(size) {
         return Err(wrong(format!("its header would have {length} bytes, and the file has {size}")));
     }
-    let mut header = start.to_vec();
+    let mut header = Vec::new();
     file.by_ref().take(length).read_to_end(&mut header).map_err(Error::io("read", path))?;
     let described = fenced(path, || {
-        let (_, metadata) = SafeTensors::read_metadata(&header).map_err(|e| wrong(e.to_string()))?;
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| wrong(e.to_string()))?;
         let array = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
             let unknown = || wrong(format!("array {name:?} is of type {:?}, which is not read", info.dtype));
             let (element, size_of) = element(info.dtype).ok_or_else(unknown)?;
@@ -41,7 +42,8 @@ pub(super) fn describe(path: &Path) -> Result<(File, Vec<Described>), Error> {
             let place = (from as u64).checked_add(length).and_then(|n| n.checked_add(8));
             let place = Place::Offset(place.unwrap_or(u64::MAX));
             let described = Described { name: name.clone(), stored, dims: info.shape.clone(), place };
-            let is_there = to.checked_sub(from).map(|n| n as u64) == described.bytes() && to as u64 <= size;
+            let is_there = to.checked_sub(from).map(|n| n as u64) == described.bytes()
+                && to as u64 <= size.saturating_sub(length + 8);
             if is_there { Ok(described) } else { Err(wrong(format!("array {name:?} does not fit its shape"))) }
         };
         metadata.tensors().into_iter().map(array).collect::<Result<Vec<_>, Error>>()
