@@ -1,4 +1,8 @@
 //! Samples that are run together.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "rows are numbers of samples that were counted, and a mask has an entry for each"
+)]
 
 use std::path::Path;
 
@@ -214,6 +218,7 @@ fn alike<'r>(lengths: &[usize], mut rows: &'r [usize], most: usize) -> Vec<&'r [
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

@@ -111,7 +111,9 @@ impl Images {
             }
             for (x, y, &Rgb(color)) in image.enumerate_pixels() {
                 for (channel, value) in self.preprocessor.numbers(color).into_iter().enumerate() {
-                    pixels[[i, channel, y as usize, x as usize]] = value;
+                    if let Some(pixel) = pixels.get_mut([i, channel, y as usize, x as usize]) {
+                        *pixel = value;
+                    }
                 }
             }
         }
@@ -248,11 +250,14 @@ impl Preprocessor {
 
     /// Red, green and blue as the model takes them.
     fn numbers(&self, color: [u8; 3]) -> [f32; 3] {
-        std::array::from_fn(|i| {
-            let value = f32::from(color[i]);
+        let mut scales = self.image_mean.iter().zip(&self.image_std);
+        color.map(|value| {
+            let value = f32::from(value);
             let value = if self.do_rescale.unwrap_or(true) { value * self.rescale_factor } else { value };
-            let is_normal = self.do_normalize.unwrap_or(true);
-            if is_normal { (value - self.image_mean[i]) / self.image_std[i] } else { value }
+            match scales.next().filter(|_| self.do_normalize.unwrap_or(true)) {
+                Some((mean, std)) => (value - mean) / std,
+                None => value,
+            }
         })
     }
 }
@@ -300,6 +305,7 @@ fn center(image: &RgbImage, (width, height): (u32, u32)) -> RgbImage {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

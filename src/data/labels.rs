@@ -33,7 +33,10 @@ impl Labels {
         }
         let Some(labels) = find("labels").or_else(|| find("label")) else { return Ok(None) };
         let unusable = |e: kprune_passes::ir::TensorError| format!("the labels {e}");
-        let column = labels.dims().len() == 1 || labels.dims()[1..].iter().product::<usize>() == 1;
+        if labels.dims().is_empty() {
+            return Err("the labels are a single number".into());
+        }
+        let column = labels.dims().iter().skip(1).product::<usize>() == 1;
         if labels.element().is_float() {
             let numbers = labels.to_f64().map_err(unusable)?;
             return match column {
@@ -88,10 +91,10 @@ impl Labels {
     /// Those of the given samples, in that order.
     pub fn select(&self, rows: &[usize]) -> Self {
         match self {
-            Self::Classes(c) => Self::Classes(rows.iter().map(|&r| c[r]).collect()),
-            Self::Numbers(n) => Self::Numbers(rows.iter().map(|&r| n[r]).collect()),
+            Self::Classes(c) => Self::Classes(rows.iter().filter_map(|&r| c.get(r).copied()).collect()),
+            Self::Numbers(n) => Self::Numbers(rows.iter().filter_map(|&r| n.get(r).copied()).collect()),
             Self::Tokens(t) => Self::Tokens(t.select(ndarray::Axis(0), rows)),
-            Self::Spans(s) => Self::Spans(rows.iter().map(|&r| s[r]).collect()),
+            Self::Spans(s) => Self::Spans(rows.iter().filter_map(|&r| s.get(r).copied()).collect()),
         }
     }
 
@@ -147,6 +150,7 @@ pub(super) fn converted(tensor: &Tensor, to: ElementType) -> Option<Tensor> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

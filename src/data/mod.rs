@@ -1,4 +1,5 @@
 //! Samples to measure on and to judge by: where they come from, and their batches.
+#![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub use batches::{Batch, as_declared, find};
 pub use labels::Labels;
@@ -185,7 +186,7 @@ impl Dataset {
     /// # Errors
     /// Where an array cannot be taken apart.
     fn select(&self, rows: &[usize]) -> Result<Self, Error> {
-        let of = |all: &[usize]| rows.iter().map(|&r| all[r]).collect();
+        let of = |all: &[usize]| rows.iter().filter_map(|&r| all.get(r).copied()).collect();
         let mask = self.mask.as_ref();
         let all = Part { arrays: self.arrays.clone(), labels: self.labels.clone() };
         let Part { arrays, labels } = all.select(rows)?;
@@ -217,17 +218,17 @@ impl Dataset {
 
     /// Number of samples.
     pub fn samples(&self) -> usize {
-        self.arrays.first().map_or(0, |a| a.dims()[0])
+        self.arrays.first().and_then(|a| a.dims().first().copied()).unwrap_or(0)
     }
 
     /// One more than the place of the last real token of a sample; `None` where nothing says which are real.
     pub fn length(&self, row: usize) -> Option<usize> {
-        self.mask.as_ref().map(|m| m.lengths[row])
+        self.mask.as_ref().and_then(|m| m.lengths.get(row).copied())
     }
 
     /// The name of the input that says which tokens are real.
     pub fn mask_input(&self) -> Option<&str> {
-        self.mask.as_ref().map(|m| self.inputs[m.input].name.as_str())
+        self.mask.as_ref().and_then(|m| Some(self.inputs.get(m.input)?.name.as_str()))
     }
 
     /// Mean number of real tokens of a sample; `None` where nothing says which are real.
@@ -238,14 +239,14 @@ impl Dataset {
     /// How long every named axis of the inputs is: one sample, of mean length or of `seq_len`.
     pub fn lengths(&self, seq_len: Option<usize>) -> std::collections::BTreeMap<String, f64> {
         let mut lengths = std::collections::BTreeMap::new();
-        let padded = self.mask.as_ref().map(|m| self.arrays[m.input].dims()[1]);
+        let padded = self.mask.as_ref().and_then(|m| self.arrays.get(m.input)?.dims().get(1));
         for (input, array) in self.inputs.iter().zip(&self.arrays) {
             for (i, axis) in input.axes.iter().flatten().enumerate() {
                 let Axis::Named(name) = axis else { continue };
                 let length = match (i, self.mean_length()) {
                     (0, _) => 1.0,
-                    (1, Some(mean)) if Some(array.dims()[1]) == padded => seq_len.map_or(mean, |s| s as f64),
-                    _ => array.dims()[i] as f64,
+                    (1, Some(mean)) if array.dims().get(1) == padded => seq_len.map_or(mean, |s| s as f64),
+                    _ => array.dims().get(i).map_or(1.0, |&n| n as f64),
                 };
                 lengths.entry(name.clone()).or_insert(length);
             }
@@ -268,16 +269,16 @@ impl Mask {
                 None => Ok(None),
             };
         };
-        let array = &arrays[input];
         let wrong = |reason: String| Error::data(path, reason, "the mask holds 1 for real tokens and 0 for padding");
-        if array.dims().len() != 2 {
+        let array = arrays.get(input).ok_or_else(|| wrong(format!("there is no mask {name:?}")))?;
+        let &[_, width] = array.dims() else {
             return Err(wrong(format!("the mask {name:?} has the shape {:?} and not [samples, tokens]", array.dims())));
-        }
+        };
         let real: Vec<bool> = match array.to_i64() {
             Ok(ints) => ints.iter().map(|&x| x != 0).collect(),
             Err(_) => array.to_f64().map_err(|e| wrong(e.to_string()))?.iter().map(|&x| x != 0.0).collect(),
         };
-        let rows = || real.chunks(array.dims()[1].max(1));
+        let rows = || real.chunks(width.max(1));
         let tokens: Vec<_> = rows().map(|r| r.iter().filter(|&&x| x).count()).collect();
         if let Some(empty) = tokens.iter().position(|&n| n == 0) {
             return Err(wrong(format!("sample {empty} has no real token in {name:?}")));
@@ -347,7 +348,7 @@ fn open(
 fn class_of(model: &Path) -> impl Fn(&str) -> Option<i64> {
     let config = store::read(&model.with_file_name("config.json")).unwrap_or_default();
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
-    move |name| config["label2id"][name].as_i64()
+    move |name| config.get("label2id")?.get(name)?.as_i64()
 }
 
 /// `wanted` of the numbers below `all`, drawn with `seed`, in order.

@@ -181,6 +181,7 @@ fn lines(path: &Path, columns: &Columns) -> Result<Table, Error> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

@@ -228,7 +228,8 @@ fn describe(config: Value, found: &Discovery, plan: &Plan) -> Value {
     let rename = |config: &serde_json::Map<String, Value>, names: &[&str]| {
         names.iter().find(|n| config.get(**n).is_some_and(Value::is_u64)).map(|n| n.to_string())
     };
-    let layers = rename(&config, &["num_hidden_layers", "n_layers", "num_layers"]).and_then(|n| config[&n].as_u64());
+    let layers =
+        rename(&config, &["num_hidden_layers", "n_layers", "num_layers"]).and_then(|n| config.get(&n)?.as_u64());
     let head_field = rename(&config, &["num_attention_heads", "n_heads", "num_heads"]);
     let neuron_field = rename(&config, &["intermediate_size", "hidden_dim", "d_ff", "ffn_dim"]);
     let is_layer = |kept: &[usize]| layers == Some(kept.len() as u64);
@@ -239,7 +240,8 @@ fn describe(config: Value, found: &Discovery, plan: &Plan) -> Value {
         (Some(_), _) if is_layer(&heads) => {
             let sublayers = plan.each(found).filter(|(s, _)| s.kind == Kind::Head).enumerate();
             let gone = sublayers.map(|(layer, (_, decision))| {
-                let gone: Vec<usize> = (0..decision.keep.len()).filter(|&u| !decision.keep[u]).collect();
+                let units = decision.keep.iter().enumerate();
+                let gone: Vec<usize> = units.filter(|(_, keep)| !**keep).map(|(unit, _)| unit).collect();
                 (layer.to_string(), json!(gone))
             });
             config.insert("pruned_heads".into(), gone.filter(|(_, g)| g != &json!([])).collect());

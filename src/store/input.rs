@@ -88,6 +88,7 @@ fn without_blocking(path: &Path) -> Result<File> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

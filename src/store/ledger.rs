@@ -80,7 +80,7 @@ impl Ledger {
             if let Some(read) = self.reads.iter().find(|read| write.changes(read)) {
                 return Err(conflict(write, read, "which is read and never changed"));
             }
-            if let Some(other) = self.writes[..i].iter().find(|other| write.changes(other)) {
+            if let Some(other) = self.writes.iter().take(i).find(|other| write.changes(other)) {
                 return Err(conflict(write, other, "which is written too"));
             }
         }
@@ -185,6 +185,7 @@ pub(super) fn files_below(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

@@ -87,6 +87,7 @@ fn exit(status: i32) -> ! {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

@@ -1,4 +1,5 @@
 //! Files: what is read and what is written, and that nothing else is touched.
+#![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod folder;
 mod input;

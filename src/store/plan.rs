@@ -95,7 +95,7 @@ fn written(keep: &[bool]) -> String {
     let mut start = 0;
     for run in keep.chunk_by(|a, b| a == b) {
         let last = start + run.len() - 1;
-        if run[0] {
+        if run.first() == Some(&true) {
             parts.push(if run.len() == 1 { start.to_string() } else { format!("{start}-{last}") });
         }
         start = last + 1;
@@ -119,6 +119,7 @@ fn parsed(text: &str, units: usize) -> Result<Vec<bool>, String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

@@ -119,6 +119,7 @@ pub(crate) fn json(content: &impl Serialize) -> Result<Vec<u8>, Error> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

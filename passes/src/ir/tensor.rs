@@ -1,4 +1,6 @@
 //! Constant tensors, held as the file holds them.
+#![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![warn(clippy::arithmetic_side_effects)]
 
 use bytes::Bytes;
 use half::{bf16, f16};
@@ -89,10 +91,13 @@ impl Tensor {
     }
 
     /// A new vector or scalar of integers (`dims` empty for a scalar).
+    ///
+    /// # Panics
+    /// If there are not as many values as the shape holds.
     pub fn from_i64s(dims: &[usize], values: &[i64]) -> Self {
-        assert_eq!(dims.iter().product::<usize>(), values.len(), "as many values as the shape holds");
         let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Self::from_raw("", ElementType::I64, dims, data.into()).expect("the length was just checked")
+        #[expect(clippy::expect_used, reason = "the program's own numbers, never a file's")]
+        Self::from_raw("", ElementType::I64, dims, data.into()).expect("as many values as the shape holds")
     }
 
     /// A new tensor of `values`, rounded to the floating-point type `element`.
@@ -132,13 +137,14 @@ impl Tensor {
         let p = &self.proto;
         match self.element {
             E::F32 => (count, p.float_data.len()),
-            E::Complex64 => (2 * count, p.float_data.len()),
+            E::Complex64 => (count.saturating_mul(2), p.float_data.len()),
             E::F64 => (count, p.double_data.len()),
-            E::Complex128 => (2 * count, p.double_data.len()),
+            E::Complex128 => (count.saturating_mul(2), p.double_data.len()),
             E::I64 => (count, p.int64_data.len()),
             E::U32 | E::U64 => (count, p.uint64_data.len()),
             E::String => (count, p.string_data.len()),
-            _ if self.element.bits() < 8 => (count.div_ceil(8 / self.element.bits().min(4)), p.int32_data.len()),
+            E::U4 | E::I4 | E::F4E2M1 => (count.div_ceil(2), p.int32_data.len()),
+            E::U2 | E::I2 => (count.div_ceil(4), p.int32_data.len()),
             _ => (count, p.int32_data.len()),
         }
     }
@@ -240,29 +246,35 @@ impl Tensor {
     }
 
     fn shaped<T>(&self, values: Vec<T>) -> ArrayD<T> {
+        #[expect(clippy::expect_used, reason = "no tensor is made whose data do not fit its shape")]
         ArrayD::from_shape_vec(IxDyn(&self.dims), values).expect("the length was checked when the tensor was made")
     }
 
     /// The tensor with only the `keep` indices of `axis`, in that order, whatever the element type.
     ///
     /// # Errors
-    /// Where elements are not whole bytes.
+    /// Where elements are not whole bytes, or there is no such axis or index.
     pub fn select(&self, axis: usize, keep: &[usize]) -> Result<Self, TensorError> {
         let bits = self.element.bits();
         if bits == 0 || !bits.is_multiple_of(8) {
             return Err(TensorError::NotNumeric(self.element));
         }
-        let bytes = self.bytes()?;
-        let row = self.dims[axis + 1..].iter().product::<usize>() * bits / 8;
-        let block = row * self.dims[axis];
-        let mut data = Vec::with_capacity(bytes.len() / self.dims[axis].max(1) * keep.len());
-        for outer in bytes.chunks_exact(block.max(1)) {
-            for &k in keep {
-                data.extend_from_slice(&outer[k * row..(k + 1) * row]);
-            }
-        }
+        let impossible = || TensorError::Shape(self.proto.dims.clone());
         let mut dims = self.dims.clone();
-        dims[axis] = keep.len();
+        let length = std::mem::replace(dims.get_mut(axis).ok_or_else(impossible)?, keep.len());
+        if keep.iter().any(|&k| k >= length) {
+            return Err(impossible());
+        }
+        // All that is multiplied here is no more than the bytes that are there.
+        let row = dims.iter().skip(axis).skip(1).product::<usize>().saturating_mul(bits / 8);
+        let bytes = self.bytes()?;
+        let mut data = Vec::new();
+        data.try_reserve(bytes.len().checked_div(length).unwrap_or(0).saturating_mul(keep.len()))
+            .map_err(|_| impossible())?;
+        for outer in bytes.chunks_exact(row.saturating_mul(length).max(1)) {
+            let rows = keep.iter().filter_map(|k| outer.chunks_exact(row.max(1)).nth(*k));
+            rows.for_each(|row| data.extend_from_slice(row));
+        }
         Self::from_raw(self.proto.name.as_deref().unwrap_or(""), self.element, &dims, data.into())
     }
 }
@@ -282,7 +294,8 @@ impl Tensor {
         let bytes = self.bytes()?;
         let places = ArrayD::from_shape_vec(IxDyn(&self.dims), (0..self.count()).collect::<Vec<_>>());
         let places = places.map_err(|_| TensorError::NotNumeric(self.element))?.permuted_axes(IxDyn(order));
-        let data: Vec<u8> = places.iter().flat_map(|&i| bytes[i * size..(i + 1) * size].iter().copied()).collect();
+        let element = |&i: &usize| bytes.get(i.saturating_mul(size)..).and_then(|rest| rest.get(..size));
+        let data: Vec<u8> = places.iter().filter_map(element).flatten().copied().collect();
         Self::from_raw(self.proto.name.as_deref().unwrap_or(""), self.element, places.shape(), data.into())
     }
 }
@@ -292,6 +305,7 @@ fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
     use ndarray::array;

@@ -1,4 +1,6 @@
 //! Functions that a model defines, put in the place of their calls.
+#![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![warn(clippy::arithmetic_side_effects)]
 
 use std::collections::{HashMap, HashSet};
 
@@ -129,7 +131,7 @@ impl Inliner<'_> {
     fn fresh(&mut self, call: &NodeProto, name: &str) -> String {
         let base = call.output.first().map_or("", String::as_str);
         loop {
-            self.count += 1;
+            self.count = self.count.wrapping_add(1);
             let fresh = format!("{base}/{name}_{}", self.count);
             if self.taken.insert(fresh.clone()) {
                 return fresh;
@@ -169,6 +171,7 @@ fn fill_attributes(node: &mut NodeProto, call: &NodeProto, function: &FunctionPr
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

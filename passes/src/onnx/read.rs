@@ -1,4 +1,6 @@
 //! From the bytes of a file to a [`Model`].
+#![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![warn(clippy::arithmetic_side_effects)]
 
 use std::collections::HashSet;
 
@@ -290,6 +292,7 @@ fn check(graph: &Graph) -> Result<(), ReadError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

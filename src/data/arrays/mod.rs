@@ -1,4 +1,5 @@
 //! Data from files of named arrays: `.npz`, `.safetensors`, and the ONNX test-data layout.
+#![warn(clippy::arithmetic_side_effects)]
 
 mod npz;
 mod safetensors;
@@ -168,7 +169,7 @@ impl Described {
             std::io::copy(&mut from.by_ref().take(skipped), &mut std::io::sink()).map_err(short)?;
             let before = bytes.len();
             from.by_ref().take(row as u64).read_to_end(&mut bytes).map_err(short)?;
-            if bytes.len() - before < row {
+            if bytes.len().saturating_sub(before) < row {
                 return Err("ends before its shape says".into());
             }
             next = wanted.saturating_add(1);
@@ -317,7 +318,7 @@ impl Samples for Sets {
             if !own.is_empty() {
                 parts.push(test_data_set(set, &self.inputs)?.select(&own)?);
             }
-            before += count;
+            before = before.saturating_add(*count);
         }
         join(parts, &self.inputs, &self.folder)
     }

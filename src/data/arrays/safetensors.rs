@@ -43,7 +43,7 @@ pub(super) fn describe(path: &Path) -> Result<(File, Vec<Described>), Error> {
             let place = Place::Offset(place.unwrap_or(u64::MAX));
             let described = Described { name: name.clone(), stored, dims: info.shape.clone(), place };
             let is_there = to.checked_sub(from).map(|n| n as u64) == described.bytes()
-                && to as u64 <= size.saturating_sub(length + 8);
+                && to as u64 <= size.saturating_sub(length.saturating_add(8));
             if is_there { Ok(described) } else { Err(wrong(format!("array {name:?} does not fit its shape"))) }
         };
         metadata.tensors().into_iter().map(array).collect::<Result<Vec<_>, Error>>()
