@@ -133,7 +133,9 @@ impl Error {
     /// The same about the model at `path`, where it is about nothing yet.
     pub fn about(self, path: &Path) -> Self {
         match self {
-            Self::Data { path: none, reason, help } if none.as_os_str().is_empty() => {
+            Self::Data { path: none, reason, help } | Self::Unsupported { path: none, reason, help }
+                if none.as_os_str().is_empty() =>
+            {
                 Self::Unsupported { path: path.to_path_buf(), reason, help }
             }
             other => other,

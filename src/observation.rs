@@ -1,6 +1,8 @@
 //! Runs a model twice with different sizes, for the pass that observes shapes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use kprune_passes::ir::{Model, ValueId};
 use kprune_passes::observe::{Observation, Seen, Sizes, observed_model};
@@ -27,6 +29,12 @@ const MOST_PATCHES: usize = 64;
 /// The longest axis that is tried because a constant names its length.
 const LONGEST: usize = 512;
 
+/// What two trial runs may take, besides what goes with the model's size: what a file declares must not decide it.
+const TIME: Duration = Duration::from_secs(10);
+const TIME_PER_100_MB: Duration = Duration::from_secs(20);
+const MEMORY: u64 = 1 << 30;
+const MEMORY_TIMES: u64 = 16;
+
 /// Lengths of the batch axis in the two runs.
 const BATCHES: [usize; 2] = [2, 3];
 
@@ -39,11 +47,26 @@ pub fn observe(runtime: &Runtime, model: &Model, mask: Option<&str>) -> Result<O
     let (observed, values) = observed_model(model);
     let mut session = runtime.session(&observed, "observing shapes", false)?;
     let mut failure = None;
+    let weight: u64 = model
+        .graph
+        .constants()
+        .iter()
+        .filter_map(|&v| model.graph.constant(v)?.bytes().ok())
+        .map(|b| b.len() as u64)
+        .sum();
+    let (time, memory) = (TIME + TIME_PER_100_MB.mul_f64(weight as f64 / 1e8), MEMORY + MEMORY_TIMES * weight);
     for sizes in attempts(model, &inputs) {
         let mut run = |i| look(&mut session, model, &inputs, &values, &sizes, i, mask);
         let fits =
             (0..2).try_for_each(|i| inputs.iter().try_for_each(|input| room_for(input, &dims(input, &sizes, i)?)));
-        match fits.and_then(|()| run(0)).and_then(|first| Ok([first, run(1)?])) {
+        let runs = || fits.and_then(|()| run(0)).and_then(|first| Ok([first, run(1)?]));
+        let shapes: Vec<_> = inputs.iter().filter_map(|input| dims(input, &sizes, 1).ok()).collect();
+        let runs = runtime.within(time, memory, runs).unwrap_or_else(|reason| {
+            let reason = format!("a trial run with inputs of {shapes:?} was ended: {reason}");
+            let help = "export the model with smaller or free axes";
+            Err(Error::Unsupported { path: PathBuf::new(), reason, help: help.into() })
+        });
+        match runs {
             Ok(runs) => return Ok(Observation::new(&model.graph, sizes, runs)),
             // Other sizes may do where these are too large for the model, or for anybody.
             Err(e @ (Error::Runtime { .. } | Error::Data { .. })) => failure = failure.or(Some(e)),

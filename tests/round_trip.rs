@@ -15,7 +15,10 @@ fn models_below(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
         let path = entry.path();
-        if path.is_dir() {
+        if path.is_dir() && path.file_name().is_some_and(|name| name == "cases") {
+            // What is wrong there is not to come out again.
+            continue;
+        } else if path.is_dir() {
             found.extend(models_below(&path));
         } else if path.extension().is_some_and(|e| e == "onnx") {
             found.push(path);

@@ -19,7 +19,7 @@ const LENGTH: usize = 64;
 
 /// No more numbers than this are made up for one input: what a file declares must not decide how much memory is
 /// taken.
-const MOST: usize = 1 << 24;
+const MOST: usize = 1 << 23;
 
 /// A sample of more numbers than this is made shorter where its length is free.
 const LARGE: usize = 1 << 20;

@@ -1,12 +1,13 @@
 //! Ending runs of ONNX Runtime before they are done.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use ort::session::RunOptions;
 
 use crate::error::Error;
+use crate::machine::memory;
 
 /// How often somebody looks whether to end.
 const LOOK: Duration = Duration::from_millis(20);
@@ -15,25 +16,67 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(super) struct Interrupt {
     cancelled: Arc<AtomicBool>,
     options: RunOptions,
+    bounds: Mutex<Option<Bounds>>,
+}
+
+/// What runs may take, and what they took too much of.
+struct Bounds {
+    until: Instant,
+    memory: u64,
+    exceeded: Option<String>,
 }
 
 impl Interrupt {
-    /// Watches `cancelled` as long as somebody holds what is returned.
+    /// Watches `cancelled`, and the bounds of runs, as long as somebody holds what is returned.
     pub(super) fn watch(cancelled: Arc<AtomicBool>) -> Result<Arc<Self>, Error> {
         let options = RunOptions::new().map_err(Error::runtime("starting"))?;
-        let this = Arc::new(Self { cancelled, options });
+        let this = Arc::new(Self { cancelled, options, bounds: Mutex::new(None) });
         let watched = Arc::downgrade(&this);
         std::thread::spawn(move || {
             while let Some(this) = watched.upgrade() {
-                if this.cancelled.load(Ordering::Relaxed) {
+                if this.check().is_err() {
                     let _ = this.options.terminate();
                     return;
                 }
+                this.look_at_bounds();
                 drop(this);
                 std::thread::sleep(LOOK);
             }
         });
         Ok(this)
+    }
+
+    fn bounds(&self) -> MutexGuard<'_, Option<Bounds>> {
+        self.bounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look_at_bounds(&self) {
+        if let Some(bounds) = self.bounds().as_mut().filter(|b| b.exceeded.is_none()) {
+            if Instant::now() > bounds.until {
+                bounds.exceeded = Some("it took too long".into());
+            } else if memory().is_some_and(|used| used > bounds.memory) {
+                bounds.exceeded = Some("it took too much memory".into());
+            }
+            if bounds.exceeded.is_some() {
+                let _ = self.options.terminate();
+            }
+        }
+    }
+
+    /// Does work whose runs end after `time`, or once the process has `more` bytes of memory more than now; `Err` with
+    /// the reason where they did.
+    pub(super) fn within<T>(&self, time: Duration, more: u64, work: impl FnOnce() -> T) -> Result<T, String> {
+        let memory = memory().unwrap_or(0).saturating_add(more);
+        *self.bounds() = Some(Bounds { until: Instant::now() + time, memory, exceeded: None });
+        let done = work();
+        let bounds = self.bounds().take();
+        match bounds.and_then(|b| b.exceeded) {
+            None => Ok(done),
+            Some(reason) => {
+                let _ = self.options.unterminate();
+                Err(reason)
+            }
+        }
     }
 
     /// # Errors

@@ -185,6 +185,12 @@ impl Runtime {
         }
     }
 
+    /// Does work whose runs end after `time`, or once the process has `more` bytes of memory more than now; `Err` with
+    /// the reason where they did.
+    pub(crate) fn within<T>(&self, time: Duration, more: u64, work: impl FnOnce() -> T) -> Result<T, String> {
+        self.interrupt.within(time, more, work)
+    }
+
     /// # Errors
     /// [`Error::Interrupted`] once the flag is set.
     pub fn check_cancelled(&self) -> Result<(), Error> {
