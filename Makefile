@@ -7,8 +7,9 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 BINARY := target/release/onnx-kprune
 FIXTURE := fixtures/reviews
 COMPRESSIONS := 0 0.3 0.6
+DENY := $(or $(shell command -v cargo-deny),.tools/bin/cargo-deny)
 
-.PHONY: demo test lint setup bench zoo wheel manual
+.PHONY: demo test lint deny setup bench zoo wheel manual
 
 demo: setup
 	cargo build --release
@@ -24,6 +25,15 @@ test: setup $(VENV)/ready-to-test
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --release -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --release
+
+# Licences and sources of dependencies; advisories too, where their database can be had.
+deny: $(DENY)
+	$(DENY) check licenses bans sources
+	@$(DENY) fetch db >/dev/null 2>&1 && $(DENY) check advisories || echo "skipped: no advisory database here"
+
+.tools/bin/cargo-deny:
+	cargo install --locked --root .tools cargo-deny
 
 # Every family, exporter and element type of fixtures/zoo.
 zoo: setup

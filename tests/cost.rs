@@ -29,6 +29,41 @@ fn values_that_do_not_fit_into_memory_go_to_a_file_and_change_nothing() {
 }
 
 #[test]
+fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let outputs = [["1"].as_slice(), &["2"], &["2", "--memory", "1MB"]].map(|options| {
+        let output = folder.path().join(format!("{}.onnx", options.join("")));
+        let more = [&["--compression", "0.6", "--seed", "7", "--samples", "300", "--threads"], options].concat();
+        prune_reviews(&output, &more);
+        std::fs::read(output).unwrap()
+    });
+    assert!(outputs[0] == outputs[1] && outputs[1] == outputs[2], "the models are the same, byte by byte");
+}
+
+/// What the README promises: three times the model file and 1 GiB; of a sweep, three times all files.
+#[test]
+fn memory_stays_within_what_the_readme_promises() {
+    let bound = |report: &Value| {
+        let products = report["sweep"].as_array().unwrap().iter().map(|m| m["output"]["bytes"].as_u64().unwrap());
+        3 * (report["input"]["bytes"].as_u64().unwrap() + products.sum::<u64>()) + (1 << 30)
+    };
+    let peak = |report: &Value| report["cost"]["peak_memory"].as_u64().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let one = prune_reviews(&folder.path().join("out.onnx"), &[]);
+    assert!(peak(&one) < bound(&one), "{} of {}", peak(&one), bound(&one));
+    let Some(shared) = support::shared() else { return };
+    let (model, data) = (shared.join("sst2/model.onnx"), shared.join("sst2/calibration.npz"));
+    let report = folder.path().join("report.json");
+    let mut command = support::program();
+    command.arg(model).arg(folder.path().join("real.onnx")).arg("--calibration").arg(data);
+    let done =
+        command.args(["--sweep", "0.2,0.4,0.6,0.8", "--samples", "256", "--report"]).arg(&report).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let real: Value = serde_json::from_str(&std::fs::read_to_string(report).unwrap()).unwrap();
+    assert!(peak(&real) < bound(&real), "{} of {}", peak(&real), bound(&real));
+}
+
+#[test]
 fn knowledge_is_measured_as_often_as_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out.onnx");

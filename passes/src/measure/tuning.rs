@@ -33,7 +33,7 @@ pub struct TuningOutputs {
     /// They are f32, as the products are: the sums of a few batches at once are no coarser than one large
     /// batch, and adding them up costs no pass over memory.
     pub sums: [String; 2],
-    /// The squared norm of this batch's Y, for every output: [outputs].
+    /// The squared norm of this batch's Y, for every output: `[outputs]`.
     pub energy: String,
     /// The kept columns of the features and a column of ones, for all tokens, at the first place where the
     /// weights are applied; `None` where nothing that crosses into the next sublayer depends on them.
