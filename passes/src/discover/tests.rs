@@ -141,3 +141,19 @@ fn neurons_outside_of_a_stream_are_offered_on_request() {
     assert_eq!(all.sublayers.len(), 2);
     assert_eq!(all.sublayers[1].residual.output, logits);
 }
+
+#[test]
+fn a_sum_that_stretches_the_stream_is_no_residual() {
+    for (dims, found) in [([B, S, n(4)], 1), ([B, n(1), n(4)], 0)] {
+        let mut g = Sketch::default();
+        let x = g.input("x", &[B, S, n(4)]);
+        let y = inner(&mut g, x);
+        let stream = g.input("stream", &dims);
+        let sum = g.op(op("Add"), &[stream, y], &[B, S, n(4)]);
+        g.graph.add_output(sum);
+        let discovery = g.discover();
+        assert_eq!(discovery.sublayers.len(), found, "{:?}", discovery.declined);
+        let says = |d: &Declined| d.why.contains("which the sum stretches");
+        assert_eq!(discovery.declined.iter().any(says), found == 0);
+    }
+}

@@ -351,3 +351,45 @@ fn an_axis_of_batch_and_heads_folded_expands_by_heads() {
     let plain = g.op(op("Expand"), &[x, batch], &[B, S]);
     assert!(g.trace().planes(plain).is_empty(), "the batch itself carries no channels");
 }
+
+#[test]
+fn channels_summed_over_in_scores_stay_and_those_of_the_values_do_not() {
+    for (shared, frozen) in [(true, true), (false, false)] {
+        let (mut g, y) = start();
+        let x = g.graph.find("x").unwrap();
+        let own = g.weight("own", &[8, H]);
+        let values = if shared { y } else { g.op(op("MatMul"), &[x, own], &WIDE) };
+        let turned = g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 1])), &[y], &[B, n(H), S]);
+        let scores = g.op(op("MatMul"), &[y, turned], &[B, S, S]);
+        let z = g.op(op("MatMul"), &[scores, values], &WIDE);
+        let p = g.trace();
+        assert!(is_frozen(&p, y), "queries and keys weigh all others");
+        assert_eq!(is_frozen(&p, z), frozen, "one projection for all three: {shared}");
+    }
+}
+
+#[test]
+fn a_channel_that_is_picked_alone_stays_and_several_do_not() {
+    for count in [1, 3] {
+        let (mut g, y) = start();
+        let ends = [0, count as i64, 2].map(|i| g.integers("at", &[i]));
+        g.op(op("Slice"), &[y, ends[0], ends[1], ends[2]], &[B, S, n(count)]);
+        let p = g.trace();
+        let stays = |c: Channel| p.channels.frozen(c).is_some();
+        let frozen = classes(&p, y).into_iter().filter(|&c| stays(c)).count();
+        assert_eq!(frozen, if count == 1 { 1 } else { 0 });
+    }
+}
+
+#[test]
+fn entries_picked_from_a_turned_value_keep_their_channels() {
+    let (mut g, y) = start();
+    let apart = g.integers("apart", &[0, 0, 3, 4]);
+    let apart = g.op(op("Reshape"), &[y, apart], &[B, S, n(3), n(4)]);
+    let turned = g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 1, 3])), &[apart], &[B, n(3), S, n(4)]);
+    let indices = g.integers("indices", &[3, 0]);
+    let picked = g.op(op("Gather").with(attribute::int("axis", 3)), &[turned, indices], &[B, n(3), S, n(2)]);
+    let p = g.trace();
+    let all = classes(&p, y);
+    assert_eq!(classes(&p, picked), [3, 0, 7, 4, 11, 8].map(|i| all[i]));
+}
