@@ -9,7 +9,7 @@ FIXTURE := fixtures/reviews
 COMPRESSIONS := 0 0.3 0.6
 DENY := $(or $(shell command -v cargo-deny),.tools/bin/cargo-deny)
 
-.PHONY: demo test lint deny setup bench zoo wheel manual
+.PHONY: demo test lint deny sanitize setup bench zoo wheel manual
 
 demo: setup
 	cargo build --release
@@ -31,6 +31,10 @@ lint:
 deny: $(DENY)
 	$(DENY) check licenses bans sources
 	@$(DENY) fetch db >/dev/null 2>&1 && $(DENY) check advisories || echo "skipped: no advisory database here"
+
+# The tests of passes under the address and leak sanitizers, which need a nightly toolchain.
+sanitize:
+	RUSTFLAGS=-Zsanitizer=address cargo +nightly test -p kprune-passes --lib --target $$(rustc -vV | sed -n 's/host: //p')
 
 .tools/bin/cargo-deny:
 	cargo install --locked --root .tools cargo-deny

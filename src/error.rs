@@ -82,7 +82,7 @@ pub enum Error {
         help: String,
     },
     /// A number that is not finite, where nothing can be chosen with one.
-    #[error("{place}: {what} is {value}; nothing was written")]
+    #[error("{place}: {what} is {value}, and nothing can be learnt from that")]
     #[diagnostic(help("{help}"))]
     NotFinite {
         /// The file, sublayer or samples.

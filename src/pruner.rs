@@ -62,6 +62,12 @@ impl<'p> Pruner<'p> {
         self
     }
 
+    /// Writes the report to `file`: as a page where its name ends in `.html`, else as JSON.
+    pub fn report(mut self, file: impl Into<PathBuf>) -> Self {
+        self.options.reports.push(file.into());
+        self
+    }
+
     /// Changes any other setting.
     pub fn options(mut self, change: impl FnOnce(&mut Options)) -> Self {
         change(&mut self.options);

@@ -9,6 +9,14 @@ pub(super) fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a whole number above 0".into())
 }
 
+/// As many threads as anybody has a use for.
+const MOST_THREADS: usize = 1024;
+
+pub(super) fn threads(text: &str) -> Result<usize, String> {
+    let fits = |n: &usize| (1..=MOST_THREADS).contains(n);
+    text.parse().ok().filter(fits).ok_or_else(|| format!("expected a whole number from 1 to {MOST_THREADS}"))
+}
+
 fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
     text.parse().ok().filter(|&x: &f64| fits(x)).ok_or_else(|| format!("expected {expected}"))
 }

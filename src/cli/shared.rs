@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 
-use super::parse::positive;
+use super::parse::{positive, threads};
 use crate::data::{Columns, Sources};
 use crate::error::Error;
 use crate::runtime::{Choice, Runtime};
@@ -23,7 +23,7 @@ pub struct RuntimeArgs {
     pub tf32: bool,
 
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Runtime")]
+    #[arg(long, value_name = "N", value_parser = threads, help_heading = "Runtime")]
     pub threads: Option<usize>,
 
     /// The ONNX Runtime library or its folder [default: searched for]

@@ -134,7 +134,7 @@ impl Dataset {
         }
         let (step, usable) = fixed.map_or((1, order.len()), |n| (n, order.len() / n * n));
         let mut batches = Vec::new();
-        for (mini_batch, rows) in order[..usable].chunks(size.next_multiple_of(step)).enumerate() {
+        for (mini_batch, rows) in order[..usable].chunks(size.min(usable.max(1)).next_multiple_of(step)).enumerate() {
             let parts: Vec<&[usize]> = match (fixed, &self.mask) {
                 (Some(fixed), _) => rows.chunks(fixed).collect(),
                 (None, Some(mask)) => alike(&mask.lengths, rows, most),

@@ -11,8 +11,10 @@ mod batches;
 mod fence;
 mod images;
 mod labels;
+mod mask;
 mod random;
 mod rows;
+mod samples;
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -20,12 +22,11 @@ use std::path::{Path, PathBuf};
 use kprune_passes::finite::first_odd;
 use kprune_passes::ir::{Model, Tensor};
 use kprune_passes::signature::{self, Axis, Input};
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 
 use crate::error::Error;
 use crate::store;
+use mask::Mask;
+use samples::{FEW, Part, Samples, drawn, read_drawn};
 
 /// Where data come from.
 #[derive(Clone, Debug, Default)]
@@ -66,51 +67,6 @@ pub struct Dataset {
     pub is_task_data: bool,
     /// Whether they are numbers that mean nothing.
     pub is_made_up: bool,
-}
-
-/// The samples of one file or folder, counted and not read yet.
-trait Samples {
-    /// How many there are.
-    fn count(&self) -> usize;
-
-    /// Reads those with the numbers `rows`, in ascending order.
-    ///
-    /// # Errors
-    /// Where they cannot be read, or do not fit the model.
-    fn read(self: Box<Self>, rows: &[usize]) -> Result<Part, Error>;
-}
-
-/// The samples of one file: the arrays of the inputs in their order, and labels.
-struct Part {
-    arrays: Vec<Tensor>,
-    labels: Option<Labels>,
-}
-
-impl Part {
-    /// Number of samples.
-    fn samples(&self) -> usize {
-        self.arrays.first().and_then(|a| a.dims().first().copied()).unwrap_or(0)
-    }
-
-    /// The samples with these numbers, in that order.
-    ///
-    /// # Errors
-    /// Where an array cannot be taken apart.
-    fn select(&self, rows: &[usize]) -> Result<Self, Error> {
-        let select = |a: &Tensor| a.select(0, rows).map_err(|e| Error::internal(e.to_string()));
-        let arrays = self.arrays.iter().map(select).collect::<Result<_, _>>()?;
-        Ok(Self { arrays, labels: self.labels.as_ref().map(|l| l.select(rows)) })
-    }
-}
-
-/// Which tokens are real.
-#[derive(Clone, Debug)]
-struct Mask {
-    input: usize,
-    /// Real tokens of every sample.
-    tokens: Vec<usize>,
-    /// One more than the place of the last real token of every sample.
-    lengths: Vec<usize>,
 }
 
 /// What made-up samples are called.
@@ -255,59 +211,6 @@ impl Dataset {
     }
 }
 
-impl Mask {
-    /// The input that was named, or the one called `attention_mask`.
-    fn find(inputs: &[Input], arrays: &[Tensor], given: Option<&str>, path: &Path) -> Result<Option<Self>, Error> {
-        let name = given.unwrap_or("attention_mask");
-        let Some(input) = inputs.iter().position(|i| i.name == name) else {
-            let known: Vec<_> = inputs.iter().map(|i| i.name.as_str()).collect();
-            return match given {
-                Some(name) => Err(Error::Usage(format!(
-                    "--mask-input {name}: the model has no such input; it has {}",
-                    known.join(", ")
-                ))),
-                None => Ok(None),
-            };
-        };
-        let wrong = |reason: String| Error::data(path, reason, "the mask holds 1 for real tokens and 0 for padding");
-        let array = arrays.get(input).ok_or_else(|| wrong(format!("there is no mask {name:?}")))?;
-        let &[_, width] = array.dims() else {
-            return Err(wrong(format!("the mask {name:?} has the shape {:?} and not [samples, tokens]", array.dims())));
-        };
-        let real: Vec<bool> = match array.to_i64() {
-            Ok(ints) => ints.iter().map(|&x| x != 0).collect(),
-            Err(_) => array.to_f64().map_err(|e| wrong(e.to_string()))?.iter().map(|&x| x != 0.0).collect(),
-        };
-        let rows = || real.chunks(width.max(1));
-        let tokens: Vec<_> = rows().map(|r| r.iter().filter(|&&x| x).count()).collect();
-        if let Some(empty) = tokens.iter().position(|&n| n == 0) {
-            return Err(wrong(format!("sample {empty} has no real token in {name:?}")));
-        }
-        let lengths = rows().map(|r| r.iter().rposition(|&x| x).map_or(0, |last| last + 1)).collect();
-        Ok(Some(Self { input, tokens, lengths }))
-    }
-}
-
-/// Reads the samples, or as many of them as are wanted, drawn with the seed.
-fn read_drawn(opened: Vec<Box<dyn Samples>>, inputs: &[Input], path: &Path, sources: &Sources) -> Result<Part, Error> {
-    let all: usize = opened.iter().map(|o| o.count()).sum();
-    let rows = match sources.samples.filter(|&wanted| wanted < all) {
-        Some(wanted) => drawn(all, wanted, sources.seed),
-        None => (0..all).collect(),
-    };
-    let mut parts = Vec::new();
-    let mut before = 0;
-    for opened in opened {
-        let count = opened.count();
-        let own: Vec<usize> = rows.iter().filter_map(|r| r.checked_sub(before)).filter(|&r| r < count).collect();
-        if !own.is_empty() {
-            parts.push(opened.read(&own)?);
-        }
-        before += count;
-    }
-    join(parts, inputs, path)
-}
-
 /// Opens the samples of one file or folder for the model at `model`.
 fn open(
     file: &Path,
@@ -349,71 +252,6 @@ fn class_of(model: &Path) -> impl Fn(&str) -> Option<i64> {
     let config = store::read(&model.with_file_name("config.json")).unwrap_or_default();
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
     move |name| config.get("label2id")?.get(name)?.as_i64()
-}
-
-/// `wanted` of the numbers below `all`, drawn with `seed`, in order.
-fn drawn(all: usize, wanted: usize, seed: u64) -> Vec<usize> {
-    let mut rows: Vec<usize> = (0..all).collect();
-    rows.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-    rows.truncate(wanted);
-    rows.sort_unstable();
-    rows
-}
-
-/// Joins the samples of several files; shorter sequences are filled with zeros.
-///
-/// # Errors
-/// Where their arrays have different numbers of axes, or are too large together.
-fn join(parts: Vec<Part>, inputs: &[Input], path: &Path) -> Result<Part, Error> {
-    let (mut arrays, labels): (Vec<_>, Vec<_>) = parts.into_iter().map(|p| (p.arrays, p.labels)).unzip();
-    let labels = Labels::joined(labels);
-    match (arrays.pop(), arrays.is_empty()) {
-        (None, _) => Err(Error::data(path, "holds no samples", FEW)),
-        (Some(only), true) => Ok(Part { arrays: only, labels }),
-        (Some(last), false) => {
-            arrays.push(last);
-            let joined = inputs.iter().enumerate().map(|(i, input)| {
-                let pieces: Vec<&Tensor> = arrays.iter().filter_map(|part| part.get(i)).collect();
-                concatenate(&pieces, input).map_err(|reason| {
-                    let reason = format!("array {:?} of several files {reason}", input.name);
-                    Error::data(path, reason, "give files whose arrays have the same axes")
-                })
-            });
-            Ok(Part { arrays: joined.collect::<Result<_, _>>()?, labels })
-        }
-    }
-}
-
-/// What to do where there are no samples.
-const FEW: &str = "give at least a few dozen samples of the task";
-
-/// One array behind the other along the first axis, each filled with zeros to the longest; the reason where that
-/// cannot be done.
-fn concatenate(pieces: &[&Tensor], input: &Input) -> Result<Tensor, String> {
-    let first = pieces.first().ok_or("is missing")?;
-    let (rank, element) = (first.dims().len(), first.element());
-    if rank == 0 || pieces.iter().any(|p| p.dims().len() != rank || p.element() != element) {
-        let shapes: Vec<_> = pieces.iter().map(|p| format!("{:?}", p.dims())).collect();
-        return Err(format!("has the shapes {}", shapes.join(", ")));
-    }
-    let longest = |axis: usize| pieces.iter().filter_map(|p| p.dims().get(axis).copied()).max().unwrap_or(0);
-    let mut dims: Vec<usize> = (0..rank).map(longest).collect();
-    let row = |dims: &[usize]| dims.iter().skip(1).try_fold(element.bits() / 8, |n, &d| n.checked_mul(d));
-    let too_large = || "is too large".to_string();
-    let full = row(&dims).ok_or_else(too_large)?;
-    let samples: usize = pieces.iter().filter_map(|p| p.dims().first()).sum();
-    let mut data = Vec::new();
-    data.try_reserve_exact(full.checked_mul(samples).ok_or_else(too_large)?).map_err(|_| too_large())?;
-    for piece in pieces {
-        let bytes = piece.bytes().map_err(|e| e.to_string())?;
-        let own = row(piece.dims()).ok_or_else(too_large)?;
-        for row in bytes.chunks(own.max(1)) {
-            data.extend_from_slice(row);
-            data.resize(data.len() + full.saturating_sub(own), 0);
-        }
-    }
-    dims.splice(..1, [samples]);
-    Tensor::from_raw(&input.name, element, &dims, data.into()).map_err(|e| e.to_string())
 }
 
 /// Checks that the arrays can be fed to the model.

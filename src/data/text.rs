@@ -9,10 +9,11 @@ use kprune_passes::signature::{Axis, Input};
 use serde_json::Value;
 use tokenizers::{EncodeInput, Encoding, Tokenizer};
 
+use super::Sources;
 use super::fence::fenced;
 use super::labels::Labels;
 use super::rows::{self, Rows};
-use super::{Part, Samples, Sources};
+use super::samples::{Part, Samples};
 use crate::error::Error;
 use crate::store;
 

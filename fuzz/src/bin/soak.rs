@@ -16,6 +16,9 @@ use kprune_fuzz::{Bench, Choices, Outcome, encoded, graphs, mutate, read};
 /// An execution that takes longer hangs.
 const LONGEST: u64 = 20;
 
+/// After so many cases the supervisor says how far it is.
+const PROGRESS: u64 = 10_000;
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |i: usize| arguments.get(i).and_then(|a| a.parse::<u64>().ok());
@@ -44,7 +47,12 @@ fn supervise(kind: &str, count: u64, seed: u64) {
         let lines = BufReader::new(child.stdout.take().expect("the output is a pipe")).lines();
         for line in lines.map_while(Result::ok) {
             match line.split_once(' ') {
-                Some(("at", case)) => next = case.parse().unwrap_or(next),
+                Some(("at", case)) => {
+                    next = case.parse().unwrap_or(next);
+                    if next.is_multiple_of(PROGRESS) {
+                        println!("at {kind} {next} after {:.0} s: {seen:?}", start.elapsed().as_secs_f64());
+                    }
+                }
                 Some((what, case)) => {
                     *seen.entry(what.into()).or_default() += 1;
                     if what != "done" && what != "refused" {

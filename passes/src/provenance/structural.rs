@@ -52,6 +52,9 @@ fn reshape(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
 /// Channels are written out for every element where axes are folded.
 const MOST_ELEMENTS: usize = 1 << 28;
 
+/// No axis that is made by repeating is longer than this.
+const LONGEST_AXIS: usize = 1 << 24;
+
 fn transpose(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let operand = scene.operand(0)?;
     let rank = operand.shape.len();
@@ -263,7 +266,7 @@ fn elastic(scene: &mut Scene, from: &[usize]) -> Result<Planes, Decline> {
     let mut planes = Planes::new();
     for axis in (0..shape.len()).filter(grown) {
         let Some(period) = dims[axis].fixed().or_else(|| scene.seen.factor(dims[axis])) else { continue };
-        if period > MOST_ELEMENTS {
+        if period > LONGEST_AXIS {
             return Err("makes more elements than can be followed".into());
         }
         let channels: Vec<_> = scene.provenance.channels.fresh_elastic(period).collect();

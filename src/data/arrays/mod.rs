@@ -13,8 +13,9 @@ use kprune_passes::onnx::schema::TensorProto;
 use kprune_passes::signature::Input;
 use prost::Message;
 
+use super::describe;
 use super::labels::{self, Labels};
-use super::{Part, Samples, describe, join};
+use super::samples::{Part, Samples, join};
 use crate::error::Error;
 use crate::store;
 
@@ -96,26 +97,31 @@ impl Arrays {
         check_names(names, inputs, path)?;
         let size = file.metadata().map_err(Error::io("read", path))?.len();
         let mut bytes: u64 = 0;
-        let mut samples = None;
+        let is_input = |name: &str| inputs.iter().any(|i| i.name == name);
+        let first_input = described.iter().find(|d| is_input(&d.name));
+        let samples = first_input.and_then(|d| d.dims.first().copied()).unwrap_or(0);
         for array in &described {
-            let is_input = inputs.iter().any(|i| i.name == array.name);
             let Some(&first) = array.dims.first() else {
                 let reason = format!("array {:?} is a single number, and has no axis of samples", array.name);
                 return Err(Error::data(path, reason, "give one entry for every sample along the first axis"));
             };
             bytes = bytes.saturating_add(array.bytes().unwrap_or(u64::MAX));
-            samples = samples.or(is_input.then_some(first));
-            if samples.is_some_and(|n| n != first) {
-                let reason =
-                    format!("array {:?} holds {first} samples, another array {}", array.name, samples.unwrap_or(0));
+            if first != samples && is_input(&array.name) {
+                let (name, dims) = first_input.map(|d| (d.name.as_str(), d.dims.as_slice())).unwrap_or_default();
+                let reason = format!(
+                    "arrays {name:?} and {:?} are of the shapes {dims:?} and {:?}, which are different numbers of samples",
+                    array.name, array.dims
+                );
                 return Err(Error::data(path, reason, help(inputs)));
+            } else if first != samples {
+                let reason = format!("holds {first} labels and {samples} samples");
+                return Err(Error::data(path, reason, "give one label for every sample"));
             }
         }
         if bytes > MOST_BYTES.saturating_add(size.saturating_mul(MOST_TIMES)) {
             let reason = format!("its arrays would take {bytes} bytes, and the file has {size}");
             return Err(Error::data(path, reason, "write it without compression, or give fewer samples"));
         }
-        let samples = samples.unwrap_or(0);
         Ok(Self { path: path.to_path_buf(), file, described, inputs: inputs.to_vec(), samples })
     }
 }
