@@ -173,6 +173,18 @@ fn the_umask_is_honoured_and_dash_prints_the_report() {
 }
 
 #[test]
+fn a_dry_run_says_what_was_asked_for_and_writes_no_model() {
+    let folder = place();
+    let done = run(folder.path(), &["in.onnx", "--dry-run", "--compression", "0.4", "--report", "r.json"]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let report = std::fs::read_to_string(folder.path().join("r.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["compression"], 0.4);
+    assert!(report["flops"]["budget"].is_number() && report["output"].is_null());
+    assert_eq!(contents(folder.path()).len(), 3);
+}
+
+#[test]
 fn of_several_products_all_appear_or_none() {
     let folder = place();
     let at = |name: &str| folder.path().join(name);

@@ -11,15 +11,15 @@ use crate::store::{Ledger, Source, Target, external_files};
 /// Files beside a model that are read where they are there.
 const BESIDE: [&str; 3] = ["tokenizer.json", "preprocessor_config.json", "config.json"];
 
-/// The models that are to be made: the compression of each, and where it goes.
-pub(super) fn targets(options: &Options, target: &Target) -> Vec<(Option<f64>, Target)> {
+/// The models that are to be made: the compression of each, and where it goes, if anywhere.
+pub(super) fn targets(options: &Options, target: Option<&Target>) -> Vec<(Option<f64>, Option<Target>)> {
     let shares = match &options.aim {
         Aim::Compression(shares) if options.plan.is_none() => shares.as_slice(),
-        _ => return vec![(None, target.clone())],
+        _ => return vec![(None, target.cloned())],
     };
     let is_one_of_several = shares.len() > 1 && options.max_drop.is_none();
-    let place = |&share: &f64| if is_one_of_several { target.named_after(share) } else { target.clone() };
-    shares.iter().map(|share| (Some(*share), place(share))).collect()
+    let place = |share: f64| target.map(|t| if is_one_of_several { t.named_after(share) } else { t.clone() });
+    shares.iter().map(|share| (Some(*share), place(*share))).collect()
 }
 
 /// What is known before the model is read.
@@ -71,9 +71,8 @@ fn note_targets(
     options: &Options,
     external: &[String],
 ) -> Ledger {
-    let Some(target) = target else { return ledger };
     let mut noted: Vec<Target> = Vec::new();
-    for (_, target) in targets(options, target) {
+    for target in targets(options, target).into_iter().filter_map(|(_, target)| target) {
         // Of several candidates for one place, one is written.
         if !noted.contains(&target) {
             noted.push(target);

@@ -88,10 +88,7 @@ pub fn parameters(model: &Model) -> usize {
 impl Factory<'_> {
     /// Makes one model for every outcome.
     pub(super) fn make(&self, outcomes: Vec<Outcome>, goal: &Goal, clock: &mut Clock) -> Result<Products, Error> {
-        let targets: Vec<(Option<f64>, Option<Target>)> = match &self.target {
-            Some(target) => targets(self.options, target).into_iter().map(|(share, t)| (share, Some(t))).collect(),
-            None => outcomes.iter().map(|_| (None, None)).collect(),
-        };
+        let targets = targets(self.options, self.target.as_ref());
         let mut models = Vec::new();
         for (outcome, (compression, target)) in outcomes.into_iter().zip(targets) {
             let made = target.map(|target| self.made(&outcome, target, clock)).transpose()?;
