@@ -2,9 +2,7 @@
 //!
 //!     cargo run --release --example prune -- fixtures/reviews/model.onnx pruned.onnx
 
-use kprune_passes::ir::Tensor;
-use onnx_kprune::Pruner;
-use onnx_kprune::progress::Progress;
+use onnx_kprune::{Error, Progress, Pruner, Tensor};
 
 /// Says every line once.
 struct Lines;
@@ -30,7 +28,7 @@ fn batches() -> impl Iterator<Item = Vec<(String, Tensor)>> {
     })
 }
 
-fn main() -> Result<(), onnx_kprune::error::Error> {
+fn main() -> Result<(), Error> {
     let mut arguments = std::env::args().skip(1);
     let (Some(input), Some(output)) = (arguments.next(), arguments.next()) else {
         eprintln!("usage: prune IN.onnx OUT.onnx");
@@ -39,7 +37,7 @@ fn main() -> Result<(), onnx_kprune::error::Error> {
     let report = Pruner::new(input)
         .calibration_batches(batches())
         .compression(0.5)
-        .options(|options| options.threads = 1)
+        .options(|options| options.runtime.threads = 1)
         .progress(&Lines)
         .prune(output)?;
     println!("{:.0} % of the prunable FLOPs went", 100.0 * report.removed());

@@ -2,43 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use kprune_passes::flops;
-use kprune_passes::fold::fold_constants;
+use kprune_passes::discover::flops;
 use kprune_passes::ir::Model;
-use kprune_passes::loss::OutputKind;
-use kprune_passes::lower;
-use kprune_passes::observe::Observation;
 use kprune_passes::signature;
 use serde::Serialize;
 
-use crate::data::Sources;
+use crate::analysis::{Opened, Simplified, gather, parameters};
+use crate::clock::Clock;
 use crate::error::Error;
-use crate::evaluate::{Judgement, judge, kinds};
-use crate::latency::{self, Setting, Timing};
-use crate::observation::observe;
-use crate::pipeline::parameters;
-use crate::prepare::gather;
+use crate::judge::latency::{self, Setting, Timing};
+use crate::judge::quality::{Judgement, judge, kinds};
+use crate::options::Options;
 use crate::report::table::{count, percent, plain};
 use crate::runtime::Runtime;
 use crate::store::{self, Source};
 
 /// How long the models take turns.
 const TIMING: Duration = Duration::from_secs(6);
-
-/// What is compared on.
-#[derive(Clone, Debug)]
-pub struct Terms {
-    /// The data.
-    pub sources: Sources,
-    /// What outputs are, where the guess is not to be trusted.
-    pub outputs: Vec<(String, OutputKind)>,
-    /// Length for FLOPs and latencies; the mean true length of the samples where it is not given.
-    pub seq_len: Option<usize>,
-    /// Samples in a run whose latency is measured.
-    pub batch: usize,
-}
 
 /// Two models side by side.
 #[derive(Debug, Serialize)]
@@ -73,48 +56,50 @@ pub struct Side {
 /// A model that was read and run.
 struct Subject {
     source: Source,
-    model: Model,
-    /// In f32 and with the axes fixed that cannot vary: what data must fit.
-    single: Model,
-    seen: Observation,
+    simplified: Simplified,
 }
 
 impl Subject {
-    fn read(runtime: &Runtime, path: &Path, mask: Option<&str>) -> Result<Self, Error> {
-        let source = Source::find(path)?;
-        let mut model = store::read_inlined(&source.model)?;
-        fold_constants(&mut model.graph);
-        let mut single = lower::in_single_precision(&model);
-        let mut seen = observe(runtime, &single, mask).map_err(|e| e.about(&source.model))?;
-        signature::fix_axes(&mut single.graph, seen.sizes());
-        if lower::has_fused(&single) {
-            // Operators within fused ones count too.
-            single = lower::lower(single, &seen).model;
-            seen = observe(runtime, &single, mask)?;
-        }
-        Ok(Self { source, model, single, seen })
+    fn read(runtime: &Runtime, path: &Path, mask_input: Option<&str>) -> Result<Self, Error> {
+        let (source, clock) = (Source::find(path)?, Clock::start());
+        let observed = Opened::read(&source.model)?.observe(runtime, mask_input, &clock)?;
+        Ok(Self { source, simplified: observed.simplify(runtime, &clock)? })
+    }
+
+    fn model(&self) -> &Model {
+        self.simplified.model()
     }
 
     fn side(&self, at: &BTreeMap<String, f64>, latency: Timing, quality: Judgement) -> Side {
         Side {
             path: self.source.model.display().to_string(),
-            bytes: store::size_with_data(&self.source.model, &self.model),
-            parameters: parameters(&self.model),
-            flops: flops::total(&self.single.graph, &self.seen, at),
+            bytes: store::size_with_data(&self.source.model, self.model()),
+            parameters: parameters(self.model()),
+            // Operators within fused ones count too.
+            flops: flops::total(&self.simplified.lowered().graph, self.simplified.seen(), at),
             latency,
             quality,
         }
     }
 }
 
-/// Compares the models at `a` and `b`.
+/// Compares the models at `a` and `b` on the calibration set that `options` name.
+///
+/// # Errors
+/// Where ONNX Runtime is not found, a file is no model, the models take different inputs, or the data do not fit them.
+pub fn compare(a: impl AsRef<Path>, b: impl AsRef<Path>, options: &Options) -> Result<Comparison, Error> {
+    compare_with(&options.runtime.load(Arc::default())?, a.as_ref(), b.as_ref(), options)
+}
+
+/// The same with a runtime that is there.
 ///
 /// # Errors
 /// Where a file is no model, the models take different inputs, or the data do not fit them.
-pub fn compare(runtime: &Runtime, a: &Path, b: &Path, terms: &Terms) -> Result<Comparison, Error> {
-    let mask = terms.sources.mask_input.as_deref();
-    let [a, b] = [Subject::read(runtime, a, mask)?, Subject::read(runtime, b, mask)?];
-    let names = |s: &Subject| signature::inputs(&s.model).into_iter().map(|i| i.name).collect::<Vec<_>>();
+pub fn compare_with(runtime: &Runtime, a: &Path, b: &Path, options: &Options) -> Result<Comparison, Error> {
+    let sources = &options.data.calibration;
+    let mask_input = sources.mask_input.as_deref();
+    let [a, b] = [Subject::read(runtime, a, mask_input)?, Subject::read(runtime, b, mask_input)?];
+    let names = |s: &Subject| signature::inputs(s.model()).into_iter().map(|i| i.name).collect::<Vec<_>>();
     if let Some(name) = names(&b).iter().find(|name| !names(&a).contains(name)) {
         return Err(Error::Usage(format!(
             "{} takes an input {name:?} that {} does not take; compare models of one task",
@@ -122,13 +107,14 @@ pub fn compare(runtime: &Runtime, a: &Path, b: &Path, terms: &Terms) -> Result<C
             a.source.model.display()
         )));
     }
-    let data = gather(runtime, &a.single, &a.source.model, &terms.sources)?;
-    let kinds = kinds(&a.single, &a.seen, mask, &terms.outputs)?;
-    let models = [&a.model, &b.model];
+    let lowered = a.simplified.lowered();
+    let data = gather(runtime, lowered, &a.source.model, sources)?;
+    let kinds = kinds(lowered, a.simplified.seen(), mask_input, &options.data.outputs)?;
+    let models = [a.model(), b.model()];
     let mut judgements = judge(runtime, &models, &kinds, &data)?.into_iter();
-    let lengths = data.lengths(terms.seq_len);
-    let setting = Setting::new(runtime, terms.batch, &data, terms.seq_len);
-    let feeds = setting.feeds(&a.single, mask)?;
+    let lengths = data.lengths(sources.seq_len);
+    let setting = Setting::new(runtime, options.aim.latency_batch, &data, sources.seq_len);
+    let feeds = setting.feeds(lowered, mask_input)?;
     let mut timings = latency::compare(runtime, &models, &feeds, &setting, TIMING)?.into_iter();
     let mut side = |subject: &Subject| {
         let (timing, judgement) = (timings.next(), judgements.next());

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use kprune_passes::finite::NotFinite;
+use kprune_passes::methods::Failure;
 use miette::Diagnostic;
 use thiserror::Error;
 
@@ -111,6 +113,27 @@ pub enum Error {
     #[error("internal error: {0}")]
     #[diagnostic(help("this is a defect of onnx-kprune: please report it"))]
     Internal(String),
+}
+
+impl From<Failure> for Error {
+    /// What ended a method: an error of the walk, or a number that is not finite.
+    fn from(failure: Failure) -> Self {
+        let failure = match failure.downcast::<Self>() {
+            Ok(error) => return *error,
+            Err(failure) => failure,
+        };
+        match failure.downcast::<NotFinite>() {
+            Ok(odd) => not_finite(odd.place, &odd.what, odd.value),
+            Err(failure) => Self::internal(failure.to_string()),
+        }
+    }
+}
+
+/// A number that is not finite, where all before it were.
+pub(crate) fn not_finite(place: String, what: &str, value: f64) -> Error {
+    let help = "leave these samples out; where that does not help, the model overflows within: keep it in float32, or \
+                scale its inputs";
+    Error::NotFinite { place, what: what.into(), value, help: help.into() }
 }
 
 impl Error {

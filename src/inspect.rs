@@ -3,21 +3,24 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytesize::ByteSize;
 use comfy_table::Table;
-use kprune_passes::flops;
+use kprune_passes::discover::flops;
 use kprune_passes::ir::ValueId;
 use kprune_passes::signature;
 use serde::Serialize;
 
-use crate::config::Options;
+use crate::analysis::{Opened, View, parameters};
+use crate::clock::Clock;
 use crate::data::{Dataset, describe};
+use crate::deliver::targets::source_ledger;
 use crate::error::Error;
-use crate::evaluate::kinds;
-use crate::latency::{LatencyTable, Setting};
-use crate::pipeline::{parameters, source_ledger};
-use crate::prepare::{Analysis, Observed};
+use crate::judge::latency::Setting;
+use crate::judge::latency_table::LatencyTable;
+use crate::judge::quality::kinds;
+use crate::options::Options;
 use crate::report::table::{count, percent, plain};
 use crate::report::{DeclinedReport, Output, unit_name};
 use crate::runtime::Runtime;
@@ -75,25 +78,35 @@ pub struct Part {
     pub shared: usize,
 }
 
-/// Looks at the model at `input`; times its sublayers into `table`, if that is given.
+/// Looks at the model at `input`; times its sublayers into the latency table that `options` name, if they do.
+///
+/// # Errors
+/// Where ONNX Runtime is not found, or the file is no model, or one that cannot be pruned.
+pub fn inspect(input: impl AsRef<Path>, options: &Options) -> Result<Inspection, Error> {
+    inspect_with(&options.runtime.load(Arc::default())?, input.as_ref(), options)
+}
+
+/// The same with a runtime that is there.
 ///
 /// # Errors
 /// Where the file is no model, or one that cannot be pruned.
-pub fn inspect(runtime: &Runtime, input: &Path, options: &Options, table: Option<&Path>) -> Result<Inspection, Error> {
+pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Result<Inspection, Error> {
+    let (clock, aim, sources) = (Clock::start(), &options.aim, &options.data.calibration);
+    let table = options.files.latency_table.as_deref();
     let source = Source::find(input)?;
     let ledger = source_ledger(&source).writing_all("--latency-table", table);
     ledger.check()?;
-    let observed = Observed::read(runtime, &source.model, options, &mut |_| ())?;
-    let sources = crate::data::Sources { seq_len: options.seq_len, ..options.sources.clone() };
-    let samples = Dataset::made_up(observed.single(), &sources)?;
-    let lengths = samples.lengths(options.seq_len);
-    let analysis = observed.analyse(runtime, &lengths, options, &mut |_| ())?;
+    let opened = Opened::read(&source.model)?.prunable(aim)?;
+    let observed = opened.observe(runtime, sources.mask_input.as_deref(), &clock)?;
+    let samples = Dataset::made_up(observed.single(), sources)?;
+    let lengths = samples.lengths(sources.seq_len);
+    let analysis = observed.simplify(runtime, &clock)?.discover(aim, &lengths, &clock);
     if let Some(path) = table {
-        ledger.reading_all("external data of IN", external_files(&source.model, &analysis.model)).check()?;
-        let setting = Setting::new(runtime, options.latency_batch, &samples, options.seq_len);
-        LatencyTable::measure(runtime, &analysis, options, &setting)?.save(path)?;
+        ledger.reading_all("external data of IN", external_files(&source.model, &analysis.written.model)).check()?;
+        let setting = Setting::new(runtime, aim.latency_batch, &samples, sources.seq_len);
+        LatencyTable::measure(runtime, &analysis, aim.alignment, &setting)?.save(path)?;
     }
-    let Analysis { model, lowered, seen, found, .. } = &analysis;
+    let (model, View { model: lowered, seen, found }) = (&analysis.written.model, &analysis.measured);
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
     let header = model.header();
     let opsets = header.opset_import.iter().map(|o| (text(&o.domain), o.version.unwrap_or(0)));
@@ -107,7 +120,7 @@ pub fn inspect(runtime: &Runtime, input: &Path, options: &Options, table: Option
         shared: sublayer.also.len(),
     };
     let sublayers: Vec<Part> = found.sublayers.iter().map(part).collect();
-    let kinds = kinds(lowered, seen, analysis.mask.as_deref(), &options.outputs)?;
+    let kinds = kinds(lowered, seen, analysis.mask_input.as_deref(), &options.data.outputs)?;
     let output = |&value: &ValueId| {
         let name = model.graph.name(value).to_string();
         let kind = kinds.iter().find(|(n, _)| *n == name).map_or("not compared".into(), |(_, kind)| kind.to_string());
@@ -123,7 +136,7 @@ pub fn inspect(runtime: &Runtime, input: &Path, options: &Options, table: Option
         outputs: model.graph.outputs().iter().map(output).collect(),
         parameters: parameters(model),
         prunable_parameters: sublayers.iter().map(|s| s.parameters).sum(),
-        sequence_length: options.seq_len.unwrap_or(0),
+        sequence_length: sources.seq_len.unwrap_or(0),
         flops: flops::total(&lowered.graph, seen, &lengths),
         prunable_flops: sublayers.iter().map(|s| s.flops).sum(),
         sublayers,

@@ -1,26 +1,50 @@
 //! Prunes the attention heads and FFN neurons of an ONNX encoder without retraining.
 //!
-//! [`Pruner`] is the whole program as one call; the modules are its parts.
+//! [`Pruner`] is the whole program as one call; [`inspect`] says what can be pruned, and [`compare`] how good and how
+//! fast the result is. Everything else that is public here is for the tests, benchmarks and fuzz targets of this
+//! repository, and may change at any time.
 
+mod budget;
+mod choose;
+mod prune;
+mod pruner;
+
+#[doc(hidden)]
+pub mod analysis;
+#[doc(hidden)]
 pub mod cli;
+#[doc(hidden)]
+pub mod clock;
 pub mod compare;
-pub mod config;
+#[doc(hidden)]
 pub mod data;
-pub mod error;
+#[doc(hidden)]
+pub mod deliver;
+mod error;
+#[doc(hidden)]
 pub mod escape;
-pub mod evaluate;
 pub mod inspect;
-pub mod latency;
-pub mod machine;
-pub mod observation;
-pub mod pipeline;
-pub mod prepare;
+#[doc(hidden)]
+pub mod judge;
+mod machine;
+pub mod options;
 pub mod progress;
-pub mod pruner;
 pub mod report;
+#[doc(hidden)]
 pub mod runtime;
+#[doc(hidden)]
 pub mod store;
-pub mod verify;
+#[doc(hidden)]
 pub mod walk;
 
+pub use compare::compare;
+pub use error::Error;
+pub use inspect::inspect;
+pub use kprune_passes::calculus::loss::OutputKind;
+pub use kprune_passes::discover::Scope;
+pub use kprune_passes::ir::Tensor;
+pub use kprune_passes::methods;
+pub use options::Options;
+pub use progress::Progress;
 pub use pruner::Pruner;
+pub use report::Report;

@@ -1,7 +1,7 @@
 //! What the machine has, and what the process has used of it.
 
 /// A quarter of the machine's memory, or of what this process is allowed, in bytes.
-pub fn quarter_of_memory() -> u64 {
+pub(crate) fn quarter_of_memory() -> u64 {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
     let allowed = system.cgroup_limits().map(|limits| limits.total_memory).filter(|&n| n > 0);
@@ -9,7 +9,7 @@ pub fn quarter_of_memory() -> u64 {
 }
 
 /// The memory that the process has now, in bytes; `None` where the system does not say.
-pub fn memory() -> Option<u64> {
+pub(crate) fn memory() -> Option<u64> {
     // Not by way of sysinfo, which would look at every process.
     let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
     let resident: u64 = pages.split_whitespace().nth(1)?.parse().ok()?;
@@ -20,7 +20,7 @@ pub fn memory() -> Option<u64> {
 const PAGE: u64 = 4096;
 
 /// What the machine's processor is called, with the number of its cores.
-pub fn name() -> String {
+pub(crate) fn name() -> String {
     let system = sysinfo::System::new_with_specifics(
         sysinfo::RefreshKind::nothing().with_cpu(sysinfo::CpuRefreshKind::nothing()),
     );
@@ -33,7 +33,7 @@ pub fn name() -> String {
 ///
 /// Pages of mapped files count as long as they are in memory.
 #[cfg(unix)]
-pub fn peak_memory() -> Option<u64> {
+pub(crate) fn peak_memory() -> Option<u64> {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the structure is as large as the call expects, and any bytes are valid for it.
     let usage = unsafe { (libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) == 0).then(|| usage.assume_init()) };
@@ -43,6 +43,6 @@ pub fn peak_memory() -> Option<u64> {
 
 /// The most memory that the process has had at any time, in bytes; `None` where the system does not say.
 #[cfg(not(unix))]
-pub fn peak_memory() -> Option<u64> {
+pub(crate) fn peak_memory() -> Option<u64> {
     None
 }

@@ -7,21 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use clap::Parser;
 use miette::MietteDiagnostic;
 use onnx_kprune::cli::{self, Cli, Command, CompareArgs, InspectArgs, PruneArgs};
-use onnx_kprune::compare::{Terms, compare};
-use onnx_kprune::error::Error;
+use onnx_kprune::compare::compare_with;
 use onnx_kprune::escape::{printable, printable_json};
-use onnx_kprune::inspect::inspect;
-use onnx_kprune::pipeline::prune;
-use onnx_kprune::progress::{Progress, Silent, Terminal, say};
-use onnx_kprune::report::Report;
+use onnx_kprune::inspect::inspect_with;
+use onnx_kprune::progress::{Silent, Terminal, say};
 use onnx_kprune::store::litter;
+use onnx_kprune::{Error, Progress, Pruner, Report};
 use serde::Serialize;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read();
     // What is a defect is reported as one, in the words of all other errors.
     std::panic::set_hook(Box::new(|_| ()));
     let done = catch_unwind(AssertUnwindSafe(|| run(&cli))).unwrap_or_else(|panic| Err(Error::of_panic(&*panic)));
@@ -45,15 +42,17 @@ fn run(cli: &Cli) -> Result<(), Error> {
 }
 
 fn run_prune(arguments: &PruneArgs) -> Result<(), Error> {
-    let options = arguments.options();
-    options.check()?;
-    let runtime = arguments.runtime.load(cancel_on_signal())?;
+    let progress: Box<dyn Progress> = if arguments.quiet { Box::new(Silent) } else { Box::new(Terminal::new()) };
+    let pruner = Pruner::new(arguments.input()).options(|options| *options = arguments.options());
+    let pruner = pruner.progress(progress.as_ref()).cancelled_by(cancel_on_signal());
+    pruner.check()?;
+    let runtime = pruner.runtime()?;
     if !arguments.quiet {
         let (library, provider) = (runtime.library().display(), runtime.provider());
         say(&printable(&format!("ONNX Runtime: {library} ({provider}, {} threads)", runtime.threads())));
     }
-    let progress: Box<dyn Progress> = if arguments.quiet { Box::new(Silent) } else { Box::new(Terminal::new()) };
-    let report = prune(&runtime, arguments.input(), arguments.target(), &options, progress.as_ref())?;
+    let report = pruner.prune_with(&runtime, arguments.target())?;
+    drop(pruner);
     drop(progress);
     if arguments.prints_report() {
         return print_json(&report);
@@ -62,20 +61,15 @@ fn run_prune(arguments: &PruneArgs) -> Result<(), Error> {
 }
 
 fn run_inspect(arguments: &InspectArgs) -> Result<(), Error> {
-    let runtime = arguments.runtime.load(cancel_on_signal())?;
-    let seen = inspect(&runtime, &arguments.input, &arguments.options(), arguments.latency_table.as_deref())?;
+    let options = arguments.options();
+    let seen = inspect_with(&options.runtime.load(cancel_on_signal())?, &arguments.input, &options)?;
     if arguments.json { print_json(&seen) } else { print_text(&seen.text()) }
 }
 
 fn run_compare(arguments: &CompareArgs) -> Result<(), Error> {
-    let runtime = arguments.runtime.load(cancel_on_signal())?;
-    let terms = Terms {
-        sources: arguments.reading.sources(&arguments.data, arguments.seq_len, arguments.runtime.threads),
-        outputs: arguments.outputs.clone(),
-        seq_len: arguments.seq_len,
-        batch: arguments.latency_batch,
-    };
-    let comparison = compare(&runtime, &arguments.first, &arguments.second, &terms)?;
+    let options = arguments.options();
+    let runtime = options.runtime.load(cancel_on_signal())?;
+    let comparison = compare_with(&runtime, &arguments.first, &arguments.second, &options)?;
     if arguments.json { print_json(&comparison) } else { print_text(&comparison.table()) }
 }
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use kprune_passes::ir::Tensor;
+use kprune_passes::methods::Settings;
 
-use crate::config::{Aim, Options};
 use crate::error::Error;
-use crate::pipeline::prune;
+use crate::options::{Amount, Options};
 use crate::progress::{Progress, Silent};
+use crate::prune::prune;
 use crate::report::Report;
 use crate::runtime::Runtime;
 
@@ -20,7 +21,7 @@ use crate::runtime::Runtime;
 ///
 /// let report = Pruner::new("model.onnx").calibration("task.npz").compression(0.6).prune("pruned.onnx")?;
 /// println!("{:.0} % of the FLOPs went", 100.0 * report.removed());
-/// # Ok::<(), onnx_kprune::error::Error>(())
+/// # Ok::<(), onnx_kprune::Error>(())
 /// ```
 ///
 /// `examples/prune.rs` gives its own calibration batches and shows its own progress.
@@ -39,32 +40,38 @@ impl<'p> Pruner<'p> {
 
     /// Adds a file or folder of calibration samples.
     pub fn calibration(mut self, file: impl Into<PathBuf>) -> Self {
-        self.options.sources.files.push(file.into());
+        self.options.data.calibration.files.push(file.into());
         self
     }
 
     /// Takes calibration samples from the caller: batches, each an array for every input of the model, samples
     /// along the first axis. Sequences of different lengths are filled with zeros.
     pub fn calibration_batches(mut self, batches: impl IntoIterator<Item = Vec<(String, Tensor)>>) -> Self {
-        self.options.sources.batches.extend(batches);
+        self.options.data.calibration.batches.extend(batches);
         self
     }
 
     /// Share of the prunable FLOPs to remove, 0 to 0.95.
     pub fn compression(mut self, share: f64) -> Self {
-        self.options.aim = Aim::Compression(vec![share]);
+        self.options.aim.amount = Amount::Compression(vec![share]);
         self
     }
 
     /// Removes so much that the model is so many times as fast here.
     pub fn speedup(mut self, times: f64) -> Self {
-        self.options.aim = Aim::Speedup(times);
+        self.options.aim.amount = Amount::Speedup(times);
         self
     }
 
     /// Writes the report to `file`: as a page where its name ends in `.html`, else as JSON.
     pub fn report(mut self, file: impl Into<PathBuf>) -> Self {
-        self.options.reports.push(file.into());
+        self.options.files.reports.push(file.into());
+        self
+    }
+
+    /// Chooses units by this method.
+    pub fn method(mut self, method: Settings) -> Self {
+        self.options.method = method;
         self
     }
 
@@ -86,14 +93,20 @@ impl<'p> Pruner<'p> {
         self
     }
 
+    /// Refuses options that make no sense, before any work.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the option and what was expected.
+    pub fn check(&self) -> Result<(), Error> {
+        self.options.check()
+    }
+
     /// Loads ONNX Runtime as the settings say.
     ///
     /// # Errors
     /// Where no library is found, or the provider asked for is not there.
     pub fn runtime(&self) -> Result<Runtime, Error> {
-        let Options { onnxruntime, provider, threads, tf32, .. } = &self.options;
-        let runtime = Runtime::load(onnxruntime.as_deref(), *provider, *threads, self.cancelled.clone())?;
-        Ok(runtime.with_tf32(*tf32))
+        self.options.runtime.load(self.cancelled.clone())
     }
 
     /// Prunes the model and writes the result to `output`.
@@ -117,7 +130,7 @@ impl<'p> Pruner<'p> {
     /// # Errors
     /// Whatever goes wrong; nothing has been written then.
     pub fn prune_with(&self, runtime: &Runtime, output: Option<&Path>) -> Result<Report, Error> {
-        self.options.check()?;
+        self.check()?;
         prune(runtime, &self.input, output, &self.options, self.progress)
     }
 }

@@ -51,7 +51,7 @@ fn logits(path: &Path) -> ndarray::ArrayD<f64> {
     let runtime = cpu();
     let model = onnx_kprune::store::read_model(path).unwrap();
     let sources = onnx_kprune::data::Sources { files: vec![reviews().join("calibration.npz")], ..Default::default() };
-    let data = onnx_kprune::data::Dataset::gather(&model, path, &sources).unwrap();
+    let data = onnx_kprune::data::Dataset::gather(&model, path, &sources, 1).unwrap();
     let batches = data.batches(64).unwrap();
     let mut session = runtime.session(&model, "testing", true).unwrap();
     scalars(&session.run(batches[3].feeds()).unwrap()["logits"]).unwrap()

@@ -69,8 +69,8 @@ fn knowledge_is_measured_as_often_as_asked_for() {
     let output = folder.path().join("out.onnx");
     let run = |more: &[&str]| prune_reviews(&output, more);
     let [once, default, published] = [run(&["--refresh", "99"]), run(&[]), run(&["--refresh", "1"])];
-    assert_eq!(default["settings"]["refresh"], (sublayers(&default).len()).div_ceil(4));
-    assert_eq!(published["settings"]["refresh"], 1);
+    assert_eq!(default["method"]["refresh"], (sublayers(&default).len()).div_ceil(4));
+    assert_eq!(published["method"]["refresh"], 1);
     // Up to the second sublayer the three do the same.
     assert!(kept(&once)[..2] == kept(&published)[..2] && kept(&once)[..2] == kept(&default)[..2]);
     assert_ne!(kept(&once), kept(&published));

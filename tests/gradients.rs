@@ -3,7 +3,7 @@
 
 mod support;
 
-use kprune_passes::differentiate::differentiate;
+use kprune_passes::calculus::differentiate::differentiate;
 use kprune_passes::ir::{ElementType, Graph, Operator, Tensor, ValueId, attribute};
 use kprune_passes::signature::declare;
 use ndarray::{ArrayD, IxDyn};

@@ -7,10 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kprune_passes::ir::Tensor;
-use onnx_kprune::Pruner;
-use onnx_kprune::error::Error;
-use onnx_kprune::progress::Progress;
+use onnx_kprune::{Error, Progress, Pruner, Tensor};
 use support::reviews;
 
 /// Batches of two lengths.
@@ -63,7 +60,7 @@ fn a_toolchain_gives_its_own_batches_and_sees_the_progress() {
     let report = Pruner::new(reviews().join("model.onnx"))
         .calibration_batches(batches())
         .compression(0.4)
-        .options(|options| options.threads = 1)
+        .options(|options| options.runtime.threads = 1)
         .progress(&recorder)
         .prune(&output)
         .unwrap();
@@ -81,7 +78,7 @@ fn several_students_take_the_work_that_was_expected() {
     let recorder = Recorder::default();
     let pruner = Pruner::new(reviews().join("model.onnx"))
         .calibration_batches(batches())
-        .options(|o| o.aim = onnx_kprune::config::Aim::Compression(vec![0.2, 0.5, 0.7]))
+        .options(|o| o.aim.amount = onnx_kprune::options::Amount::Compression(vec![0.2, 0.5, 0.7]))
         .progress(&recorder);
     pruner.prune(folder.path().join("out.onnx")).unwrap();
     assert_eq!(recorder.done.get(), recorder.expected.get());
@@ -106,6 +103,6 @@ fn settings_that_make_no_sense_are_refused_before_any_work() {
     {
         assert!(matches!(refused, Err(Error::Usage(_))), "{refused:?}");
     }
-    let pruner = pruner().options(|o| o.batch_size = 0);
+    let pruner = pruner().options(|o| o.data.batch_size = 0);
     assert!(matches!(pruner.plan(), Err(Error::Usage(_))));
 }

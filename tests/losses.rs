@@ -3,9 +3,9 @@
 
 mod support;
 
-use kprune_passes::emit::Emit;
+use kprune_passes::calculus::emit::Emit;
+use kprune_passes::calculus::loss::{self, Criterion, Objective, OutputKind, SAMPLES, teacher_input};
 use kprune_passes::ir::{ElementType, Graph, Model, Operator, ValueId};
-use kprune_passes::loss::{self, Objective, OutputKind, SAMPLES, teacher_input};
 use kprune_passes::observe::{Observation, Seen, Sizes};
 use kprune_passes::signature::declare;
 use ndarray::{ArrayD, IxDyn};
@@ -21,7 +21,7 @@ fn array(shape: &[usize], seed: usize) -> ArrayD<f64> {
 }
 
 /// A model whose output is its input, with the loss; returns the names of the loss and of its gradient.
-fn build(kind: OutputKind, shape: &[usize], temperature: f64) -> (Model, String, String) {
+fn build(kind: OutputKind, shape: &[usize], tau: f64) -> (Model, String, String) {
     let mut graph = Graph::new();
     let z = graph.add_input(declare("z", ElementType::F32, shape.len()));
     let mask = graph.add_input(declare("mask", ElementType::F32, 2));
@@ -31,7 +31,7 @@ fn build(kind: OutputKind, shape: &[usize], temperature: f64) -> (Model, String,
     let seen = Observation::new(&graph, Sizes::new(), [run.clone(), run]);
     let objective = Objective { outputs: vec![(output, kind)] };
     let mut emit = Emit::new(&mut graph, 17, "test");
-    let loss = loss::append(&mut emit, &seen, &objective, temperature, Some(mask));
+    let loss = loss::append(&mut emit, &seen, &objective, Criterion::Teacher { tau }, Some(mask));
     let gradient = loss.seeds[0].1;
     graph.set_outputs(&[loss.value, gradient]);
     graph.remove_unread_inputs();
@@ -63,8 +63,8 @@ fn evaluate(model: &Model, names: (&str, &str), zs: &[ArrayD<f64>], teacher: &Ar
     zs.iter().map(&mut run).collect()
 }
 
-fn check(kind: OutputKind, shape: &[usize], temperature: f64) -> (f64, ArrayD<f64>) {
-    let (model, loss, gradient) = build(kind, shape, temperature);
+fn check(kind: OutputKind, shape: &[usize], tau: f64) -> (f64, ArrayD<f64>) {
+    let (model, loss, gradient) = build(kind, shape, tau);
     let (z, teacher) = (array(shape, 1), array(shape, 2));
     let step = 0.01;
     let mut moved = vec![z.clone()];

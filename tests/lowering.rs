@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 
 use kprune_passes::discover::discover;
 use kprune_passes::ir::{ElementType, Graph, Operator, Tensor, ValueId, attribute};
-use kprune_passes::lower::{changes_precision, has_fused, in_single_precision, lower};
 use kprune_passes::plan::{Plan, Tuned};
 use kprune_passes::remove::remove;
 use kprune_passes::signature::declare;
+use kprune_passes::simplify::lower::{changes_precision, has_fused, in_single_precision, lower};
 use ndarray::{Array1, Array2, ArrayD, IxDyn};
+use onnx_kprune::deliver::verify::{difference, masked_original};
 use onnx_kprune::runtime::scalars;
-use onnx_kprune::verify::{difference, masked_original};
 use support::{cpu, model, observe, run};
 
 const BATCH: usize = 2;
@@ -205,7 +205,7 @@ fn a_fused_attention_stays_fused_and_names_the_heads_that_are_left() {
     assert_eq!(found.sublayers[0].units.len(), HEADS);
     let written = lowered.bring_back(&found, &fused.graph);
     for (keep, tuned) in [(vec![true, false, true], false), (vec![false; 3], false), (vec![false, false, true], true)] {
-        let mut plan = Plan::untouched(&written);
+        let mut plan = Plan::untouched(&written.sublayers);
         plan.decisions[0].keep = keep.clone();
         plan.decisions[0].tuned = tuned.then(|| Tuned {
             weight: Array2::from_shape_fn((ALL, ALL), |(i, j)| if i < 2 * WIDTH { 0.0 } else { (i * j % 5) as f64 }),

@@ -3,21 +3,21 @@
 
 mod support;
 
+use kprune_passes::calculus::emit::Emit;
+use kprune_passes::calculus::loss::{self, Criterion, SAMPLES, teacher_input};
 use kprune_passes::discover::{Discovery, discover};
-use kprune_passes::emit::Emit;
 use kprune_passes::ir::{ElementType, Model, Operator};
-use kprune_passes::loss::{self, SAMPLES, teacher_input};
-use kprune_passes::measure::Measuring;
 use kprune_passes::observe::Observation;
+use kprune_passes::probe::Probes;
 use kprune_passes::signature::declare;
 use ndarray::{Array1, ArrayD, IxDyn};
+use onnx_kprune::analysis::observe;
 use onnx_kprune::data::{Batch, Dataset, Sources};
-use onnx_kprune::observation::observe;
 use onnx_kprune::runtime::{Held, Runtime, numbers, scalars};
 use onnx_kprune::store::read_model;
 use support::{cpu, fixtures};
 
-const TEMPERATURE: f64 = 2.0;
+const CRITERION: Criterion = Criterion::Teacher { tau: 2.0 };
 
 struct Setting {
     runtime: Runtime,
@@ -32,18 +32,18 @@ impl Setting {
         let runtime = cpu();
         let path = fixtures().join(fixture);
         let mut model = read_model(&path).unwrap();
-        kprune_passes::fold::fold_constants(&mut model.graph);
+        kprune_passes::simplify::fold::fold_constants(&mut model.graph);
         let sources = Sources { seq_len: Some(6), ..Sources::default() };
-        let calibration = Dataset::gather(&model, &path, &sources).unwrap();
+        let calibration = Dataset::gather(&model, &path, &sources, 1).unwrap();
         let seen = observe(&runtime, &model, calibration.mask_input()).unwrap();
         let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
         let batches = calibration.batches(4).unwrap();
         Self { runtime, model, seen, discovery, batches }
     }
 
-    fn measuring(&self) -> Measuring<'_> {
+    fn probes(&self) -> Probes<'_> {
         let mask = self.model.graph.find("attention_mask");
-        Measuring::new(&self.model, &self.seen, &self.discovery, mask, TEMPERATURE)
+        Probes::new(&self.model, &self.seen, &self.discovery, mask)
     }
 
     fn teacher(&self) -> Held {
@@ -53,14 +53,14 @@ impl Setting {
 
     /// The loss of the first batch when the features of sublayer `l` are multiplied by `mask`.
     fn losses(&self, l: usize, masks: &[Array1<f64>]) -> Vec<f64> {
-        let measuring = self.measuring();
+        let probes = self.probes();
         let mut model = self.model.clone();
         let projection = &self.discovery.sublayers[l].projection;
         let mask = model.graph.add_input(declare("test_mask", ElementType::F32, 1));
         let masked = model.graph.add(Operator::new("Mul"), &[projection.features, mask], "masked");
         model.graph.set_input(projection.node, projection.features_slot, Some(masked));
         let mut emit = Emit::new(&mut model.graph, 17, "test");
-        let loss = loss::append(&mut emit, &self.seen, &measuring.objective, TEMPERATURE, measuring.mask);
+        let loss = loss::append(&mut emit, &self.seen, &probes.objective, CRITERION, probes.token_mask);
         model.graph.add_output(loss.value);
         let mut session = self.runtime.session(&model, "testing", true).unwrap_or_else(|e| panic!("{e}"));
         let (teacher, samples) = (self.teacher(), numbers(&ArrayD::from_elem(IxDyn(&[]), 4.0)).unwrap());
@@ -83,8 +83,8 @@ impl Setting {
 fn mask_gradients_are_those_of_the_loss() {
     for fixture in ["tiny/torchscript-eager-13.onnx", "tiny/torchscript-sdpa-17.onnx", "tiny/dynamo-eager-20.onnx"] {
         let setting = Setting::of(fixture);
-        let measuring = setting.measuring();
-        let graph = measuring.knowledge(0).unwrap();
+        let probes = setting.probes();
+        let graph = probes.columns(0, CRITERION).unwrap();
         let mut session = setting.runtime.session(&graph.model, "testing", true).unwrap_or_else(|e| panic!("{e}"));
         let (teacher, samples) = (setting.teacher(), numbers(&ArrayD::from_elem(IxDyn(&[]), 4.0)).unwrap());
         let name = teacher_input("logits");
@@ -126,8 +126,8 @@ fn mask_gradients_are_those_of_the_loss() {
 #[test]
 fn energies_are_the_squared_features_of_real_tokens() {
     let setting = Setting::of("tiny/torchscript-eager-17.onnx");
-    let measuring = setting.measuring();
-    let graph = measuring.knowledge(0).unwrap();
+    let probes = setting.probes();
+    let graph = probes.columns(0, CRITERION).unwrap();
     let mut plain = setting.model.clone();
     let features = setting.discovery.sublayers[1].projection.features;
     plain.graph.set_outputs(&[features]);

@@ -7,11 +7,11 @@ use std::collections::HashMap;
 
 use kprune_passes::discover::discover;
 use kprune_passes::ir::{ElementType, Tensor};
-use kprune_passes::measure::{COLUMNS, FEATURES, Measuring, SO_FAR, WEIGHT, stream_input};
 use kprune_passes::plan::Decision;
+use kprune_passes::probe::{COLUMNS, FEATURES, Probes, SO_FAR, WEIGHT, stream_input};
 use ndarray::{Array2, ArrayD, IxDyn};
+use onnx_kprune::analysis::observe;
 use onnx_kprune::data::{Dataset, Sources};
-use onnx_kprune::observation::observe;
 use onnx_kprune::runtime::{self, Held, Values, host, numbers, scalars};
 use onnx_kprune::store::read_model;
 use onnx_kprune::walk::original_weight;
@@ -33,13 +33,13 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
     for fixture in ["reviews/model.onnx", "tiny/dynamo-sdpa-18.onnx", "tiny/torchscript-sdpa-14.onnx"] {
         let path = fixtures().join(fixture);
         let mut model = read_model(&path).unwrap();
-        kprune_passes::fold::fold_constants(&mut model.graph);
+        kprune_passes::simplify::fold::fold_constants(&mut model.graph);
         let files = if fixture.starts_with("reviews") { vec![reviews().join("calibration.npz")] } else { Vec::new() };
-        let calibration = Dataset::gather(&model, &path, &Sources { files, ..Sources::default() }).unwrap();
+        let calibration = Dataset::gather(&model, &path, &Sources { files, ..Sources::default() }, 1).unwrap();
         let seen = observe(&cpu, &model, calibration.mask_input()).unwrap();
         let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
         let mask = model.graph.find("attention_mask");
-        let measuring = Measuring::new(&model, &seen, &discovery, mask, 2.0);
+        let probes = Probes::new(&model, &seen, &discovery, mask);
         // A batch of samples of different lengths, so that there is padding.
         let batches = calibration.batches(64).unwrap();
         let batch = &batches[0];
@@ -65,14 +65,14 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
             let mut decision = Decision::untouched(sublayer);
             decision.keep.iter_mut().step_by(3).for_each(|keep| *keep = false);
             let columns = decision.columns(sublayer);
-            let tuning = measuring.tuning(t, &decision.keep).unwrap();
-            let is_gathered = tuning.model.graph.find(COLUMNS).is_some();
+            let equations = probes.equations(t, &decision.keep).unwrap();
+            let is_gathered = equations.model.graph.find(COLUMNS).is_some();
             assert!(!is_gathered, "{fixture}, sublayer {t}: units are cut out of the graph, not out of the features");
             let teacher = numbers(&stream).unwrap();
             // The sums so far are ones, so that they are seen to be added to.
             let (kept, outputs) = (columns.len() + 1, projection.outputs);
             let so_far = [kept, outputs].map(|columns| numbers(&ArrayD::ones(vec![kept, columns])).unwrap());
-            let sums = cpu.session(&tuning.model, "testing", true).unwrap().run_with(|n| match n {
+            let sums = cpu.session(&equations.model, "testing", true).unwrap().run_with(|n| match n {
                 n if n == stream_input(0) => Some(teacher.value()),
                 n if SO_FAR.contains(&n) => SO_FAR.iter().position(|s| *s == n).map(|i| so_far[i].value()),
                 n => state.get(n).or_else(|| batch.find(n)),
@@ -86,23 +86,26 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
             ];
             let kept = kept * &real;
             let target = (&features * &real).dot(&weight);
-            let [gram, cross] = tuning.outputs.sums.each_ref().map(|name| scalars(&sums[name]).unwrap() - 1.0);
-            let energy = scalars(&sums[&tuning.outputs.energy]).unwrap();
+            let [gram, cross] = equations.outputs.sums.each_ref().map(|name| scalars(&sums[name]).unwrap() - 1.0);
+            let energy = scalars(&sums[&equations.outputs.energy]).unwrap();
             let matrix = |sum: ArrayD<f64>| sum.into_dimensionality::<ndarray::Ix2>().unwrap();
             assert!(close(&matrix(gram), &kept.t().dot(&kept)), "{fixture}, sublayer {t}: Gram matrix");
             assert!(close(&matrix(cross), &kept.t().dot(&target)), "{fixture}, sublayer {t}: cross terms");
             let norm = target.mapv(|y| y * y).sum();
             assert!((energy.sum() - norm).abs() < 1e-4 * norm, "{fixture}, sublayer {t}: energy");
 
-            let region = measuring.region(t);
+            let region = probes.region(t);
             let mut session = cpu.session(&region.model, "testing", true).unwrap();
             let mut values: Values = session.run_with(|n| state.get(n).or_else(|| batch.find(n))).unwrap();
             let found = scalars(&values[&region.outputs.streams[0]]).unwrap();
-            assert!(onnx_kprune::verify::difference(&stream, &found) < 1e-4, "{fixture}, sublayer {t}: stream");
+            assert!(
+                onnx_kprune::deliver::verify::difference(&stream, &found) < 1e-4,
+                "{fixture}, sublayer {t}: stream"
+            );
 
             // From the kept features on, the student comes to where it comes with the other rows at zero.
-            if let Some(features) = tuning.outputs.features.and_then(|name| sums.remove(&name)) {
-                let advance = measuring.advance(t);
+            if let Some(features) = equations.outputs.features.and_then(|name| sums.remove(&name)) {
+                let advance = probes.step(t);
                 let rows = |columns: &[usize]| {
                     let rows = weight.select(ndarray::Axis(0), columns);
                     let rows = ndarray::concatenate![ndarray::Axis(0), rows, Array2::zeros((1, projection.outputs))];
@@ -131,7 +134,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
                 let is_float = |name: &&String| runtime::element(&few[*name]).is_some_and(ElementType::is_float);
                 for crossing in advance.outputs.iter().filter(is_float) {
                     let [found, masked] = [&few, &masked].map(|v| scalars(&v[crossing]).unwrap());
-                    let apart = onnx_kprune::verify::difference(&masked, &found);
+                    let apart = onnx_kprune::deliver::verify::difference(&masked, &found);
                     assert!(apart < 1e-4, "{fixture}, sublayer {t}: {crossing} differs by {apart}");
                 }
             }

@@ -12,8 +12,8 @@ use kprune_passes::plan::{Plan, Tuned};
 use kprune_passes::remove::remove;
 use kprune_passes::signature::declare;
 use ndarray::{Array1, Array2, ArrayD, IxDyn};
+use onnx_kprune::deliver::verify::{difference, masked_original};
 use onnx_kprune::runtime::scalars;
-use onnx_kprune::verify::{difference, masked_original};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use support::{cpu, observe, run};
@@ -184,7 +184,7 @@ fn check(s: &Shape) -> Result<(), TestCaseError> {
     let seen: Observation = observe(&runtime, &model, &[("x", &x)]);
     let discovery = discover(&model.graph, &seen, &BTreeMap::new());
     prop_assert_eq!(discovery.sublayers.len(), 2 * s.layers, "{:?}", discovery.declined);
-    let mut plan = Plan::untouched(&discovery);
+    let mut plan = Plan::untouched(&discovery.sublayers);
     let mut choices = s.keep.iter().cycle();
     for (sublayer, decision) in discovery.sublayers.iter().zip(&mut plan.decisions) {
         let units = if sublayer.units.len() == s.heads { s.heads } else { s.inner };

@@ -7,11 +7,11 @@ use kprune_passes::discover::discover;
 use kprune_passes::ir::Tensor;
 use kprune_passes::plan::Plan;
 use kprune_passes::remove::remove;
+use onnx_kprune::Error;
+use onnx_kprune::analysis::observe;
 use onnx_kprune::data::{Dataset, Sources};
-use onnx_kprune::error::Error;
-use onnx_kprune::observation::observe;
+use onnx_kprune::deliver::verify::{difference, masked_original, verify};
 use onnx_kprune::store::{read_model, stage};
-use onnx_kprune::verify::{difference, masked_original, verify};
 use support::{cpu, fixtures};
 
 #[test]
@@ -19,12 +19,12 @@ fn a_wrong_weight_is_found_and_its_sublayer_named() {
     let runtime = cpu();
     let path = fixtures().join("tiny/torchscript-eager-17.onnx");
     let mut model = read_model(&path).unwrap();
-    kprune_passes::fold::fold_constants(&mut model.graph);
-    let calibration = Dataset::gather(&model, &path, &Sources::default()).unwrap();
+    kprune_passes::simplify::fold::fold_constants(&mut model.graph);
+    let calibration = Dataset::gather(&model, &path, &Sources::default(), 1).unwrap();
     let seen = observe(&runtime, &model, calibration.mask_input()).unwrap();
     let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
     let batches = calibration.batches(16).unwrap();
-    let mut plan = Plan::untouched(&discovery);
+    let mut plan = Plan::untouched(&discovery.sublayers);
     plan.decisions.iter_mut().for_each(|d| d.keep[1] = false);
     let masked = masked_original(&model, &discovery, &plan).unwrap();
     let folder = tempfile::tempdir().unwrap();

@@ -11,12 +11,10 @@ use std::path::{Path, PathBuf};
 
 pub use choices::Choices;
 use kprune_passes::onnx;
-use onnx_kprune::config::{Aim, Options};
 use onnx_kprune::data::{Dataset, Sources};
-use onnx_kprune::error::Error;
-use onnx_kprune::pipeline::prune;
-use onnx_kprune::progress::Silent;
+use onnx_kprune::inspect::inspect_with;
 use onnx_kprune::runtime::{Choice, Runtime};
+use onnx_kprune::{Error, Options, Pruner};
 use tempfile::TempDir;
 
 /// What came of one execution.
@@ -57,8 +55,10 @@ impl Bench {
         let runtime = Runtime::load(None, Choice::Cpu, 1, Default::default()).expect("ONNX Runtime is installed");
         let memory = Path::new("/dev/shm");
         let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-        let sources = Sources { samples: Some(8), seq_len: Some(6), threads: 1, ..Sources::default() };
-        let options = Options { sources, batch_size: 4, threads: 1, ..Options::default() };
+        let mut options = Options::default();
+        options.data.calibration = Sources { samples: Some(8), seq_len: Some(6), ..Sources::default() };
+        options.data.batch_size = 4;
+        options.runtime.threads = 1;
         Self { runtime, folder: folder.expect("a folder can be made"), options }
     }
 
@@ -71,8 +71,7 @@ impl Bench {
     /// Looks at a model.
     pub fn inspect(&self, model: &[u8]) -> Outcome {
         let path = self.file("in.onnx", model);
-        let options = Options { seq_len: Some(6), ..self.options.clone() };
-        Outcome::of(onnx_kprune::inspect::inspect(&self.runtime, &path, &options, None).map(|seen| seen.text()))
+        Outcome::of(inspect_with(&self.runtime, &path, &self.options).map(|seen| seen.text()))
     }
 
     /// Prunes a valid model, and leaves nothing behind but what was asked for.
@@ -83,8 +82,8 @@ impl Bench {
         let path = self.file("in.onnx", model);
         let target = self.folder.path().join("out.onnx");
         let share = 0.1 + 0.1 * choices.below(9) as f64;
-        let options = Options { aim: Aim::Compression(vec![share]), ..self.options.clone() };
-        let result = prune(&self.runtime, &path, Some(&target), &options, &Silent);
+        let pruner = Pruner::new(path).options(|options| *options = self.options.clone()).compression(share);
+        let result = pruner.prune_with(&self.runtime, Some(&target));
         let written = target.is_file();
         assert_eq!(written, result.is_ok(), "a model is written if all went well, and only then");
         let _ = std::fs::remove_file(&target);
@@ -103,8 +102,8 @@ impl Bench {
         let path = self.file(&format!("data.{ending}"), content);
         let read = || {
             let model_read = onnx_kprune::store::read_inlined(model)?;
-            let sources = Sources { files: vec![path.clone()], samples: Some(4), threads: 1, ..Sources::default() };
-            Dataset::gather(&model_read, model, &sources)?.batches(4).map(|_| ())
+            let sources = Sources { files: vec![path.clone()], samples: Some(4), ..Sources::default() };
+            Dataset::gather(&model_read, model, &sources, 1)?.batches(4).map(|_| ())
         };
         Outcome::of(read())
     }

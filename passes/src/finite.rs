@@ -1,6 +1,7 @@
 //! Numbers that are not finite: nothing that is measured with them means anything.
 
 use half::{bf16, f16};
+use thiserror::Error;
 
 use crate::ir::{ElementType, Graph, Operator, Slot, Tensor};
 
@@ -10,6 +11,18 @@ pub struct Odd {
     /// Its place among the elements, the last axis fastest.
     pub place: usize,
     /// The number.
+    pub value: f64,
+}
+
+/// Something that was computed, and is not finite where all before it was.
+#[derive(Clone, Debug, Error)]
+#[error("{place}: {what} is {value}, and nothing can be learnt from that")]
+pub struct NotFinite {
+    /// The sublayer, unit or samples.
+    pub place: String,
+    /// The sum, score or weight.
+    pub what: String,
+    /// NaN, or an infinity.
     pub value: f64,
 }
 

@@ -1,32 +1,23 @@
-//! The IR and the passes of onnx-kprune.
+//! The IR, the passes and the methods of onnx-kprune.
 //!
-//! A pass is a function from a graph, and measurements, to a graph, a plan or a solution. Nothing in
-//! this package opens a file, starts a session or prints: where a pass needs numbers from a run, it
-//! returns a graph for the driver to run and takes the results as plain arrays.
+//! A pass is a function from a graph, and measurements, to a graph, a plan or a solution. Nothing in this package opens
+//! a file, starts a session or prints: where a method needs numbers from a run, it asks a [`methods::Walk`] for them,
+//! which runs the graphs of [`probe`] and gives their results as plain arrays.
 
-pub mod cost;
-pub mod differentiate;
+pub mod calculus;
 pub mod discover;
-pub mod emit;
 pub mod finite;
-pub mod flops;
-pub mod fold;
 pub mod ir;
 pub mod limits;
 pub mod linalg;
-pub mod loss;
-pub mod lower;
-pub mod mask;
-pub mod measure;
+pub mod methods;
 pub mod observe;
 pub mod onnx;
 pub mod plan;
-pub mod provenance;
+pub mod probe;
 pub mod remove;
-pub mod search;
 pub mod signature;
-pub mod suffix;
-pub mod tune;
+pub mod simplify;
 
 #[cfg(test)]
 mod testing;

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use ndarray::{ArrayD, IxDyn};
 
+use crate::discover::provenance::{Channel, Provenance};
 use crate::discover::{Discovery, discover};
 use crate::ir::{ElementType, Graph, Model, Operator, Tensor, ValueId};
 use crate::observe::{Dim, Observation, Seen, Sizes};
-use crate::provenance::{Channel, Provenance};
 use crate::signature::declare;
 
 /// The batch axis: 2 samples in the first run, 3 in the second.

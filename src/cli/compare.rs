@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use kprune_passes::loss::OutputKind;
+use kprune_passes::calculus::loss::OutputKind;
 
 use super::parse::{output, positive};
 use super::{DataArgs, RuntimeArgs};
+use crate::options::Options;
 
 /// What to compare, on what.
 #[derive(Clone, Debug, Args)]
@@ -48,4 +49,16 @@ pub struct CompareArgs {
     #[command(flatten)]
     #[allow(missing_docs)] // A line here would become the help of the command.
     pub runtime: RuntimeArgs,
+}
+
+impl CompareArgs {
+    /// The options of the comparison.
+    pub fn options(&self) -> Options {
+        let mut options = Options::default();
+        options.data.calibration = self.reading.sources(&self.data, self.seq_len);
+        options.data.outputs.clone_from(&self.outputs);
+        options.aim.latency_batch = self.latency_batch;
+        options.runtime = self.runtime.options();
+        options
+    }
 }

@@ -7,8 +7,7 @@ use kprune_passes::discover::Scope;
 
 use super::RuntimeArgs;
 use super::parse::{positive, scope};
-use crate::config::Options;
-use crate::data::Sources;
+use crate::options::Options;
 
 /// What to look at.
 #[derive(Clone, Debug, Args)]
@@ -51,15 +50,16 @@ pub struct InspectArgs {
 }
 
 impl InspectArgs {
-    /// The settings that looking at a model needs.
+    /// The options that looking at a model needs.
     pub fn options(&self) -> Options {
-        Options {
-            sources: Sources { mask_input: self.mask_input.clone(), ..Sources::default() },
-            seq_len: Some(self.seq_len),
-            scope: self.units,
-            untie: self.untie,
-            latency_batch: self.latency_batch,
-            ..Options::default()
-        }
+        let mut options = Options::default();
+        options.data.calibration.mask_input.clone_from(&self.mask_input);
+        options.data.calibration.seq_len = Some(self.seq_len);
+        options.aim.scope = self.units;
+        options.aim.untie = self.untie;
+        options.aim.latency_batch = self.latency_batch;
+        options.files.latency_table.clone_from(&self.latency_table);
+        options.runtime = self.runtime.options();
+        options
     }
 }

@@ -2,14 +2,19 @@
 
 mod compare;
 mod inspect;
+mod kprune;
+mod method;
 mod parse;
 mod prune;
 mod shared;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use compare::CompareArgs;
 pub use inspect::InspectArgs;
+pub use kprune::KpruneArgs;
+pub use method::{Method, MethodArgs};
 pub use prune::PruneArgs;
 pub use shared::{DataArgs, RuntimeArgs};
 
@@ -38,6 +43,19 @@ pub struct Cli {
     /// How to prune.
     #[command(flatten)]
     pub prune: PruneArgs,
+}
+
+impl Cli {
+    /// What the program was called with; where that makes no sense, the program ends.
+    pub fn read() -> Self {
+        let given = Self::command().get_matches();
+        let cli = Self::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
+        if let Some((option, method)) = cli.prune.method.stray(&given) {
+            let message = format!("{option} is an option of --method {method:?}").to_lowercase();
+            Self::command().error(ErrorKind::ArgumentConflict, message).exit();
+        }
+        cli
+    }
 }
 
 /// What can be done besides pruning.

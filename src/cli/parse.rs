@@ -1,9 +1,11 @@
 //! What options may say.
 
-use kprune_passes::discover::Scope;
-use kprune_passes::loss::OutputKind;
+use std::path::PathBuf;
 
-use crate::config::MOST;
+use kprune_passes::calculus::loss::OutputKind;
+use kprune_passes::discover::Scope;
+
+use crate::options::{MOST, Stage};
 
 pub(super) fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a whole number above 0".into())
@@ -43,6 +45,20 @@ pub(super) fn scope(text: &str) -> Result<Scope, String> {
         "all" => Ok(Scope::All),
         _ => Err("expected transformer or all".into()),
     }
+}
+
+pub(super) fn dump(text: &str) -> Result<(Stage, PathBuf), String> {
+    let (stage, path) = text.split_once('=').ok_or("expected STAGE=FILE")?;
+    let stage = match stage {
+        "read" => Stage::Read,
+        "single" => Stage::Single,
+        "lowered" => Stage::Lowered,
+        "columns" => Stage::Columns,
+        "equations" => Stage::Equations,
+        "masked" => Stage::Masked,
+        _ => return Err("the stages are read, single, lowered, columns, equations and masked".into()),
+    };
+    Ok((stage, path.into()))
 }
 
 pub(super) fn output(text: &str) -> Result<(String, OutputKind), String> {

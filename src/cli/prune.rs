@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use clap::Args;
+use kprune_passes::calculus::loss::OutputKind;
 use kprune_passes::discover::Scope;
-use kprune_passes::loss::OutputKind;
-use kprune_passes::search::Weights;
+use kprune_passes::discover::cost::Alignment;
 
-use super::parse::{above_one, above_zero, compression, output, positive, scope, weight};
-use super::{DataArgs, RuntimeArgs};
-use crate::config::{Aim, Options};
-use crate::machine::quarter_of_memory;
+use super::parse::{above_one, above_zero, compression, dump, output, positive, scope, weight};
+use super::{DataArgs, MethodArgs, RuntimeArgs};
+use crate::options::{Amount, Options, Stage};
 
 /// Compressions that are tried where only the drop is limited.
 const TRIED: [f64; 9] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
@@ -99,6 +98,10 @@ pub struct PruneArgs {
     #[arg(long, help_heading = "What")]
     pub dry_run: bool,
 
+    #[command(flatten)]
+    #[allow(missing_docs)] // A line here would become the help of the command.
+    pub method: MethodArgs,
+
     /// Samples in a mini-batch
     #[arg(long, value_name = "N", default_value = "32", value_parser = positive, help_heading = "Method")]
     pub batch_size: usize,
@@ -107,30 +110,9 @@ pub struct PruneArgs {
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Method")]
     pub align: Option<usize>,
 
-    /// Measure knowledge anew at the second sublayer and then at every K-th [default: a quarter of them;
-    /// published: 1]
-    #[arg(long, value_name = "K", value_parser = positive, help_heading = "Method")]
-    pub refresh: Option<usize>,
-
     /// Take an output for logits, span, tokens, regression or hidden, or ignore it; may be repeated
     #[arg(long = "output", value_name = "NAME:KIND", value_parser = output, help_heading = "Method")]
     pub outputs: Vec<(String, OutputKind)>,
-
-    /// Weight of the predictive knowledge
-    #[arg(long, value_name = "X", default_value = "1", value_parser = weight, help_heading = "Method")]
-    pub lambda_pred: f64,
-
-    /// Weight of the representational knowledge
-    #[arg(long, value_name = "X", default_value = "0.00025", value_parser = weight, help_heading = "Method")]
-    pub lambda_rep: f64,
-
-    /// Weight of heads against neurons
-    #[arg(long, value_name = "X", default_value = "64", value_parser = weight, help_heading = "Method")]
-    pub mu: f64,
-
-    /// Temperature of the distillation loss
-    #[arg(long, value_name = "X", default_value = "2", value_parser = above_zero, help_heading = "Method")]
-    pub temperature: f64,
 
     #[command(flatten)]
     #[allow(missing_docs)] // A line here would become the help of the command.
@@ -146,6 +128,11 @@ pub struct PruneArgs {
     #[arg(long, value_name = "FILE", help_heading = "Report")]
     pub report: Vec<PathBuf>,
 
+    /// Write a graph that the run makes on its way to FILE as ONNX, for looking at; STAGE is read, single, lowered,
+    /// columns, equations or masked; may be repeated
+    #[arg(long, value_name = "STAGE=FILE", value_parser = dump, help_heading = "Report")]
+    pub dump_graph: Vec<(Stage, PathBuf)>,
+
     /// Say more: what was found, what was declined and why
     #[arg(short, long, conflicts_with = "quiet", help_heading = "Report")]
     pub verbose: bool,
@@ -156,47 +143,41 @@ pub struct PruneArgs {
 }
 
 impl PruneArgs {
-    /// The settings of the run.
+    /// The options of the run.
     pub fn options(&self) -> Options {
-        Options {
-            aim: self.aim(),
-            max_drop: self.max_drop,
-            evaluation: self.eval.clone(),
-            plan: self.plan.clone(),
-            save_plan: self.save_plan.clone(),
-            latency_table: self.latency_table.clone(),
-            reports: self.report.iter().filter(|path| !is_output(path)).cloned().collect(),
-            latency_batch: self.latency_batch,
-            time: self.report.iter().any(|path| is_page(path)),
-            sources: self.data.sources(&self.calibration, self.seq_len, self.runtime.threads),
-            seq_len: self.seq_len,
-            scope: self.units,
-            outputs: self.outputs.clone(),
-            untie: self.untie,
-            weights: Weights { pred: self.lambda_pred, rep: self.lambda_rep, head: self.mu },
-            temperature: self.temperature,
-            batch_size: self.batch_size,
-            refresh: self.refresh,
-            align: self.align,
-            memory: self.memory.map_or_else(quarter_of_memory, |size| size.as_u64()),
-            provider: self.runtime.provider,
-            tf32: self.runtime.tf32,
-            threads: self.runtime.threads.unwrap_or(0),
-            onnxruntime: self.runtime.onnxruntime.clone(),
-        }
+        let mut options = Options::default();
+        options.aim.amount = self.amount();
+        options.aim.max_drop = self.max_drop;
+        options.aim.scope = self.units;
+        options.aim.untie = self.untie;
+        options.aim.alignment = Alignment(self.align);
+        options.aim.latency_batch = self.latency_batch;
+        options.data.calibration = self.data.sources(&self.calibration, self.seq_len);
+        options.data.evaluation.clone_from(&self.eval);
+        options.data.outputs.clone_from(&self.outputs);
+        options.data.batch_size = self.batch_size;
+        options.method = self.method.settings();
+        options.runtime = self.runtime.options();
+        options.runtime.memory = self.memory.map_or(options.runtime.memory, |size| size.as_u64());
+        options.files.plan.clone_from(&self.plan);
+        options.files.save_plan.clone_from(&self.save_plan);
+        options.files.latency_table.clone_from(&self.latency_table);
+        options.files.reports = self.report.iter().filter(|path| !is_output(path)).cloned().collect();
+        options.files.dumps.clone_from(&self.dump_graph);
+        options
     }
 
-    fn aim(&self) -> Aim {
+    fn amount(&self) -> Amount {
         match (self.speedup, self.latency_ms, self.sweep.as_slice(), self.max_drop) {
-            (Some(times), ..) => Aim::Speedup(times),
-            (_, Some(milliseconds), ..) => Aim::Latency(milliseconds / 1e3),
-            (_, _, [], Some(_)) => Aim::Compression(TRIED.to_vec()),
-            (_, _, [], None) => Aim::Compression(vec![self.compression]),
+            (Some(times), ..) => Amount::Speedup(times),
+            (_, Some(milliseconds), ..) => Amount::Latency(milliseconds / 1e3),
+            (_, _, [], Some(_)) => Amount::Compression(TRIED.to_vec()),
+            (_, _, [], None) => Amount::Compression(vec![self.compression]),
             (_, _, shares, _) => {
                 let mut shares = shares.to_vec();
                 shares.sort_by(f64::total_cmp);
                 shares.dedup();
-                Aim::Compression(shares)
+                Amount::Compression(shares)
             }
         }
     }
@@ -219,8 +200,4 @@ impl PruneArgs {
 
 fn is_output(path: &Path) -> bool {
     path == "-"
-}
-
-fn is_page(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e == "html")
 }

@@ -1,15 +1,13 @@
 //! Options that several commands have.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 
 use super::parse::{positive, threads};
 use crate::data::{Columns, Sources};
-use crate::error::Error;
-use crate::runtime::{Choice, Runtime};
+use crate::options::RuntimeOptions;
+use crate::runtime::Choice;
 
 /// How graphs are run.
 #[derive(Clone, Debug, Args)]
@@ -32,14 +30,10 @@ pub struct RuntimeArgs {
 }
 
 impl RuntimeArgs {
-    /// Loads ONNX Runtime.
-    ///
-    /// # Errors
-    /// Where no library is found, or the provider asked for is not there.
-    pub fn load(&self, cancelled: Arc<AtomicBool>) -> Result<Runtime, Error> {
-        let threads = self.threads.unwrap_or(0);
-        let runtime = Runtime::load(self.onnxruntime.as_deref(), self.provider, threads, cancelled)?;
-        Ok(runtime.with_tf32(self.tf32))
+    /// As options.
+    pub fn options(&self) -> RuntimeOptions {
+        let (threads, onnxruntime) = (self.threads.unwrap_or(0), self.onnxruntime.clone());
+        RuntimeOptions { provider: self.provider, tf32: self.tf32, threads, onnxruntime, ..RuntimeOptions::default() }
     }
 }
 
@@ -78,7 +72,7 @@ pub struct DataArgs {
 
 impl DataArgs {
     /// Where the data come from.
-    pub fn sources(&self, files: &[PathBuf], seq_len: Option<usize>, threads: Option<usize>) -> Sources {
+    pub fn sources(&self, files: &[PathBuf], seq_len: Option<usize>) -> Sources {
         Sources {
             files: files.to_vec(),
             batches: Vec::new(),
@@ -89,7 +83,6 @@ impl DataArgs {
             mask_input: self.mask_input.clone(),
             seq_len,
             seed: self.seed,
-            threads: threads.unwrap_or(0),
         }
     }
 }

@@ -45,12 +45,11 @@ pub struct Sources {
     pub preprocessor: Option<PathBuf>,
     /// The input that says which tokens are real.
     pub mask_input: Option<String>,
-    /// Length of made-up sequences.
+    /// Length of made-up sequences, and of the sample for which FLOPs and latencies are counted; there the mean true
+    /// length of the samples where it is not given.
     pub seq_len: Option<usize>,
     /// Seed of whatever is drawn.
     pub seed: u64,
-    /// Threads for tokenizing; 0 leaves their number to the machine.
-    pub threads: usize,
 }
 
 /// Samples that fit a model: one array for every input, samples along the first axis.
@@ -73,11 +72,11 @@ pub struct Dataset {
 const MADE_UP: &str = "random inputs";
 
 impl Dataset {
-    /// Reads or makes the samples for the model at `path`.
+    /// Reads or makes the samples for the model at `path`; text is tokenized on so many `threads`.
     ///
     /// # Errors
     /// Where the data do not fit the model; the message names the array and says what was expected.
-    pub fn gather(model: &Model, path: &Path, sources: &Sources) -> Result<Self, Error> {
+    pub fn gather(model: &Model, path: &Path, sources: &Sources, threads: usize) -> Result<Self, Error> {
         let inputs = signature::inputs(model);
         let beside = |given: &Option<PathBuf>, name: &str| {
             let found = path.parent().unwrap_or(Path::new("")).join(name);
@@ -90,12 +89,13 @@ impl Dataset {
             let given = arrays::Given::new(&sources.batches, &inputs)?;
             (vec![Box::new(given)], Path::new("given arrays"), "given arrays".to_string())
         } else if let Some(first) = sources.files.first() {
-            let open =
-                |file: &PathBuf| open(file, &inputs, path, sources, tokenizer.as_deref(), preprocessor.as_deref());
+            let open = |file: &PathBuf| {
+                open(file, &inputs, path, sources, threads, tokenizer.as_deref(), preprocessor.as_deref())
+            };
             let names: Vec<_> = sources.files.iter().map(|f| f.display().to_string()).collect();
             (sources.files.iter().map(open).collect::<Result<_, _>>()?, first.as_path(), names.join(", "))
         } else if let Some(tokenizer) = &tokenizer {
-            let texts = text::Texts::built_in(&inputs, tokenizer, sources.threads);
+            let texts = text::Texts::built_in(&inputs, tokenizer, threads);
             (vec![Box::new(texts)], Path::new(""), "built-in English text".to_string())
         } else {
             let arrays = random::samples(model, &inputs, sources, random::SAMPLES)?;
@@ -217,6 +217,7 @@ fn open(
     inputs: &[Input],
     model: &Path,
     sources: &Sources,
+    threads: usize,
     tokenizer: Option<&Path>,
     preprocessor: Option<&Path>,
 ) -> Result<Box<dyn Samples>, Error> {
@@ -235,7 +236,7 @@ fn open(
                 Error::data(file, reason, "name one with --tokenizer PATH")
             };
             let tokenizer = tokenizer.ok_or_else(missing)?;
-            let texts = text::Texts::read(file, inputs, tokenizer, sources, class_of(model))?;
+            let texts = text::Texts::read(file, inputs, tokenizer, (&sources.columns, threads), class_of(model))?;
             Ok(Box::new(texts))
         }
         other => {

@@ -9,10 +9,9 @@ use kprune_passes::signature::{Axis, Input};
 use serde_json::Value;
 use tokenizers::{EncodeInput, Encoding, Tokenizer};
 
-use super::Sources;
 use super::fence::fenced;
 use super::labels::Labels;
-use super::rows::{self, Rows};
+use super::rows::{self, Columns, Rows};
 use super::samples::{Part, Samples};
 use crate::error::Error;
 use crate::store;
@@ -37,18 +36,19 @@ pub(super) struct Texts {
 }
 
 impl Texts {
-    /// Reads a file of rows of text; `id` gives the class that the model calls by a name.
+    /// Reads a file of rows of text from these columns, to be tokenized on so many threads; `id` gives the class that
+    /// the model calls by a name.
     pub(super) fn read(
         path: &Path,
         inputs: &[Input],
         tokenizer: &Path,
-        sources: &Sources,
+        (columns, threads): (&Columns, usize),
         id: impl Fn(&str) -> Option<i64>,
     ) -> Result<Self, Error> {
-        let Rows { texts, labels } = rows::read(path, &sources.columns)?;
+        let Rows { texts, labels } = rows::read(path, columns)?;
         let labels = labels.as_ref().map(|words| Labels::from_words(words, id));
         let (path, tokenizer) = (path.to_path_buf(), tokenizer.to_path_buf());
-        Ok(Self { path, tokenizer, inputs: inputs.to_vec(), texts, labels, threads: sources.threads })
+        Ok(Self { path, tokenizer, inputs: inputs.to_vec(), texts, labels, threads })
     }
 
     /// The text that is built into the program.

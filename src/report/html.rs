@@ -139,7 +139,13 @@ impl Report {
     }
 
     fn settings_section(&self) -> Markup {
-        let settings = serde_json::to_value(&self.settings).unwrap_or_default();
+        let shown =
+            [serde_json::to_value(&self.method), serde_json::to_value(&self.settings)].map(Result::unwrap_or_default);
+        let named = |(name, value): (&String, &serde_json::Value)| {
+            let name = if name == "name" { "method".to_string() } else { name.replace('_', " ") };
+            (name, value.as_str().map_or_else(|| value.to_string(), str::to_string))
+        };
+        let settings = shown.iter().filter_map(|s| s.as_object()).flatten().filter(|(_, v)| !v.is_null()).map(named);
         let calibration = &self.calibration;
         let objective: Vec<_> = self.objective.iter().map(|o| format!("{} ({})", o.name, o.kind)).collect();
         html! {
@@ -151,8 +157,8 @@ impl Report {
                     dt { "outputs compared" } dd { (objective.join(", ")) }
                     dt { "ONNX Runtime" }
                     dd { code { (self.runtime.library) } " " (self.runtime.provider) ", " (self.runtime.threads) " threads" }
-                    @for (name, value) in settings.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null()) {
-                        dt { (name.replace('_', " ")) } dd { (value.to_string()) }
+                    @for (name, value) in settings {
+                        dt { (name) } dd { (value) }
                     }
                 }
             }
@@ -222,7 +228,7 @@ fn heads_section(model: &ModelReport) -> Markup {
     html! {
         section {
             h2 { "Importance of heads" }
-            p.note { "Knowledge per cost, on a logarithmic scale within each sublayer: the stronger the colour, the more a head knows. Dashed heads were removed." }
+            p.note { "Scores, on a logarithmic scale within each sublayer: the stronger the colour, the more a head is worth for what it costs. Dashed heads were removed." }
             div.heads {
                 @for (label, s) in rows {
                     span.label title=(s.name) { (label) }
@@ -249,7 +255,7 @@ fn neurons_section(model: &ModelReport) -> Markup {
     html! {
         section {
             h2 { "Importance of neurons" }
-            p.note { "The neurons of every sublayer, sorted by knowledge per cost, on a logarithmic scale. The filled part stays." }
+            p.note { "The neurons of every sublayer, sorted by score, on a logarithmic scale. The filled part stays." }
             div.multiples {
                 @for (label, s) in panels {
                     figure title=(s.name) {

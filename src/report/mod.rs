@@ -10,8 +10,8 @@ use kprune_passes::discover::{Declined, Kind};
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::evaluate::Judgement;
-use crate::latency::{Setting, Timing};
+use crate::judge::latency::{Setting, Timing};
+use crate::judge::quality::Judgement;
 use crate::store;
 
 /// The report of a run. Units: bytes, seconds, milliseconds for latencies, FLOPs (two for every multiply-add) of
@@ -33,9 +33,11 @@ pub struct Report {
     pub sweep: Vec<ModelReport>,
     /// What the user chose.
     pub settings: Settings,
+    /// The method that chose units, with its settings; `None` where they were given.
+    pub method: Option<kprune_passes::methods::Settings>,
     /// What the graphs were run with.
     pub runtime: RuntimeInfo,
-    /// The samples that knowledge was measured on.
+    /// The samples that units were measured on.
     pub calibration: CalibrationInfo,
     /// The outputs that teacher and student are compared at, with what they were taken for.
     pub objective: Vec<Output>,
@@ -95,12 +97,7 @@ pub struct Settings {
     pub compression: Option<f64>,
     pub speedup: Option<f64>,
     pub latency_ms: Option<f64>,
-    pub lambda_pred: f64,
-    pub lambda_rep: f64,
-    pub mu: f64,
-    pub temperature: f64,
     pub batch_size: usize,
-    pub refresh: usize,
     pub align: Option<usize>,
     pub seed: u64,
 }
@@ -172,7 +169,7 @@ pub struct SublayerReport {
     pub error_tuned: Option<f64>,
     /// Whether the tuned projection was taken.
     pub tuned: bool,
-    /// The units' scores when they were chosen: knowledge per cost. Empty where nothing was measured.
+    /// The units' scores when they were chosen, by which the better stay. Empty where nothing was measured.
     pub scores: Vec<f32>,
 }
 

@@ -6,8 +6,8 @@ use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::Report;
-use crate::evaluate::Judgement;
-use crate::latency::Timing;
+use crate::judge::latency::Timing;
+use crate::judge::quality::Judgement;
 
 impl Report {
     /// The table shown at the end of a run.

@@ -59,7 +59,7 @@ pub fn load(path: &Path, found: &Discovery) -> Result<Plan, Error> {
         let reason = format!("is of version {}, and version {SCHEMA} is read", file.schema);
         return Err(wrong(reason, "write one with --save-plan of this program"));
     }
-    let mut plan = Plan::untouched(found);
+    let mut plan = Plan::untouched(&found.sublayers);
     let sublayers = &found.sublayers;
     if file.sublayers.len() != sublayers.len() {
         let reason = format!("has {} sublayers, and the model {}", file.sublayers.len(), sublayers.len());

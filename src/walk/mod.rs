@@ -1,119 +1,122 @@
-//! Teacher and students, led over the calibration set sublayer by sublayer.
+//! Teacher and students, led over the calibration set sublayer by sublayer: whatever a method asks of a run.
 //!
-//! One walk may lead several students, each pruned to another budget: they share the teacher's runs, and what is
-//! measured on the one that leads.
+//! Several students, each pruned to another budget, share the teacher's runs, and what is measured on the one that
+//! leads. What lies upstream of the sublayer in hand never runs again: the values that cross into it are kept. No method
+//! is known here.
 
-mod knowledge;
+mod columns;
+mod equations;
 mod teacher;
-mod tuning;
 
-pub use knowledge::{Knowledge, Measured, candidates};
 pub(crate) use teacher::ODD_OUTPUT;
-pub use tuning::TuningSums;
 
 use std::collections::HashMap;
 
+use kprune_passes::calculus::loss::Criterion;
 use kprune_passes::discover::Sublayer;
 use kprune_passes::ir::{ElementType, Model, Tensor};
-use kprune_passes::measure::{Measuring, WEIGHT};
-use kprune_passes::plan::Tuned;
+use kprune_passes::methods::{Equations, Failure, Stored, Walk};
+use kprune_passes::plan::{Decision, Tuned, bias_of};
+use kprune_passes::probe::{Probes, WEIGHT};
 use ndarray::{Array1, Array2, ArrayD, Axis, Ix1, Ix2, concatenate};
 
+use crate::analysis::View;
+use crate::clock::Clock;
 use crate::data::Batch;
-use crate::error::Error;
+use crate::error::{Error, not_finite};
 use crate::progress::Progress;
+use crate::report::unit_name;
 use crate::runtime::{self, Cache, Held, Kept, Runtime, Session, Values};
 
-/// What is being done while knowledge is measured.
-pub const MEASURING: &str = "measuring knowledge";
+/// What is being done while columns are summed up.
+const MEASURING: &str = "measuring units";
 
 /// What measuring costs per sublayer, against running one: about as much again backward, and the sums.
-const KNOWLEDGE_WORK: usize = 3;
+const MEASURE_WORK: usize = 3;
 
 /// The work of meeting the teacher and of measuring at the sublayers `measured`, in batches through one sublayer.
-pub fn measuring_work(sublayers: usize, measured: impl Iterator<Item = usize>, batches: usize) -> usize {
-    let measuring: usize = measured.map(|t| KNOWLEDGE_WORK * (sublayers - t)).sum();
+pub fn measuring_work(sublayers: usize, measured: &[usize], batches: usize) -> usize {
+    // At the first sublayer, what the teacher showed is all there is.
+    let measuring: usize = measured.iter().filter(|&&t| t > 0).map(|t| MEASURE_WORK * (sublayers - t)).sum();
     batches * (sublayers + measuring)
 }
 
-/// The work of tuning and advancing so many students through all sublayers.
-pub fn tuning_work(sublayers: usize, students: usize, batches: usize) -> usize {
+/// The work of leading so many students through all sublayers.
+pub fn leading_work(sublayers: usize, students: usize, batches: usize) -> usize {
     batches * students * (2 * sublayers - 1)
 }
 
-/// Teacher and students below the sublayer in hand: for every batch, the values that cross into it.
-pub struct Walk<'a> {
-    runtime: &'a Runtime,
-    /// What is known of the teacher.
-    measuring: Measuring<'a>,
-    batches: &'a [Batch],
-    progress: &'a dyn Progress,
+/// What a walk takes from the world.
+#[derive(Clone, Copy)]
+pub struct World<'a> {
+    /// What graphs are run with.
+    pub runtime: &'a Runtime,
+    /// The model as it is written: how projections are stored.
+    pub written: &'a View,
+    /// The calibration set.
+    pub batches: &'a [Batch],
+    /// Is told how far the work has come.
+    pub progress: &'a dyn Progress,
+    /// Books the time.
+    pub clock: &'a Clock,
+}
+
+/// Teacher and students upstream of the sublayer in hand: for every batch, the values that cross into it.
+pub struct Calibrated<'a> {
+    world: World<'a>,
+    /// The probes of the teacher.
+    probes: Probes<'a>,
     cache: Cache,
     /// For every batch, the teacher's outputs.
     outputs: Vec<Kept>,
-    /// For every sublayer, the mean over the outputs of W_cj^2, for every column c of its features.
-    mean_squares: Vec<Array1<f64>>,
-    /// What was summed up before anything was pruned.
-    untouched: Option<knowledge::Totals>,
+    /// For every sublayer, the teacher's squared features, summed by column.
+    energies: Vec<Array1<f64>>,
     teacher: Vec<Kept>,
     students: Vec<Student<'a>>,
-    /// The student on which knowledge is measured.
+    /// The student on which columns are measured.
     leader: usize,
+    /// How many units of the sublayer in hand the students keep that have settled there.
+    kept: Vec<usize>,
 }
 
 /// The model as it is pruned so far, to one budget.
 struct Student<'a> {
-    measuring: Measuring<'a>,
+    probes: Probes<'a>,
     /// For every batch, the values that cross into the sublayer in hand.
     states: Vec<Kept>,
 }
 
-impl<'a> Walk<'a> {
-    /// Starts below the first sublayer; values are kept in `cache`.
-    ///
-    /// # Errors
-    /// Where the weight of a projection is no matrix.
-    pub fn new(
-        runtime: &'a Runtime,
-        measuring: Measuring<'a>,
-        batches: &'a [Batch],
-        cache: Cache,
-        progress: &'a dyn Progress,
-    ) -> Result<Self, Error> {
-        let mean_square = |sublayer| {
-            let weight = original_weight(measuring.model, sublayer)?;
-            Ok(weight.mapv_into(|w| w * w).mean_axis(Axis(1)).unwrap_or_default())
-        };
-        let mean_squares = measuring.discovery.sublayers.iter().map(mean_square).collect::<Result<_, Error>>()?;
-        let mut walk = Self {
-            runtime,
-            measuring,
-            batches,
-            progress,
-            cache,
-            outputs: Vec::new(),
-            mean_squares,
-            untouched: None,
-            teacher: Vec::new(),
-            students: Vec::new(),
-            leader: 0,
-        };
+impl<'a> Calibrated<'a> {
+    /// Starts upstream of the first sublayer with one student; values are kept in `cache`.
+    pub fn new(world: World<'a>, probes: Probes<'a>, cache: Cache) -> Self {
+        let (outputs, energies, teacher, students, kept) = Default::default();
+        let mut walk = Self { world, probes, cache, outputs, energies, teacher, students, leader: 0, kept };
         walk.start(1, 0);
-        Ok(walk)
+        walk
     }
 
-    /// Goes back below the first sublayer, with so many students of which nothing is pruned yet.
+    /// Goes back upstream of the first sublayer, with so many students of which nothing is pruned yet.
     pub fn start(&mut self, students: usize, leader: usize) {
-        let states = || self.batches.iter().map(|_| Kept::default()).collect();
+        let batches = self.world.batches;
+        let states = || batches.iter().map(|_| Kept::default()).collect();
         self.teacher = states();
-        self.students =
-            (0..students).map(|_| Student { measuring: self.measuring.clone(), states: states() }).collect();
+        self.students = (0..students).map(|_| Student { probes: self.probes.clone(), states: states() }).collect();
         self.leader = leader;
+        self.kept.clear();
+    }
+
+    /// Moves the loss to where it can be differentiated; see [`Probes::reach_outputs`].
+    ///
+    /// # Errors
+    /// Where there is no such place.
+    pub fn reach_outputs(&mut self) -> Result<(), Error> {
+        let reached = self.probes.reach_outputs();
+        reached.map_err(|e| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() })
     }
 
     /// Ends the walk and lets go of all values.
-    pub fn finish(self) -> Measuring<'a> {
-        self.measuring
+    pub fn finish(self) -> Probes<'a> {
+        self.probes
     }
 
     /// Where a number was seen, in words.
@@ -122,31 +125,93 @@ impl<'a> Walk<'a> {
     }
 
     fn sublayer(&self, t: usize) -> &Sublayer {
-        &self.measuring.discovery.sublayers[t]
+        &self.probes.discovery.sublayers[t]
     }
 
-    /// Advances student `s` through sublayer `t` with the kept `columns` of its features, which
-    /// [`Walk::tuning_sums`] left, and its tuned projection.
-    ///
-    /// # Errors
-    /// Where ONNX Runtime fails.
-    pub fn advance(&mut self, s: usize, t: usize, columns: &[usize], tuned: &Tuned) -> Result<(), Error> {
-        let measuring = &mut self.students[s].measuring;
-        let graph = measuring.advance(t);
-        measuring.settle(t, tuned).map_err(|e| Error::internal(e.to_string()))?;
+    /// Says what is being done at sublayer `t`.
+    fn stage(&self, t: usize, what: &str) {
+        let sublayers = self.probes.discovery.sublayers.len();
+        self.world.progress.stage(&format!("sublayer {} of {sublayers}: {what}", t + 1));
+    }
+
+    /// Advances a student through sublayer `t` from the kept `columns` of its features, which
+    /// [`Calibrated::sum_equations`] left, with its tuned projection.
+    fn advance(&mut self, student: usize, t: usize, columns: &[usize], tuned: &Tuned) -> Result<(), Error> {
+        let probes = &mut self.students[student].probes;
+        let graph = probes.step(t);
+        probes.settle(t, tuned).map_err(|e| Error::internal(e.to_string()))?;
         let mut region = Region::new(self, t, graph.model, graph.outputs)?;
         let bias = tuned.bias.view().insert_axis(Axis(0));
         let rows = concatenate(Axis(0), &[tuned.weight.select(Axis(0), columns).view(), bias]);
         let rows = rows.map_err(|e| Error::internal(e.to_string()))?;
         let projection = &self.sublayer(t).projection;
-        let element = self.measuring.seen.element(projection.weight).unwrap_or(ElementType::F32);
+        let element = self.probes.seen.element(projection.weight).unwrap_or(ElementType::F32);
         let stored = if projection.transposed { rows.reversed_axes() } else { rows };
         let weight = host(element, &stored.into_dyn())?;
-        for (state, batch) in self.students[s].states.iter_mut().zip(self.batches) {
-            self.runtime.check_cancelled()?;
+        let World { runtime, batches, progress, .. } = self.world;
+        for (state, batch) in self.students[student].states.iter_mut().zip(batches) {
+            runtime.check_cancelled()?;
             let mut values = region.run(&state.load()?, batch, Some(&weight))?;
             region.keep(&mut values, state, &self.cache)?;
-            self.progress.advance(1);
+            progress.advance(1);
+        }
+        Ok(())
+    }
+}
+
+impl Walk for Calibrated<'_> {
+    fn samples(&self) -> usize {
+        self.world.batches.iter().map(|b| b.samples).sum()
+    }
+
+    fn tokens(&self) -> usize {
+        self.world.batches.iter().map(|b| b.tokens).sum()
+    }
+
+    fn projection(&self, t: usize) -> Result<Stored, Failure> {
+        let written = &self.world.written.found.sublayers[t];
+        let graph = &self.world.written.model.graph;
+        let element = graph.constant(written.projection.weight).map_or(ElementType::F32, Tensor::element);
+        let weight = original_weight(self.probes.model, self.sublayer(t))?;
+        Ok(Stored { weight, element, has_bias: bias_of(graph, written).is_some() })
+    }
+
+    fn columns(
+        &mut self,
+        t: usize,
+        criterion: Criterion,
+        each: &mut dyn FnMut(&[Array1<f64>]),
+    ) -> Result<Vec<Array1<f64>>, Failure> {
+        self.stage(t, "measuring");
+        match (t, criterion) {
+            (0, Criterion::Teacher { .. }) if !self.energies.is_empty() => Ok(self.energies.clone()),
+            _ => Ok(self.sum_columns(t, criterion, each)?),
+        }
+    }
+
+    fn equations(&mut self, t: usize, keep: &[Vec<bool>]) -> Result<Vec<Equations>, Failure> {
+        self.world.clock.stage("measure");
+        self.stage(t, "tuning");
+        self.kept.clear();
+        Ok(self.sum_equations(t, keep)?)
+    }
+
+    fn settle(&mut self, student: usize, t: usize, decision: &Decision) -> Result<(), Failure> {
+        self.world.clock.stage("tune");
+        let sublayers = self.probes.discovery.sublayers.len();
+        let columns = decision.columns(self.sublayer(t));
+        let untuned = || Error::internal("a student settles without a projection");
+        if t + 1 < sublayers {
+            self.stage(t, "advancing");
+            self.advance(student, t, &columns, decision.tuned.as_ref().ok_or_else(untuned)?)?;
+        }
+        self.world.clock.stage("advance");
+        self.kept.push(decision.kept());
+        if self.kept.len() == self.students.len() {
+            let (units, unit) = (self.sublayer(t).units.len(), unit_name(self.sublayer(t).kind));
+            let kept: Vec<String> = self.kept.iter().map(usize::to_string).collect();
+            let line = format!("sublayer {} of {sublayers}: {} of {units} {unit}s kept", t + 1, kept.join(", "));
+            self.world.progress.done(&line);
         }
         Ok(())
     }
@@ -163,11 +228,12 @@ struct Region {
 }
 
 impl Region {
-    fn new(walk: &Walk, t: usize, model: Model, crossing: Vec<String>) -> Result<Self, Error> {
+    fn new(walk: &Calibrated, t: usize, model: Model, crossing: Vec<String>) -> Result<Self, Error> {
         let is_empty = model.graph.outputs().is_empty();
-        let session = (!is_empty).then(|| walk.runtime.session(&model, "running a sublayer", true)).transpose()?;
-        let next = walk.measuring.crossings.at(t + 1).iter();
-        let next = next.map(|&v| walk.measuring.model.graph.name(v).to_string()).collect();
+        let session =
+            (!is_empty).then(|| walk.world.runtime.session(&model, "running a sublayer", true)).transpose()?;
+        let next = walk.probes.crossings.at(t + 1).iter();
+        let next = next.map(|&v| walk.probes.model.graph.name(v).to_string()).collect();
         Ok(Self { session, crossing, next })
     }
 
@@ -204,18 +270,11 @@ pub fn original_weight(model: &Model, sublayer: &Sublayer) -> Result<Array2<f64>
 }
 
 fn vector(values: &Values, name: &str, place: &dyn Fn() -> String) -> Result<Array1<f64>, Error> {
-    let value = values.get(name).ok_or_else(|| Error::internal(format!("a measuring graph gave no {name:?}")))?;
+    let value = values.get(name).ok_or_else(|| Error::internal(format!("a probe gave no {name:?}")))?;
     if let Some(odd) = runtime::odd(value)? {
         return Err(not_finite(place(), "a sum over its features", odd.value));
     }
     runtime::scalars(value)?.into_dimensionality::<Ix1>().map_err(|e| Error::internal(e.to_string()))
-}
-
-/// A number that is not finite, where all before it were.
-pub(crate) fn not_finite(place: String, what: &str, value: f64) -> Error {
-    let help = "leave these samples out; where that does not help, the model overflows within: keep it in float32, or \
-                scale its inputs";
-    Error::NotFinite { place, what: what.into(), value, help: help.into() }
 }
 
 fn host(element: ElementType, array: &ArrayD<f64>) -> Result<Held, Error> {

@@ -5,8 +5,7 @@ use std::time::Instant;
 
 use kprune_passes::ir::Model;
 
-use super::knowledge::Totals;
-use super::{MEASURING, Walk, vector};
+use super::{Calibrated, MEASURING, vector};
 use crate::data::Batch;
 use crate::error::Error;
 use crate::runtime::Values;
@@ -14,7 +13,7 @@ use crate::runtime::Values;
 /// The original itself is timed on one in so many batches.
 const TIMED: usize = 8;
 
-impl Walk<'_> {
+impl Calibrated<'_> {
     /// Runs the untouched model over the calibration set: what its outputs are, and what the units of all
     /// sublayers contribute. Returns the seconds that one pass of `original`, as it is, takes: it is run on
     /// every eighth batch, beside the other.
@@ -22,15 +21,15 @@ impl Walk<'_> {
     /// # Errors
     /// Where ONNX Runtime fails.
     pub fn meet_teacher(&mut self, original: &Model) -> Result<f64, Error> {
-        let graph = self.measuring.teacher();
-        let mut session = self.runtime.session(&graph.model, MEASURING, true)?;
-        let mut yardstick = self.runtime.session(original, "running the original", true)?;
+        let graph = self.probes.teacher();
+        let mut session = self.world.runtime.session(&graph.model, MEASURING, true)?;
+        let mut yardstick = self.world.runtime.session(original, "running the original", true)?;
         let sums: HashSet<&str> = graph.outputs.iter().map(|s| s.energy.as_str()).collect();
-        let mut totals = Totals::zeros(self, &graph.outputs);
+        let mut energies = self.no_sums(&graph.outputs);
         let (mut seconds, mut timed) = (0.0, 0);
-        for (i, batch) in self.batches.iter().enumerate() {
-            self.runtime.check_cancelled()?;
-            if i % TIMED == (self.batches.len() / 2).min(TIMED / 2) {
+        for (i, batch) in self.world.batches.iter().enumerate() {
+            self.world.runtime.check_cancelled()?;
+            if i % TIMED == (self.world.batches.len() / 2).min(TIMED / 2) {
                 let start = Instant::now();
                 yardstick.run_with(|name| batch.find(name))?;
                 seconds += start.elapsed().as_secs_f64();
@@ -38,15 +37,15 @@ impl Walk<'_> {
             }
             let mut values = session.run_keeping(|name| batch.find(name), |name| !sums.contains(name))?;
             check_outputs(&values, &sums, batch)?;
-            for (energy, sum) in totals.energies.iter_mut().zip(&graph.outputs) {
+            for (energy, sum) in energies.iter_mut().zip(&graph.outputs) {
                 *energy += &vector(&values, &sum.energy, &|| self.place(sum.sublayer, batch))?;
             }
             values.retain(|name, _| !sums.contains(name.as_str()));
             self.outputs.push(self.cache.keep(values)?);
-            self.progress.advance(self.measuring.discovery.sublayers.len());
+            self.world.progress.advance(self.probes.discovery.sublayers.len());
         }
-        self.untouched = Some(totals);
-        let all: usize = self.batches.iter().map(|b| b.padded).sum();
+        self.energies = energies;
+        let all: usize = self.world.batches.iter().map(|b| b.padded).sum();
         Ok(seconds * all as f64 / timed as f64)
     }
 }

@@ -1,15 +1,17 @@
 //! What can be removed: units, grouped into sublayers.
 
+pub mod cost;
+pub mod flops;
+pub mod provenance;
 mod residual;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 pub use residual::Residual;
 
-use crate::flops;
 use crate::ir::{Graph, NodeId, ValueId};
 use crate::observe::Observation;
-use crate::provenance::{Channel, Contraction, Provenance};
+use provenance::{Channel, Contraction, Provenance};
 
 /// What a unit is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +93,14 @@ impl Sublayer {
     /// the stream as it is.
     pub fn can_go_whole(&self) -> bool {
         self.sites().all(|(_, residual)| residual.joint.is_some())
+    }
+
+    /// The columns of the features that belong to the units that `keep` says to stay, in ascending order.
+    pub fn columns(&self, keep: &[bool]) -> Vec<usize> {
+        let kept = self.units.iter().zip(keep).filter(|(_, keep)| **keep);
+        let mut columns: Vec<usize> = kept.flat_map(|(unit, _)| unit.columns.iter().copied()).collect();
+        columns.sort_unstable();
+        columns
     }
 
     /// FLOPs of all units, for one sample.

@@ -107,7 +107,7 @@ fn shared_weights_are_one_sublayer_with_several_places() {
     assert_eq!(discovery.sublayers.len(), 1);
     assert_eq!((discovery.sublayers[0].also.len(), discovery.sublayers[0].units.len()), (2, 6));
     let untied = {
-        crate::fold::untie(&mut g.graph);
+        crate::simplify::fold::untie(&mut g.graph);
         g.discover()
     };
     assert_eq!(untied.sublayers.len(), 3);

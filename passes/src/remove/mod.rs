@@ -1,6 +1,7 @@
 //! Physical removal: smaller weights, rewritten shapes, nothing left behind.
 
 mod fused;
+pub mod masked;
 mod rewrite;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -8,13 +9,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use ndarray::{Array1, Axis, Ix1};
 use thiserror::Error;
 
+use crate::discover::provenance::{Channel, Plane, Provenance};
 use crate::discover::{Discovery, Sublayer};
 use crate::ir::{ElementType, Graph, Model, NodeId, Operator, Tensor, TensorError, ValueId, attribute};
 use crate::observe::Observation;
 use crate::onnx::schema::tensor_shape_proto::dimension;
 use crate::onnx::schema::type_proto;
 use crate::plan::{Decision, Plan, along_path, bias_at, write_projections};
-use crate::provenance::{Channel, Plane, Provenance};
 
 /// Why units cannot be cut out of a graph.
 #[derive(Debug, Error)]

@@ -3,9 +3,9 @@
 //! A parameter is never changed in place: another operator may need it as it was.
 
 use super::{Cut, RemoveError, fused};
+use crate::discover::provenance::range;
 use crate::ir::{Graph, NodeId, Operator, Slot, Tensor, ValueId, attribute};
 use crate::observe::Dim;
-use crate::provenance::range;
 
 /// Rewrites the operator at `node` where what it reads or makes becomes smaller.
 pub(super) fn rewrite(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), RemoveError> {

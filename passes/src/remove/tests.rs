@@ -13,7 +13,7 @@ fn op(op_type: &str) -> Operator {
 
 /// A plan that keeps the given units of the only sublayer.
 fn keep(discovery: &Discovery, kept: &[usize]) -> Plan {
-    let mut plan = Plan::untouched(discovery);
+    let mut plan = Plan::untouched(&discovery.sublayers);
     let decision = &mut plan.decisions[0];
     decision.keep = (0..decision.keep.len()).map(|u| kept.contains(&u)).collect();
     plan

@@ -1,0 +1,145 @@
+//! Least squares from sums over tokens: a projection that makes up for what was removed.
+//!
+//! Plain linear algebra; no graph is known here.
+
+use ndarray::{Array2, s};
+use ndarray_linalg::{Cholesky, Diag, LeastSquaresSvd, SolveTriangular, UPLO};
+
+/// Ridges relative to the mean of the Gram matrix's diagonal, tried in turn: sums of products in f32 of features
+/// that depend on each other are not quite positive, and the least ridge above that is the one wanted.
+const RIDGES: [f64; 4] = [1e-7, 1e-6, 1e-5, 1e-4];
+
+/// Sums over tokens for one sublayer: Fa are its kept features and a column of ones, Y the target.
+#[derive(Clone, Debug)]
+pub struct Sums {
+    /// Fa^T Fa: [kept + 1, kept + 1].
+    pub gram: Array2<f64>,
+    /// Fa^T Y: [kept + 1, outputs].
+    pub cross: Array2<f64>,
+    /// ||Y||^2.
+    pub energy: f64,
+}
+
+impl Sums {
+    /// Empty sums for `kept` columns and `outputs` outputs.
+    pub fn zeros(kept: usize, outputs: usize) -> Self {
+        Self { gram: Array2::zeros((kept + 1, kept + 1)), cross: Array2::zeros((kept + 1, outputs)), energy: 0.0 }
+    }
+
+    /// ||Y - Fa W||^2 / ||Y||^2, square root taken; 0 where there is no target, infinite where a weight is.
+    pub fn error(&self, weight: &Array2<f64>) -> f64 {
+        let fitted = (&self.cross * weight).sum();
+        let norm = (weight * &self.gram.dot(weight)).sum();
+        let missing = self.energy - 2.0 * fitted + norm;
+        match self.energy > 0.0 {
+            // Nothing is larger than NaN, nor smaller.
+            _ if missing.is_nan() => f64::INFINITY,
+            true => (missing.max(0.0) / self.energy).sqrt(),
+            false => 0.0,
+        }
+    }
+
+    /// The least-squares weight, [kept + 1, outputs]; the last row is what to add to the bias, zero
+    /// unless `with_bias`.
+    ///
+    /// The normal equations with a small ridge, by Cholesky; by SVD where that fails with every ridge.
+    pub fn solve(&self, with_bias: bool) -> Array2<f64> {
+        let rows = self.gram.nrows();
+        let used = if with_bias { rows } else { rows - 1 };
+        let mut weight = Array2::zeros(self.cross.raw_dim());
+        if used == 0 {
+            return weight;
+        }
+        let mut gram = self.gram.slice(s![..used, ..used]).to_owned();
+        let cross = self.cross.slice(s![..used, ..]);
+        let cross = cross.to_owned();
+        let mean = gram.diag().mean().unwrap_or(0.0).max(f64::MIN_POSITIVE);
+        let mut added = 0.0;
+        let solution = RIDGES.iter().find_map(|ridge| {
+            gram.diag_mut().mapv_inplace(|d| d + ridge * mean - added);
+            added = ridge * mean;
+            solve_cholesky(&gram, &cross)
+        });
+        let solution = solution.unwrap_or_else(|| solve_svd(&gram, &cross));
+        weight.slice_mut(s![..used, ..]).assign(&solution);
+        weight
+    }
+}
+
+fn solve_cholesky(gram: &Array2<f64>, cross: &Array2<f64>) -> Option<Array2<f64>> {
+    let lower = gram.cholesky(UPLO::Lower).ok()?;
+    let half = lower.solve_triangular(UPLO::Lower, Diag::NonUnit, cross).ok()?;
+    let solution = lower.t().to_owned().solve_triangular(UPLO::Upper, Diag::NonUnit, &half).ok()?;
+    solution.iter().all(|x| x.is_finite()).then_some(solution)
+}
+
+fn solve_svd(gram: &Array2<f64>, cross: &Array2<f64>) -> Array2<f64> {
+    match gram.least_squares(cross) {
+        Ok(result) => result.solution,
+        Err(_) => Array2::zeros(cross.raw_dim()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::{Axis, array, concatenate};
+
+    /// The sums of features and targets given row by row.
+    fn sums(features: &Array2<f64>, target: &Array2<f64>) -> Sums {
+        let ones = Array2::ones((features.nrows(), 1));
+        let features = concatenate(Axis(1), &[features.view(), ones.view()]).unwrap();
+        Sums {
+            gram: features.t().dot(&features),
+            cross: features.t().dot(target),
+            energy: target.mapv(|y| y * y).sum(),
+        }
+    }
+
+    #[test]
+    fn an_exact_projection_is_found() {
+        let features = array![[1., 0., 2.], [0., 1., 1.], [3., 1., 0.], [1., 1., 1.], [2., 0., 1.]];
+        let weight = array![[1., -1.], [0.5, 2.], [-2., 0.]];
+        let found = sums(&features, &features.dot(&weight)).solve(false);
+        assert!((&found.slice(s![..3, ..]) - &weight).iter().all(|d| d.abs() < 1e-5));
+        assert_eq!(found.row(3), array![0., 0.]);
+        assert!(sums(&features, &features.dot(&weight)).error(&found) < 1e-5);
+    }
+
+    #[test]
+    fn a_bias_is_fitted_where_asked_for() {
+        let features = array![[1.], [2.], [4.]];
+        let target = array![[5.], [7.], [11.]];
+        let found = sums(&features, &target).solve(true);
+        assert!((found[[0, 0]] - 2.0).abs() < 1e-4 && (found[[1, 0]] - 3.0).abs() < 1e-4);
+    }
+
+    #[test]
+    fn equal_columns_do_not_break_the_solution() {
+        let features = array![[1., 1.], [2., 2.], [3., 3.]];
+        let sums = sums(&features, &array![[2.], [4.], [6.]]);
+        assert!(sums.error(&sums.solve(false)) < 1e-3);
+    }
+
+    #[test]
+    fn rounding_that_makes_a_gram_matrix_indefinite_is_overcome_by_the_ridge() {
+        let features = array![[1., 2., 3.], [2., 4., 6.], [1., 2., 3.1]];
+        let mut sums = sums(&features, &features.dot(&array![[1.], [0.], [2.]]));
+        sums.gram[[1, 1]] -= 1e-5;
+        assert!(sums.gram.slice(s![..3, ..3]).cholesky(UPLO::Lower).is_err());
+        assert!(sums.error(&sums.solve(false)) < 1e-2);
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_infinitely_wrong() {
+        let sums = sums(&array![[1.], [2.]], &array![[1.], [2.]]);
+        assert_eq!(sums.error(&array![[f64::INFINITY], [0.0]]), f64::INFINITY);
+        assert_eq!(sums.error(&array![[f64::NAN], [0.0]]), f64::INFINITY);
+    }
+
+    #[test]
+    fn without_columns_only_the_mean_is_left() {
+        let found = sums(&Array2::zeros((4, 0)), &array![[1.], [2.], [3.], [6.]]).solve(true);
+        assert!((found[[0, 0]] - 3.0).abs() < 1e-6);
+    }
+}

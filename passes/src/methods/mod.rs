@@ -1,0 +1,197 @@
+//! The methods, and the contract between a method and the world.
+//!
+//! A method is told a [`Task`], asks a [`Walk`] for sums over the calibration set, and answers with an [`Outcome`] for
+//! every budget. It sees no model, no session and no file, so that a walk of a few arrays is enough to test one.
+//! A new method is a file or folder here, a line in [`Settings`], and its options in the command line
+//! (docs/adding-a-method.md).
+
+pub mod kprune;
+pub mod one_shot;
+pub mod random;
+pub mod rank;
+pub mod tune;
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+use ndarray::{Array1, Array2};
+use serde::Serialize;
+
+use crate::calculus::loss::Criterion;
+use crate::discover::Sublayer;
+use crate::discover::cost::{Alignment, Costs};
+use crate::ir::ElementType;
+use crate::linalg::least_squares::Sums;
+use crate::plan::{Decision, Plan};
+
+/// What ends the work of a method: an error of the walk, or [`NotFinite`](crate::finite::NotFinite).
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The methods, each with its settings. Reports show them as one object, whose `name` is the method's.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "name", rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Settings {
+    /// Knowledge-preserving pruning (Park, Choi, Kang, ICLR 2024).
+    Kprune(kprune::Settings),
+    /// Whatever the dice say: a baseline.
+    Random,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::Kprune(kprune::Settings::default())
+    }
+}
+
+impl Settings {
+    /// The method with these settings.
+    pub fn method(&self) -> Box<dyn Method> {
+        match self {
+            Self::Kprune(settings) => Box::new(kprune::Kprune::new(settings.clone())),
+            Self::Random => Box::new(random::Random),
+        }
+    }
+
+    /// The same, with what was left to the method decided for a model of so many sublayers.
+    pub fn decided(&self, sublayers: usize) -> Self {
+        match self {
+            Self::Kprune(settings) => Self::Kprune(settings.decided(sublayers)),
+            other => other.clone(),
+        }
+    }
+
+    /// What is wrong with a setting, in words.
+    ///
+    /// # Errors
+    /// The setting, and what was expected.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Kprune(settings) => settings.check(),
+            Self::Random => Ok(()),
+        }
+    }
+}
+
+/// What a method is told.
+pub struct Task<'a> {
+    /// The sublayers, from input to output.
+    pub sublayers: &'a [Sublayer],
+    /// What keeping units costs.
+    pub costs: &'a Costs,
+    /// What the units that stay may cost: one budget for every student.
+    pub budgets: &'a [f64],
+    /// Which numbers of units are fast.
+    pub alignment: Alignment,
+    /// The seed of whatever is drawn.
+    pub seed: u64,
+}
+
+/// A way to choose units.
+pub trait Method {
+    /// At which of so many sublayers it asks for mask gradients. Where it never does, the model need not be
+    /// differentiable.
+    fn differentiates_at(&self, _sublayers: usize) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// Leads one student for every budget through all sublayers, and says what was decided.
+    ///
+    /// It may be called again with other budgets, for a walk that has started anew: what is known of the model may be
+    /// kept.
+    ///
+    /// # Errors
+    /// Whatever ends the walk, and numbers that are not finite.
+    fn choose(&mut self, walk: &mut dyn Walk, task: &Task) -> Result<Vec<Outcome>, Failure>;
+}
+
+/// What a method may ask: teacher and students, led over the calibration set sublayer by sublayer.
+///
+/// All of them start upstream of the first sublayer. [`Walk::equations`] leads the teacher through a sublayer,
+/// [`Walk::settle`] a student. Sums are over the real tokens of all samples, in f64.
+pub trait Walk {
+    /// Number of samples.
+    fn samples(&self) -> usize;
+
+    /// Number of real tokens.
+    fn tokens(&self) -> usize;
+
+    /// The projection of sublayer `t` as the model has it.
+    ///
+    /// # Errors
+    /// Where its weight is no matrix.
+    fn projection(&self, t: usize) -> Result<Stored, Failure>;
+
+    /// For every sublayer from `t` on, the squared features of the leading student, summed by column: `[width]`.
+    ///
+    /// `each` is given the mask gradients of every mini-batch, for the same sublayers and of the same shape: for column
+    /// c the derivative of the loss with respect to a factor of c, which is the sum over samples and tokens of feature
+    /// times gradient. While the student is still the teacher, all are zero against the teacher, and `each` is not
+    /// called.
+    ///
+    /// # Errors
+    /// Where an operator cannot be differentiated, a number is not finite, or ONNX Runtime fails.
+    fn columns(
+        &mut self,
+        t: usize,
+        criterion: Criterion,
+        each: &mut dyn FnMut(&[Array1<f64>]),
+    ) -> Result<Vec<Array1<f64>>, Failure>;
+
+    /// Leads the teacher through sublayer `t`, and sums up for every student the normal equations of its projection:
+    /// for the columns of the units that `keep` says to stay, which may be all, and what is missing to the teacher's
+    /// residual stream.
+    ///
+    /// # Errors
+    /// Where a number is not finite, or ONNX Runtime fails.
+    fn equations(&mut self, t: usize, keep: &[Vec<bool>]) -> Result<Vec<Equations>, Failure>;
+
+    /// Leads a student through sublayer `t`, whose [`Walk::equations`] were of the same units, with its projection as
+    /// decided.
+    ///
+    /// # Errors
+    /// Where ONNX Runtime fails.
+    fn settle(&mut self, student: usize, t: usize, decision: &Decision) -> Result<(), Failure>;
+}
+
+/// A projection as the model has it.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Its weight: [columns of the features, outputs].
+    pub weight: Array2<f64>,
+    /// The type that its elements are stored as.
+    pub element: ElementType,
+    /// Whether a bias is added to it.
+    pub has_bias: bool,
+}
+
+/// The normal equations of a projection.
+#[derive(Clone, Debug)]
+pub struct Equations {
+    /// Of the batches to solve for.
+    pub solve: Sums,
+    /// Of the batches that were held out, to judge by.
+    pub held_out: Sums,
+}
+
+/// What was decided, and how well each projection could be repaired.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The decisions.
+    pub plan: Plan,
+    /// For every sublayer, how well it could be repaired.
+    pub repairs: Vec<tune::Repair>,
+    /// For every sublayer, the scores that its units had when they were chosen; empty where they had none.
+    pub scores: Vec<Vec<f64>>,
+}
+
+impl Outcome {
+    /// Nothing is decided yet.
+    pub fn untouched(sublayers: &[Sublayer]) -> Self {
+        Self {
+            plan: Plan::untouched(sublayers),
+            repairs: vec![tune::Repair::default(); sublayers.len()],
+            scores: vec![Vec::new(); sublayers.len()],
+        }
+    }
+}

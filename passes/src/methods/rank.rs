@@ -1,0 +1,136 @@
+//! Units ranked by a score per cost, and the best of them that a budget pays for.
+
+use super::Task;
+use crate::discover::Sublayer;
+use crate::discover::cost::Costs;
+
+/// A unit, as the search sees it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its sublayer.
+    pub sublayer: usize,
+    /// Its place among the sublayer's units.
+    pub unit: usize,
+    /// What it is worth per cost; the higher, the sooner it stays.
+    pub score: f64,
+    /// What it costs to keep it.
+    pub cost: f64,
+}
+
+/// The candidates among the units of the sublayers from `first` on; `scores` are theirs, by sublayer and unit, and per
+/// cost, so that the better stays first.
+pub fn candidates(sublayers: &[Sublayer], first: usize, scores: &[Vec<f64>], costs: &Costs) -> Vec<Candidate> {
+    let mut candidates = Vec::new();
+    for ((t, sublayer), scores) in sublayers.iter().enumerate().skip(first).zip(scores) {
+        let mut ranked: Vec<(usize, f64)> = scores.iter().copied().enumerate().collect();
+        // The best stay first, so each costs what one more costs then.
+        ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        candidates.extend(ranked.into_iter().enumerate().map(|(place, (unit, score))| Candidate {
+            sublayer: t,
+            unit,
+            score,
+            cost: costs.nth(t, sublayer, unit, place + 1),
+        }));
+    }
+    candidates
+}
+
+/// Which units of sublayer `t` stay, when those of `t` and of all sublayers downstream may together cost `budget`; as
+/// many as are fast, and at least one where the sublayer cannot go whole.
+pub fn select(task: &Task, t: usize, candidates: &[Candidate], budget: f64) -> Vec<bool> {
+    let sublayer = &task.sublayers[t];
+    let mut kept = align(candidates, t, search(candidates, t, budget), task.alignment.step(sublayer), budget);
+    if kept.is_empty() && !sublayer.can_go_whole() {
+        // Its output is normalised, and a norm of nothing is nothing to go on with.
+        let own = candidates.iter().filter(|c| c.sublayer == t);
+        kept.extend(own.max_by(|a, b| a.score.total_cmp(&b.score)).map(|best| best.unit));
+    }
+    let mut keep = vec![false; sublayer.units.len()];
+    kept.into_iter().for_each(|unit| keep[unit] = true);
+    keep
+}
+
+/// The units of sublayer `target` that stay, when units of `target` and of all sublayers downstream may together cost
+/// at most `budget`: those whose score is over the threshold at which all that are over it fit.
+pub fn search(candidates: &[Candidate], target: usize, budget: f64) -> Vec<usize> {
+    in_order(fitting(ranked(candidates), budget).filter(|c| c.sublayer == target))
+}
+
+/// The units of sublayer `target` that stay when they are to be a multiple of `step`: the multiple that is
+/// nearest to the number of those `kept`, and not zero; a smaller one where `budget`, for this sublayer
+/// alone, does not allow it. None or all stay none or all, as do a few that make no multiple.
+pub fn align(candidates: &[Candidate], target: usize, kept: Vec<usize>, step: usize, budget: f64) -> Vec<usize> {
+    let own: Vec<Candidate> = candidates.iter().filter(|c| c.sublayer == target).copied().collect();
+    if kept.is_empty() || kept.len() == own.len() || step < 2 {
+        return kept;
+    }
+    let affordable = fitting(ranked(&own), budget).count();
+    let nearest = ((kept.len() + step / 2) / step * step).max(step).min(own.len());
+    let count = if nearest <= affordable { nearest } else { affordable / step * step };
+    if count == 0 { kept } else { in_order(ranked(&own).into_iter().take(count)) }
+}
+
+/// From the best to the worst.
+fn ranked(candidates: &[Candidate]) -> Vec<&Candidate> {
+    let mut ranked: Vec<&Candidate> = candidates.iter().collect();
+    ranked.sort_by(|a, b| b.score.total_cmp(&a.score).then((a.sublayer, a.unit).cmp(&(b.sublayer, b.unit))));
+    ranked
+}
+
+/// The first of them that together cost no more than `budget`.
+fn fitting(ranked: Vec<&Candidate>, budget: f64) -> impl Iterator<Item = &Candidate> {
+    // Sums of many equal costs are off by a few units in the last place.
+    let budget = budget * (1.0 + 1e-12);
+    ranked
+        .into_iter()
+        .scan(0.0, |used, c| {
+            *used += c.cost;
+            Some((c, *used))
+        })
+        .take_while(move |(_, used)| *used <= budget)
+        .map(|(c, _)| c)
+}
+
+fn in_order<'a>(units: impl Iterator<Item = &'a Candidate>) -> Vec<usize> {
+    let mut units: Vec<usize> = units.map(|c| c.unit).collect();
+    units.sort_unstable();
+    units
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(sublayer: usize, unit: usize, score: f64, cost: f64) -> Candidate {
+        Candidate { sublayer, unit, score, cost }
+    }
+
+    #[test]
+    fn the_threshold_is_shared_by_all_sublayers_downstream() {
+        let units = [
+            candidate(0, 0, 5.0, 2.0),
+            candidate(0, 1, 1.0, 2.0),
+            candidate(1, 0, 3.0, 1.0),
+            candidate(1, 1, 2.0, 1.0),
+        ];
+        assert_eq!(search(&units, 0, 4.0), [0]);
+        assert_eq!(search(&units, 1, 4.0), [0, 1]);
+        assert_eq!(search(&units, 0, 6.0), [0, 1]);
+        assert_eq!(search(&units, 0, 1.0), [] as [usize; 0]);
+    }
+
+    #[test]
+    fn equal_scores_are_ranked_by_place() {
+        let units = [candidate(0, 1, 1.0, 1.0), candidate(0, 0, 1.0, 1.0)];
+        assert_eq!(search(&units, 0, 1.0), [0]);
+    }
+
+    #[test]
+    fn kept_units_are_rounded_to_a_multiple_that_the_budget_allows() {
+        let units: Vec<_> = (0..10).map(|u| candidate(0, u, u as f64, 2.0)).collect();
+        let count = |kept: usize, budget: f64| align(&units, 0, (10 - kept..10).collect(), 4, budget).len();
+        assert_eq!([count(5, 99.0), count(6, 99.0), count(1, 99.0), count(9, 99.0)], [4, 8, 4, 8]);
+        assert_eq!([count(6, 15.0), count(2, 7.0), count(0, 99.0), count(10, 99.0)], [4, 2, 0, 10]);
+        assert_eq!(align(&units, 0, vec![5, 6, 7, 8, 9], 4, 99.0), [6, 7, 8, 9]);
+    }
+}

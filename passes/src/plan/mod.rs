@@ -1,0 +1,74 @@
+//! What is decided about every sublayer: which units stay, and with which projection. This is all that removal and
+//! verification know of a method.
+
+mod projection;
+
+use ndarray::{Array1, Array2};
+
+pub use projection::{along_path, bias_at, bias_of, scale_of, write_projection, write_projections};
+
+use crate::discover::{Discovery, Kind, Sublayer};
+
+/// The decision about one sublayer.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// For every unit, whether it stays.
+    pub keep: Vec<bool>,
+    /// The tuned projection; `None` leaves the original rows as they are.
+    pub tuned: Option<Tuned>,
+}
+
+/// A tuned projection.
+#[derive(Clone, Debug)]
+pub struct Tuned {
+    /// Weights, features by outputs, of all columns of the features: zero where a unit goes.
+    pub weight: Array2<f64>,
+    /// What is added to the bias.
+    pub bias: Array1<f64>,
+}
+
+impl Decision {
+    /// Keeps everything as it is.
+    pub fn untouched(sublayer: &Sublayer) -> Self {
+        Self { keep: vec![true; sublayer.units.len()], tuned: None }
+    }
+
+    /// Number of units that stay.
+    pub fn kept(&self) -> usize {
+        self.keep.iter().filter(|&&k| k).count()
+    }
+
+    /// The columns of the features that stay, in ascending order.
+    pub fn columns(&self, sublayer: &Sublayer) -> Vec<usize> {
+        sublayer.columns(&self.keep)
+    }
+
+    /// FLOPs of what stays.
+    pub fn flops(&self, sublayer: &Sublayer) -> f64 {
+        sublayer.units.iter().zip(&self.keep).filter(|(_, keep)| **keep).map(|(unit, _)| unit.flops).sum()
+    }
+}
+
+/// One decision for every sublayer, in their order.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The decisions.
+    pub decisions: Vec<Decision>,
+}
+
+impl Plan {
+    /// Keeps everything.
+    pub fn untouched(sublayers: &[Sublayer]) -> Self {
+        Self { decisions: sublayers.iter().map(Decision::untouched).collect() }
+    }
+
+    /// Sublayers with their decisions.
+    pub fn each<'a>(&'a self, discovery: &'a Discovery) -> impl Iterator<Item = (&'a Sublayer, &'a Decision)> {
+        discovery.sublayers.iter().zip(&self.decisions)
+    }
+
+    /// Kept units of sublayers of one kind.
+    pub fn kept(&self, discovery: &Discovery, kind: Kind) -> Vec<usize> {
+        self.each(discovery).filter(|(s, _)| s.kind == kind).map(|(_, d)| d.kept()).collect()
+    }
+}

@@ -1,0 +1,236 @@
+//! From a file to a model whose sublayers are known, step by step: open, observe, simplify, discover.
+
+mod observation;
+mod supported;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use kprune_passes::discover::{Discovery, discover_units};
+use kprune_passes::ir::{ElementType, Model, Tensor, ValueId};
+use kprune_passes::observe::Observation;
+use kprune_passes::signature;
+use kprune_passes::simplify::fold::{fold_constants, untie};
+use kprune_passes::simplify::lower::{self, Lowered};
+
+pub use observation::observe;
+
+use crate::clock::Clock;
+use crate::data::{Dataset, Sources};
+use crate::error::Error;
+use crate::options::Aim;
+use crate::runtime::Runtime;
+use crate::store;
+
+/// A model with what is known of it.
+pub struct View {
+    /// The model.
+    pub model: Model,
+    /// Shapes and types of its values.
+    pub seen: Observation,
+    /// Its sublayers.
+    pub found: Discovery,
+}
+
+/// One model in two views with the same sublayers: as it is written, and as it is measured.
+pub struct Analysis {
+    /// The model of the file.
+    pub written: View,
+    /// The same in f32, of primitive operators.
+    pub measured: View,
+    /// The same in f32, as it is run: for what is asked of the original.
+    pub single: Model,
+    /// The name of the token mask, where it is given.
+    pub mask_input: Option<String>,
+}
+
+/// A model with data to measure it on.
+pub struct Loaded {
+    /// What is known of the model.
+    pub analysis: Analysis,
+    /// Samples to measure on.
+    pub calibration: Dataset,
+}
+
+/// A model that was read.
+pub struct Opened {
+    path: PathBuf,
+    model: Model,
+}
+
+/// A model that was read and run.
+pub struct Observed {
+    model: Model,
+    single: Model,
+    seen: Observation,
+    mask_input: Option<String>,
+}
+
+/// A model whose fused operators were taken apart.
+pub struct Simplified {
+    model: Model,
+    single: Model,
+    lowered: Lowered,
+    seen: Observation,
+    mask_input: Option<String>,
+}
+
+impl Opened {
+    /// Reads the model at `path`; operators read constants themselves then.
+    ///
+    /// # Errors
+    /// Where the file is no model.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let mut model = store::read_inlined(path)?;
+        fold_constants(&mut model.graph);
+        Ok(Self { path: path.to_path_buf(), model })
+    }
+
+    /// The model, which can be pruned: layers that share weights have their own where `aim` wants it.
+    ///
+    /// # Errors
+    /// Where the model is one that cannot be pruned.
+    pub fn prunable(mut self, aim: &Aim) -> Result<Self, Error> {
+        if aim.untie {
+            untie(&mut self.model.graph);
+        }
+        supported::check(&self.model, &self.path)?;
+        Ok(self)
+    }
+
+    /// Observes shapes in f32; `mask_input` names the token mask.
+    ///
+    /// # Errors
+    /// Where the model does not run.
+    pub fn observe(self, runtime: &Runtime, mask_input: Option<&str>, clock: &Clock) -> Result<Observed, Error> {
+        let mut single = lower::in_single_precision(&self.model);
+        clock.stage("import");
+        let seen = observe(runtime, &single, mask_input).map_err(|e| e.about(&self.path))?;
+        signature::fix_axes(&mut single.graph, seen.sizes());
+        Ok(Observed { model: self.model, single, seen, mask_input: mask_input.map(str::to_string) })
+    }
+}
+
+impl Observed {
+    /// The model in f32, with the axes fixed that cannot vary.
+    pub fn single(&self) -> &Model {
+        &self.single
+    }
+
+    /// Takes fused operators apart.
+    ///
+    /// # Errors
+    /// Where the model does not run then.
+    pub fn simplify(self, runtime: &Runtime, clock: &Clock) -> Result<Simplified, Error> {
+        let Self { model, single, seen, mask_input } = self;
+        let (lowered, seen) = match lower::has_fused(&single) {
+            true => {
+                let lowered = lower::lower(single.clone(), &seen);
+                let seen = observe(runtime, &lowered.model, mask_input.as_deref())?;
+                (lowered, seen)
+            }
+            false => (Lowered::unchanged(single.clone()), seen),
+        };
+        clock.stage("observe");
+        Ok(Simplified { model, single, lowered, seen, mask_input })
+    }
+}
+
+impl Simplified {
+    /// The model of the file.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The model in f32, of primitive operators.
+    pub fn lowered(&self) -> &Model {
+        &self.lowered.model
+    }
+
+    /// Shapes and types of the values of [`Simplified::lowered`].
+    pub fn seen(&self) -> &Observation {
+        &self.seen
+    }
+
+    /// Finds the sublayers; `lengths` are those of the inputs' named axes that FLOPs are counted for.
+    pub fn discover(self, aim: &Aim, lengths: &BTreeMap<String, f64>, clock: &Clock) -> Analysis {
+        let Self { model, single, lowered, seen, mask_input } = self;
+        let found = discover_units(&lowered.model.graph, &seen, lengths, aim.scope);
+        let written = View { found: lowered.bring_back(&found, &model.graph), seen: seen.of(&model.graph), model };
+        clock.stage("discover");
+        Analysis { written, measured: View { model: lowered.model, seen, found }, single, mask_input }
+    }
+}
+
+impl Loaded {
+    /// Reads the model at `path` and its calibration set, and finds the model's sublayers.
+    ///
+    /// # Errors
+    /// Where the file is no model, or one that cannot be pruned, or the calibration data do not fit it.
+    pub fn read(runtime: &Runtime, path: &Path, aim: &Aim, sources: &Sources, clock: &Clock) -> Result<Self, Error> {
+        let observed = Opened::read(path)?.prunable(aim)?.observe(runtime, sources.mask_input.as_deref(), clock)?;
+        let calibration = gather(runtime, observed.single(), path, sources)?;
+        let lengths = calibration.lengths(sources.seq_len);
+        let analysis = observed.simplify(runtime, clock)?.discover(aim, &lengths, clock);
+        if analysis.measured.found.sublayers.is_empty() {
+            return Err(nothing_to_prune(path, &analysis.measured.found));
+        }
+        Ok(Self { analysis, calibration })
+    }
+
+    /// Tokens of a sample of mean length, or of `seq_len`, as the projections see them.
+    pub fn tokens_of_a_sample(&self, seq_len: Option<usize>) -> f64 {
+        let lengths = self.calibration.lengths(seq_len);
+        let View { found, seen, .. } = &self.analysis.measured;
+        let rows = found.sublayers.iter().map(|sublayer| {
+            let dims = seen.dims(sublayer.projection.features).unwrap_or_default();
+            dims.iter().rev().skip(1).map(|&d| seen.extent(d, &lengths)).product::<f64>()
+        });
+        rows.fold(1.0, f64::max)
+    }
+}
+
+/// Numbers in the constants of a model: of floating-point types, or quantised to eight bits or fewer.
+pub fn parameters(model: &Model) -> usize {
+    let constants = model.graph.initializers().into_iter().filter_map(|v: ValueId| model.graph.constant(v));
+    let is_weight = |t: &&Tensor| {
+        let element = t.element();
+        element.is_float() || (1..=8).contains(&element.bits()) && element != ElementType::Bool
+    };
+    constants.filter(is_weight).map(|t| t.count()).sum()
+}
+
+/// Samples for the model at `path`; made-up sequences are made shorter until the model takes them.
+///
+/// # Errors
+/// Where the data do not fit the model.
+pub fn gather(runtime: &Runtime, model: &Model, path: &Path, sources: &Sources) -> Result<Dataset, Error> {
+    let mut data = Dataset::gather(model, path, sources, runtime.threads())?;
+    if !data.is_made_up || sources.seq_len.is_some() {
+        return Ok(data);
+    }
+    let mut session = runtime.session(model, "trying the model", false)?;
+    for length in SHORTER {
+        let runs = data.batches(2)?;
+        if runs.first().is_some_and(|batch| session.run(batch.feeds()).is_ok()) {
+            break;
+        }
+        let sources = Sources { seq_len: Some(*length), ..sources.clone() };
+        data = Dataset::gather(model, path, &sources, runtime.threads())?;
+    }
+    Ok(data)
+}
+
+/// Lengths of made-up sequences for models that do not take the usual one.
+const SHORTER: &[usize] = &[32, 16, 8];
+
+fn nothing_to_prune(path: &Path, discovery: &Discovery) -> Error {
+    let looked: Vec<_> =
+        discovery.declined.iter().map(|d| format!("{} channels of {}: {}", d.channels, d.place, d.why)).collect();
+    let help = if looked.is_empty() {
+        "no matrix product with a constant weight was found; is this a transformer?".to_string()
+    } else {
+        format!("what was looked at and stays:\n  {}", looked.join("\n  "))
+    };
+    Error::Unsupported { path: path.to_path_buf(), reason: "there is nothing to prune".into(), help }
+}

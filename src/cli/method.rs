@@ -1,0 +1,47 @@
+//! Which method chooses units, and the options that each method has.
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command, ValueEnum};
+use kprune_passes::methods::Settings;
+
+use super::kprune::KpruneArgs;
+
+/// The methods, as the command line calls them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    /// Knowledge-preserving pruning (Park, Choi, Kang, ICLR 2024)
+    Kprune,
+    /// A baseline: units are drawn with the seed
+    Random,
+}
+
+/// The method, with the options of all of them.
+#[derive(Clone, Debug, Args)]
+pub struct MethodArgs {
+    /// How units are chosen; whatever stays is tuned by least squares
+    #[arg(long, value_enum, default_value = "kprune", help_heading = "Method")]
+    pub method: Method,
+
+    #[command(flatten)]
+    #[allow(missing_docs)] // A line here would become the help of the command.
+    pub kprune: KpruneArgs,
+}
+
+impl MethodArgs {
+    /// The method with its settings.
+    pub fn settings(&self) -> Settings {
+        match self.method {
+            Method::Kprune => Settings::Kprune(self.kprune.settings()),
+            Method::Random => Settings::Random,
+        }
+    }
+
+    /// An option that was given and belongs to another method, with that method.
+    pub(super) fn stray(&self, given: &ArgMatches) -> Option<(String, Method)> {
+        let of = [(Method::Kprune, KpruneArgs::augment_args(Command::new("")))];
+        let others = of.iter().filter(|(method, _)| *method != self.method);
+        let mut options = others.flat_map(|(method, command)| command.get_arguments().map(move |a| (method, a)));
+        let stray = options.find(|(_, a)| given.value_source(a.get_id().as_str()) == Some(ValueSource::CommandLine));
+        stray.map(|(method, option)| (format!("--{}", option.get_long().unwrap_or_default()), *method))
+    }
+}

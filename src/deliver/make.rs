@@ -1,0 +1,189 @@
+//! Models that come out: cut, written beside their targets, checked, timed and judged.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kprune_passes::calculus::loss::OutputKind;
+use kprune_passes::ir::Model;
+use kprune_passes::methods::Outcome;
+use kprune_passes::remove::remove;
+
+use super::dump;
+use super::targets::targets;
+use super::verify::{Verified, masked_original, verify};
+use crate::analysis::{Loaded, View, parameters};
+use crate::budget::Budget;
+use crate::data::Dataset;
+use crate::error::Error;
+use crate::judge::latency::{self, Setting, Timing};
+use crate::judge::quality::{Judgement, judge};
+use crate::options::Options;
+use crate::store::{self, Ledger, Publication, Source, Staged, StagedFolder, Target};
+use crate::walk::World;
+
+/// How long models take turns when they are timed.
+const TIMING: Duration = Duration::from_millis(2500);
+
+/// The models that were made, and what was measured of the original beside them.
+pub(crate) struct Products {
+    pub(super) original: Original,
+    pub(super) models: Vec<Product>,
+}
+
+/// What was measured of the original.
+#[derive(Default)]
+pub(super) struct Original {
+    pub(super) timing: Option<Timing>,
+    pub(super) judgement: Option<Judgement>,
+}
+
+/// A model that was made.
+pub(super) struct Product {
+    pub(super) outcome: Outcome,
+    /// The compression that was asked for, where that was asked for.
+    pub(super) compression: Option<f64>,
+    pub(super) timing: Option<Timing>,
+    pub(super) judgement: Option<Judgement>,
+    /// The files; `None` where nothing is to be written.
+    pub(super) made: Option<Made>,
+}
+
+/// A model that was written beside its target.
+pub(super) struct Made {
+    pub(super) target: Target,
+    pub(super) parameters: usize,
+    pub(super) verified: Verified,
+    staged: Staged,
+    folder: Option<StagedFolder>,
+    /// The model, read back.
+    model: Model,
+}
+
+/// What is needed to make models.
+pub(crate) struct Maker<'a> {
+    pub(crate) world: World<'a>,
+    pub(crate) loaded: &'a Loaded,
+    pub(crate) options: &'a Options,
+    pub(crate) source: &'a Source,
+    pub(crate) target: Option<Target>,
+    pub(crate) ledger: Ledger,
+    pub(crate) evaluation: Option<Dataset>,
+    pub(crate) setting: Setting,
+    pub(crate) kinds: Vec<(String, OutputKind)>,
+}
+
+impl Products {
+    /// How long the first of the models takes, where that was measured.
+    pub(crate) fn timing(&self) -> Option<&Timing> {
+        self.models.first().and_then(|p| p.timing.as_ref())
+    }
+}
+
+impl Maker<'_> {
+    /// Makes one model for every outcome.
+    pub(crate) fn make(&self, outcomes: Vec<Outcome>, budget: &Budget) -> Result<Products, Error> {
+        let targets = targets(self.options, self.target.as_ref());
+        let mut models = Vec::new();
+        for (outcome, (compression, target)) in outcomes.into_iter().zip(targets) {
+            let made = target.map(|target| self.made(&outcome, target)).transpose()?;
+            models.push(Product { outcome, compression, timing: None, judgement: None, made });
+        }
+        let mut products = Products { original: Original::default(), models };
+        self.time(&mut products, budget)?;
+        self.world.clock.stage("time");
+        Ok(products)
+    }
+
+    fn made(&self, outcome: &Outcome, target: Target) -> Result<Made, Error> {
+        let View { model, seen, found } = &self.loaded.analysis.written;
+        let World { runtime, progress, clock, batches, .. } = self.world;
+        progress.stage("removing");
+        let pruned = remove(model, found, seen, &outcome.plan);
+        let pruned = pruned.map_err(|e| Error::internal(e.to_string()))?;
+        clock.stage("remove");
+        progress.stage("verifying");
+        let folder = match &target {
+            Target::Folder(to) => Some(StagedFolder::new(self.source, model, to, found, &outcome.plan)?),
+            Target::File(_) => None,
+        };
+        let file = match &target {
+            Target::Folder(to) => to.with_file_name(self.source.model.file_name().unwrap_or_default()),
+            Target::File(to) => to.clone(),
+        };
+        let staged = store::stage(&pruned, &self.source.model, &file)?;
+        let masked = masked_original(model, found, &outcome.plan)?;
+        dump::masked(self.options, &self.source.model, &masked)?;
+        let reread = staged.reread()?;
+        let verified = verify(runtime, &reread, &staged, &masked, found, batches)?;
+        clock.stage("verify");
+        Ok(Made { target, parameters: parameters(&pruned), verified, staged, folder, model: reread })
+    }
+
+    /// The original, and every model that was made.
+    fn models<'m>(&'m self, products: &'m [Product]) -> Vec<&'m Model> {
+        let made = products.iter().filter_map(|p| p.made.as_ref().map(|m| &m.model));
+        std::iter::once(&self.loaded.analysis.written.model).chain(made).collect()
+    }
+
+    /// Whether times are wanted.
+    fn times(&self, budget: &Budget) -> bool {
+        let is_here = budget.table.as_ref().is_none_or(|table| table.is_of(&self.setting));
+        is_here && (self.options.files.draw_a_page() || self.options.aim.amount.is_timed() || budget.budgets.len() > 1)
+    }
+
+    /// Times the models against the original.
+    fn time(&self, products: &mut Products, budget: &Budget) -> Result<(), Error> {
+        if self.target.is_none() || !self.times(budget) {
+            return Ok(());
+        }
+        let World { runtime, progress, .. } = self.world;
+        progress.stage("timing");
+        let analysis = &self.loaded.analysis;
+        let feeds = self.setting.feeds(&analysis.single, analysis.mask_input.as_deref())?;
+        let timings = latency::compare(runtime, &self.models(&products.models), &feeds, &self.setting, TIMING)?;
+        let mut timings = timings.into_iter();
+        products.original.timing = timings.next();
+        products.models.iter_mut().zip(timings).for_each(|(p, timing)| p.timing = Some(timing));
+        Ok(())
+    }
+
+    /// Judges the models beside the original.
+    pub(crate) fn judge(&self, products: &mut Products) -> Result<(), Error> {
+        let Some(data) = self.evaluation.as_ref().filter(|_| self.target.is_some()) else { return Ok(()) };
+        self.world.progress.stage("judging");
+        let mut judgements = judge(self.world.runtime, &self.models(&products.models), &self.kinds, data)?.into_iter();
+        products.original.judgement = judgements.next();
+        products.models.iter_mut().zip(judgements).for_each(|(p, judgement)| p.judgement = Some(judgement));
+        Ok(())
+    }
+}
+
+impl Made {
+    /// Size of its files, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.staged.bytes()
+    }
+
+    /// Where the model will be.
+    pub(super) fn path(&self) -> PathBuf {
+        match &self.target {
+            Target::File(path) => path.clone(),
+            Target::Folder(path) => path.join(self.name()),
+        }
+    }
+
+    fn name(&self) -> &Path {
+        self.staged.target().file_name().map_or(Path::new("model.onnx"), Path::new)
+    }
+
+    /// Adds the files to what is put in place together.
+    pub(super) fn publish_with(self, publication: &mut Publication) -> Result<(), Error> {
+        match self.folder {
+            Some(folder) => folder.publish_with(self.staged, publication),
+            None => {
+                self.staged.publish_with(publication);
+                Ok(())
+            }
+        }
+    }
+}

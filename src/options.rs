@@ -1,0 +1,228 @@
+//! What the user chose.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use kprune_passes::calculus::loss::OutputKind;
+use kprune_passes::discover::Scope;
+use kprune_passes::discover::cost::Alignment;
+use kprune_passes::methods::Settings;
+
+use crate::data::Sources;
+use crate::error::Error;
+use crate::machine::quarter_of_memory;
+use crate::runtime::{Choice, Runtime};
+
+/// No more of the prunable FLOPs than this can be removed.
+pub const MOST: f64 = 0.95;
+
+/// Everything that can be chosen; the defaults are those of the command line.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Options {
+    /// What is wanted.
+    pub aim: Aim,
+    /// What is measured on.
+    pub data: Data,
+    /// How units are chosen.
+    pub method: Settings,
+    /// What graphs are run with.
+    pub runtime: RuntimeOptions,
+    /// What is read and written besides the models.
+    pub files: Files,
+}
+
+/// What is wanted.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Aim {
+    /// How much is to be removed.
+    pub amount: Amount,
+    /// Of several models, the smallest is written whose score falls by no more than this.
+    pub max_drop: Option<f64>,
+    /// Which units are offered.
+    pub scope: Scope,
+    /// Whether layers that share weights get their own.
+    pub untie: bool,
+    /// Which numbers of units are fast.
+    pub alignment: Alignment,
+    /// Samples of a run that is timed.
+    pub latency_batch: usize,
+}
+
+/// How much is to be removed.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Amount {
+    /// This share of the prunable FLOPs, 0 to 0.95; several make several models.
+    Compression(Vec<f64>),
+    /// So much that the model is so many times as fast.
+    Speedup(f64),
+    /// So much that a run takes so many seconds.
+    Latency(f64),
+}
+
+/// What is measured on.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Data {
+    /// Where the calibration set comes from; for `compare`, what models are judged by.
+    pub calibration: Sources,
+    /// Data that results are judged by; where there are none and there is something to judge, an eighth of the
+    /// calibration set is set aside.
+    pub evaluation: Vec<PathBuf>,
+    /// What outputs are, where the guess is not to be trusted.
+    pub outputs: Vec<(String, OutputKind)>,
+    /// Samples in a mini-batch.
+    pub batch_size: usize,
+}
+
+/// What graphs are run with.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RuntimeOptions {
+    /// The execution provider.
+    pub provider: Choice,
+    /// Whether CUDA may round products to TF32.
+    pub tf32: bool,
+    /// Threads; 0 leaves their number to the machine.
+    pub threads: usize,
+    /// How many bytes of values may be kept in memory; beyond them, a temporary file is used.
+    pub memory: u64,
+    /// The ONNX Runtime library, if it is not to be searched for.
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// What is read and written besides the models.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Files {
+    /// Units chosen before: nothing is measured then.
+    pub plan: Option<PathBuf>,
+    /// Where the units chosen are written to.
+    pub save_plan: Option<PathBuf>,
+    /// Where the times of sublayers are read from, or written to where there is no such file.
+    pub latency_table: Option<PathBuf>,
+    /// Where the report is written to: as a page where the path ends in `.html`, else as JSON.
+    pub reports: Vec<PathBuf>,
+    /// Graphs to write on the way, as ONNX, for looking at: of which stage, and where to.
+    pub dumps: Vec<(Stage, PathBuf)>,
+}
+
+/// Graphs that a run makes on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stage {
+    /// The model as it is read: functions inlined, constants folded.
+    Read,
+    /// The same in f32.
+    Single,
+    /// The same with fused operators taken apart: what is measured.
+    Lowered,
+    /// The probe of mask gradients and energies, from the first sublayer on.
+    Columns,
+    /// The probe of the first sublayer's normal equations.
+    Equations,
+    /// The original with the tuned projections and masks: what the result is verified against.
+    Masked,
+}
+
+impl Default for Aim {
+    fn default() -> Self {
+        Self {
+            amount: Amount::Compression(vec![0.5]),
+            max_drop: None,
+            scope: Scope::default(),
+            untie: false,
+            alignment: Alignment::default(),
+            latency_batch: 1,
+        }
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self { calibration: Sources::default(), evaluation: Vec::new(), outputs: Vec::new(), batch_size: 32 }
+    }
+}
+
+impl Default for RuntimeOptions {
+    fn default() -> Self {
+        Self { provider: Choice::Auto, tf32: false, threads: 0, memory: quarter_of_memory(), onnxruntime: None }
+    }
+}
+
+impl RuntimeOptions {
+    /// Loads ONNX Runtime. Once `cancelled` is set, its work ends at the next operator.
+    ///
+    /// # Errors
+    /// Where no library is found, or the provider asked for is not there.
+    pub fn load(&self, cancelled: Arc<AtomicBool>) -> Result<Runtime, Error> {
+        let runtime = Runtime::load(self.onnxruntime.as_deref(), self.provider, self.threads, cancelled)?;
+        Ok(runtime.with_tf32(self.tf32))
+    }
+}
+
+impl Amount {
+    /// Whether it is a time.
+    pub fn is_timed(&self) -> bool {
+        !matches!(self, Self::Compression(_))
+    }
+
+    /// Whether it is possible at all.
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Compression(shares) if shares.is_empty() => Err("no compression is given".into()),
+            Self::Compression(shares) => match shares.iter().find(|share| !(0.0..=MOST).contains(*share)) {
+                Some(share) => Err(format!("a compression of {share} is not possible: it is a share from 0 to {MOST}")),
+                None => Ok(()),
+            },
+            Self::Speedup(times) if !(times.is_finite() && *times > 1.0) => {
+                Err(format!("{times} times as fast makes no sense: it is a number above 1"))
+            }
+            Self::Latency(seconds) if !(seconds.is_finite() && *seconds > 0.0) => {
+                Err(format!("a latency of {seconds} s makes no sense: it is a time above 0"))
+            }
+            Self::Speedup(_) | Self::Latency(_) => Ok(()),
+        }
+    }
+}
+
+impl Options {
+    /// Refuses settings that make no sense, before any work.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the setting and what was expected.
+    pub fn check(&self) -> Result<(), Error> {
+        self.aim.amount.check().map_err(Error::Usage)?;
+        self.method.check().map_err(Error::Usage)?;
+        let wrong = |what: &str| Err(Error::Usage(what.into()));
+        if self.files.latency_table.is_some() && !self.aim.amount.is_timed() {
+            return wrong(
+                "a latency table is of use with --speedup or --latency-ms; onnx-kprune inspect IN --latency-table FILE \
+                 measures one",
+            );
+        }
+        if self.aim.max_drop.is_some() && self.aim.amount.is_timed() {
+            return wrong("a largest drop and a time cannot be asked for together");
+        }
+        if self.data.batch_size == 0 || self.aim.latency_batch == 0 || self.aim.alignment.0 == Some(0) {
+            return wrong("sizes of batches and align are at least 1");
+        }
+        Ok(())
+    }
+
+    /// Whether anything but the last check is to be said about how good the results are.
+    pub(crate) fn judges(&self) -> bool {
+        let several = matches!(&self.aim.amount, Amount::Compression(all) if all.len() > 1);
+        several || self.aim.max_drop.is_some() || !self.data.evaluation.is_empty()
+    }
+}
+
+impl Files {
+    /// Whether a page is drawn, which shows times.
+    pub(crate) fn draw_a_page(&self) -> bool {
+        self.reports.iter().any(|path| path.extension().is_some_and(|e| e == "html"))
+    }
+}

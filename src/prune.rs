@@ -1,0 +1,130 @@
+//! The driver, from a file to a smaller file: load, choose, make, judge, deliver.
+
+use std::path::Path;
+
+use kprune_passes::calculus::loss::OutputKind;
+use kprune_passes::probe::Probes;
+
+use crate::analysis::Loaded;
+use crate::budget::Budget;
+use crate::choose::Chooser;
+use crate::clock::Clock;
+use crate::data::{Dataset, Sources};
+use crate::deliver::{Maker, dump, targets};
+use crate::error::Error;
+use crate::judge::latency::Setting;
+use crate::judge::quality::{kinds, overrule};
+use crate::options::Options;
+use crate::progress::Progress;
+use crate::report::Report;
+use crate::runtime::{Cache, Runtime};
+use crate::store::{Source, Target};
+use crate::walk::World;
+
+/// Prunes the model at `input`, a file or a folder, and writes the result to `output`; without one, units are
+/// chosen and nothing is written.
+///
+/// # Errors
+/// Whatever goes wrong; nothing has been written then.
+pub(crate) fn prune(
+    runtime: &Runtime,
+    input: &Path,
+    output: Option<&Path>,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Report, Error> {
+    let clock = Clock::start();
+    progress.stage("reading the model");
+    let source = Source::find(input)?;
+    let target = output.map(|output| Target::of(output, &source)).transpose()?;
+    let ledger = targets::ledger(&source, target.as_ref(), options);
+    ledger.check()?;
+
+    // Load.
+    let mut loaded = Loaded::read(runtime, &source.model, &options.aim, &options.data.calibration, &clock)?;
+    let ledger = targets::with_external(ledger, &source, target.as_ref(), options, &loaded.analysis);
+    ledger.check()?;
+    let evaluation = evaluation(&mut loaded, &source.model, options, runtime)?;
+    let (loaded, seq_len) = (loaded, options.data.calibration.seq_len);
+    let each = loaded.tokens_of_a_sample(seq_len);
+    let batches = loaded.calibration.batches_within(options.data.batch_size, runtime.tokens_at_once(), each)?;
+    let setting = Setting::new(runtime, options.aim.latency_batch, &loaded.calibration, seq_len);
+    if options.aim.amount.is_timed() {
+        progress.stage("timing sublayers");
+    }
+    let mut budget = Budget::of(runtime, &loaded.analysis, options, &setting)?;
+    clock.stage("time");
+
+    // Choose and make; once more where the time that was aimed at is missed.
+    let world = World { runtime, written: &loaded.analysis.written, batches: &batches, progress, clock: &clock };
+    let cache = Cache::new(options.runtime.memory);
+    let probes = probes(&loaded, options)?;
+    dump::analysed(options, &source.model, &loaded.analysis, &probes)?;
+    let mut chooser = Chooser::new(world, probes, &loaded.analysis.single, options, cache.clone());
+    let kinds = kinds_of(&loaded, options)?;
+    let maker = Maker { world, loaded: &loaded, options, source: &source, target, ledger, evaluation, setting, kinds };
+    let mut products = loop {
+        let outcomes = chooser.choose(&budget)?;
+        let products = maker.make(outcomes, &budget)?;
+        if !budget.correct(products.timing()) {
+            break products;
+        }
+        progress.done("the time was missed: choosing once more");
+    };
+    let (probes, forward) = chooser.finish();
+
+    // Judge and deliver.
+    maker.judge(&mut products)?;
+    clock.stage("judge");
+    maker.deliver(&budget, &probes, products, || {
+        clock.stage("export");
+        let mut cost = clock.cost(forward);
+        cost.sessions = runtime.set_up().as_secs_f64();
+        cost.spilled = cache.spilled();
+        cost
+    })
+}
+
+/// What results are judged by, where they are to be judged; samples of the calibration set that are set aside,
+/// where no other data are given.
+fn evaluation(
+    loaded: &mut Loaded,
+    model: &Path,
+    options: &Options,
+    runtime: &Runtime,
+) -> Result<Option<Dataset>, Error> {
+    let calibration = &options.data.calibration;
+    if !options.judges() {
+        return Ok(None);
+    }
+    if options.data.evaluation.is_empty() {
+        let aside = (loaded.calibration.samples() / SET_ASIDE).clamp(1, MOST_SET_ASIDE);
+        let [stay, aside] = loaded.calibration.split(aside, calibration.seed)?;
+        loaded.calibration = stay;
+        return Ok(Some(aside));
+    }
+    let files = options.data.evaluation.clone();
+    let sources = Sources { files, batches: Vec::new(), samples: None, ..calibration.clone() };
+    Dataset::gather(&loaded.analysis.single, model, &sources, runtime.threads()).map(Some)
+}
+
+/// One of so many samples is set aside to judge by, where no other data are given.
+const SET_ASIDE: usize = 8;
+
+/// No more samples than this are set aside.
+const MOST_SET_ASIDE: usize = 512;
+
+/// What the outputs are taken for.
+fn kinds_of(loaded: &Loaded, options: &Options) -> Result<Vec<(String, OutputKind)>, Error> {
+    let (view, mask_input) = (&loaded.analysis.measured, loaded.analysis.mask_input.as_deref());
+    kinds(&view.model, &view.seen, mask_input, &options.data.outputs)
+}
+
+/// What may be asked of runs of the model; outputs are what the user says.
+fn probes<'a>(loaded: &'a Loaded, options: &Options) -> Result<Probes<'a>, Error> {
+    let view = &loaded.analysis.measured;
+    let token_mask = loaded.calibration.mask_input().and_then(|name| view.model.graph.find(name));
+    let mut probes = Probes::new(&view.model, &view.seen, &view.found, token_mask);
+    overrule(&mut probes.objective, &view.model, &options.data.outputs)?;
+    Ok(probes)
+}
