@@ -1,30 +1,35 @@
-# The two commands of the README are `make demo` and `make test`; both install what they need.
+# The two commands of the README are `make demo` and `make test`. What they need of the system's packages is installed
+# by `make setup` and `make setup-tests` alone, which they call, and which say so.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export VIRTUAL_ENV := $(abspath $(VENV))
-BINARY := target/release/onnx-kprune
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# `checked` is `release` with the invariants of graphs tested after every pass.
+PROFILE ?= release
+RELEASE := $(TARGET)/release/onnx-kprune
+BINARY := $(TARGET)/$(PROFILE)/onnx-kprune
 FIXTURE := fixtures/reviews
 COMPRESSIONS := 0 0.3 0.6
 DENY := $(or $(shell command -v cargo-deny),.tools/bin/cargo-deny)
 
-.PHONY: demo test lint deny sanitize setup bench zoo wheel manual
+.PHONY: demo test lint deny sanitize setup setup-tests bench zoo wheel manual package
 
 demo: setup
 	cargo build --release
 	mkdir -p demo
-	$(BINARY) $(FIXTURE)/model.onnx demo/pruned.onnx --calibration $(FIXTURE)/calibration.npz \
+	$(RELEASE) $(FIXTURE)/model.onnx demo/pruned.onnx --calibration $(FIXTURE)/calibration.npz \
 	    --compression 0.5 --report demo/report.html --report demo/report.json
-	$(BINARY) compare $(FIXTURE)/model.onnx demo/pruned.onnx --data $(FIXTURE)/eval.npz
+	$(RELEASE) compare $(FIXTURE)/model.onnx demo/pruned.onnx --data $(FIXTURE)/eval.npz
 
-test: setup $(VENV)/ready-to-test
-	cargo build --release
-	cargo test --workspace --release
+test: setup-tests
+	cargo test --workspace --profile checked
 
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --release -- -D warnings
+	cargo clippy --release --lib --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --release
 
 # Licences and sources of dependencies; advisories too, where their database can be had.
@@ -41,42 +46,54 @@ sanitize:
 
 # Every family, exporter and element type of fixtures/zoo.
 zoo: setup
-	cargo build --release
+	cargo build --profile $(PROFILE)
 	$(PYTHON) fixtures/prune_zoo.py $(BINARY) fixtures/zoo --compression $(COMPRESSIONS)
 
 # What pruning costs and what it gives, in forward-equivalents and ratios; `cargo bench` times the stages.
 bench: setup
 	cargo build --release
-	$(PYTHON) benches/bench.py $(BINARY)
+	$(PYTHON) benches/bench.py $(RELEASE)
 
 # A Python package with the program in it, as dist/*.whl.
-wheel: setup $(VENV)/ready-to-test
+wheel: setup $(VENV)/ready-for-wheels
 	PATH="$(abspath $(VENV))/bin:$$PATH" maturin build --release --out dist
+
+# Both crates as crates.io would get them, and built from that.
+package:
+	cargo package -p kprune-passes -p onnx-kprune
 
 # The manual page and the completions that packagers want, as dist/.
 manual:
 	cargo build --release
 	mkdir -p dist
-	$(BINARY) man > dist/onnx-kprune.1
-	for shell in bash zsh fish; do $(BINARY) completions $$shell > dist/onnx-kprune.$$shell; done
+	$(RELEASE) man > dist/onnx-kprune.1
+	for shell in bash zsh fish; do $(RELEASE) completions $$shell > dist/onnx-kprune.$$shell; done
 
-# OpenBLAS from the system's packages, ONNX Runtime into a local Python environment.
+# Build tools, OpenBLAS and python3-venv from the system's packages, ONNX Runtime into a local Python environment.
 setup: $(VENV)/ready
+
+# The same with what tests alone need: the tools that pruned models go through, and a browser for the page of the
+# report. Without a browser in the system's packages those tests say that they are skipped.
+setup-tests: setup $(VENV)/ready-for-wheels $(VENV)/ready-for-tests
+
+INSTALL = $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y
+PIP := $(PYTHON) -m pip install -q --disable-pip-version-check
 
 $(VENV)/ready: fixtures/requirements.txt
 	@pkg-config --exists openblas 2>/dev/null && python3 -c 'import ensurepip' 2>/dev/null || { \
-	    echo "installing build tools, OpenBLAS and python3-venv"; \
-	    $(SUDO) apt-get update -q && \
-	    $(SUDO) apt-get install -q -y build-essential pkg-config libopenblas-dev python3-venv; }
+	    echo "installing build tools, OpenBLAS and python3-venv from the system's packages"; \
+	    $(INSTALL) build-essential pkg-config libopenblas-dev python3-venv; }
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install -q --disable-pip-version-check -r fixtures/requirements.txt
+	$(PIP) -r fixtures/requirements.txt
 	touch $@
 
-# What tests alone need: the tools that pruned models go through, and a browser for the page of the report. Without
-# a browser in the system's packages those tests say that they are skipped.
-$(VENV)/ready-to-test: fixtures/requirements-test.txt | setup
-	$(PYTHON) -m pip install -q --disable-pip-version-check -r fixtures/requirements-test.txt
+$(VENV)/ready-for-wheels: fixtures/requirements-wheel.txt | setup
+	$(PIP) -r fixtures/requirements-wheel.txt
+	touch $@
+
+$(VENV)/ready-for-tests: fixtures/requirements-test.txt | setup
+	$(PIP) -r fixtures/requirements-test.txt
 	@command -v chromium chromium-browser google-chrome >/dev/null || { \
-	    echo "installing Chromium"; \
-	    $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y chromium || echo "there is no Chromium here"; }
+	    echo "installing Chromium from the system's packages"; \
+	    $(INSTALL) chromium || echo "there is no Chromium here"; }
 	touch $@

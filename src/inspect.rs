@@ -9,10 +9,11 @@ use bytesize::ByteSize;
 use comfy_table::Table;
 use kprune_passes::discover::flops;
 use kprune_passes::ir::ValueId;
+use kprune_passes::probe::Probes;
 use kprune_passes::signature;
 use serde::Serialize;
 
-use crate::analysis::{Opened, View, parameters};
+use crate::analysis::{Analysis, Opened, View, parameters};
 use crate::clock::Clock;
 use crate::data::{Dataset, describe};
 use crate::deliver::targets::source_ledger;
@@ -57,6 +58,19 @@ pub struct Inspection {
     pub sublayers: Vec<Part>,
     /// What stays, and why.
     pub declined: Vec<DeclinedReport>,
+    /// Every reason that a rule gave, pass by pass.
+    pub reasons: Vec<Reason>,
+}
+
+/// Why a rule does not apply.
+#[derive(Debug, Serialize)]
+pub struct Reason {
+    /// "lowering", "channels" or "gradient".
+    pub pass: &'static str,
+    /// The operator or value.
+    pub place: String,
+    /// What stands in the way.
+    pub why: String,
 }
 
 /// One sublayer.
@@ -141,12 +155,27 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
         prunable_flops: sublayers.iter().map(|s| s.flops).sum(),
         sublayers,
         declined: found.declined.iter().map(DeclinedReport::from).collect(),
+        reasons: reasons(&analysis),
     })
 }
 
+/// What rules said of the operators of a model.
+fn reasons(analysis: &Analysis) -> Vec<Reason> {
+    let View { model, seen, found } = &analysis.measured;
+    let reason = |pass| move |(place, why): (String, String)| Reason { pass, place, why };
+    let channels = found.provenance.channels.reasons().into_iter().map(|f| (f.place.clone(), f.why.clone()));
+    let token_mask = model.graph.find(analysis.mask_input.as_deref().unwrap_or("attention_mask"));
+    let gradient = match Probes::new(model, seen, found, token_mask).reach_outputs() {
+        Ok(opaque) => opaque,
+        Err(error) => vec![(error.node, error.why)],
+    };
+    let lowering = analysis.fused.iter().cloned().map(reason("lowering"));
+    lowering.chain(channels.map(reason("channels"))).chain(gradient.into_iter().map(reason("gradient"))).collect()
+}
+
 impl Inspection {
-    /// What was seen, for people.
-    pub fn text(&self) -> String {
+    /// What was seen, for people; with every reason that a rule gave where `verbose`.
+    pub fn text(&self, verbose: bool) -> String {
         let mut text = String::new();
         let mut line = |label: &str, value: String| {
             let _ = writeln!(text, "{label:<12} {value}");
@@ -177,6 +206,12 @@ impl Inspection {
         }
         for declined in &self.declined {
             let _ = writeln!(text, "  {} channels of {}: {}", declined.channels, declined.place, declined.why);
+        }
+        if verbose {
+            text.push_str("\nWhat rules said, operator by operator:\n");
+            for Reason { pass, place, why } in &self.reasons {
+                let _ = writeln!(text, "  {pass}: {place} {why}");
+            }
         }
         text
     }

@@ -11,6 +11,7 @@ mod pruner;
 
 #[doc(hidden)]
 pub mod analysis;
+#[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
 #[doc(hidden)]

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use miette::MietteDiagnostic;
-use onnx_kprune::cli::{self, Cli, Command, CompareArgs, InspectArgs, PruneArgs};
+use onnx_kprune::cli::{self, Cli, Command, CompareArgs, InspectArgs, PruneArgs, Terminal};
 use onnx_kprune::compare::compare_with;
 use onnx_kprune::escape::{printable, printable_json};
 use onnx_kprune::inspect::inspect_with;
-use onnx_kprune::progress::{Silent, Terminal, say};
+use onnx_kprune::progress::{Silent, say};
 use onnx_kprune::store::litter;
 use onnx_kprune::{Error, Progress, Pruner, Report};
 use serde::Serialize;
@@ -63,7 +63,7 @@ fn run_prune(arguments: &PruneArgs) -> Result<(), Error> {
 fn run_inspect(arguments: &InspectArgs) -> Result<(), Error> {
     let options = arguments.options();
     let seen = inspect_with(&options.runtime.load(cancel_on_signal())?, &arguments.input, &options)?;
-    if arguments.json { print_json(&seen) } else { print_text(&seen.text()) }
+    if arguments.json { print_json(&seen) } else { print_text(&seen.text(arguments.verbose)) }
 }
 
 fn run_compare(arguments: &CompareArgs) -> Result<(), Error> {

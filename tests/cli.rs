@@ -280,8 +280,8 @@ fn inconsistent_graphs_are_refused_by_name() {
 
 #[test]
 fn a_model_with_nothing_to_prune_says_what_was_looked_at() {
+    use kprune_passes::ir::schema::{tensor_shape_proto, type_proto};
     use kprune_passes::ir::{ElementType, Graph, Model, Operator, Tensor};
-    use kprune_passes::onnx::schema::{tensor_shape_proto, type_proto};
     let mut graph = Graph::new();
     let mut info = kprune_passes::signature::declare("x", ElementType::F32, 2);
     if let Some(type_proto::Value::TensorType(t)) = info.r#type.as_mut().and_then(|t| t.value.as_mut()) {

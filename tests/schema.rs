@@ -26,7 +26,7 @@ for message in pb.DESCRIPTOR.message_types_by_name.values():
 
 /// The same, read off the source of our messages.
 fn ours() -> BTreeSet<String> {
-    let source = include_str!("../passes/src/onnx/schema.rs");
+    let source = include_str!("../passes/src/ir/schema.rs");
     let mut found = BTreeSet::new();
     let mut message = String::new();
     let mut oneofs: Vec<(String, Vec<String>)> = Vec::new();
@@ -65,7 +65,7 @@ fn every_field_of_the_newest_schema_is_there() {
     }
     let text = support::text(&answer.stdout);
     let (version, fields) = text.split_once('\n').unwrap();
-    assert_eq!(version, format!("IR_VERSION {}", kprune_passes::onnx::schema::IR_VERSION));
+    assert_eq!(version, format!("IR_VERSION {}", kprune_passes::ir::schema::IR_VERSION));
     let theirs: BTreeSet<String> = fields.lines().map(str::to_string).collect();
     let ours = ours();
     assert!(ours.len() > 100);

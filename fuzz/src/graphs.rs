@@ -1,7 +1,7 @@
 //! Random graphs that every runtime accepts: transformers of odd shapes, and operators put together at will.
 
+use kprune_passes::ir::schema::{ValueInfoProto, tensor_shape_proto, type_proto};
 use kprune_passes::ir::{ElementType, Graph, Model, Operator, Tensor, ValueId, attribute};
-use kprune_passes::onnx::schema::{ValueInfoProto, tensor_shape_proto, type_proto};
 use kprune_passes::signature::declare;
 use ndarray::{ArrayD, IxDyn};
 

@@ -71,7 +71,7 @@ impl Bench {
     /// Looks at a model.
     pub fn inspect(&self, model: &[u8]) -> Outcome {
         let path = self.file("in.onnx", model);
-        Outcome::of(inspect_with(&self.runtime, &path, &self.options).map(|seen| seen.text()))
+        Outcome::of(inspect_with(&self.runtime, &path, &self.options).map(|seen| seen.text(true)))
     }
 
     /// Prunes a valid model, and leaves nothing behind but what was asked for.

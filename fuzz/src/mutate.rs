@@ -1,6 +1,6 @@
 //! Models that are wrong in one place or a few.
 
-use kprune_passes::onnx::schema::{GraphProto, ModelProto, tensor_shape_proto, type_proto};
+use kprune_passes::ir::schema::{GraphProto, ModelProto, tensor_shape_proto, type_proto};
 use prost::Message;
 
 use crate::Choices;

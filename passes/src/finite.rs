@@ -59,16 +59,13 @@ fn first_odd_of(tensor: &Tensor) -> Option<Odd> {
 
 /// Whether an operator sums over what it reads.
 fn spreads(operator: &Operator) -> bool {
-    let op_type = operator.op_type.as_str();
-    !operator.is_standard()
-        || matches!(op_type, "MatMul" | "Gemm" | "Conv" | "Einsum")
-        || op_type.ends_with("Normalization")
+    !operator.is_standard() || operator.contracts() || operator.op_type.ends_with("Normalization")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::schema::ValueInfoProto;
+    use crate::ir::schema::ValueInfoProto;
 
     fn graph(op_type: &str, numbers: &[f64]) -> Graph {
         let mut g = Graph::new();

@@ -16,6 +16,7 @@ pub mod onnx;
 pub mod plan;
 pub mod probe;
 pub mod remove;
+pub mod rules;
 pub mod signature;
 pub mod simplify;
 

@@ -1,7 +1,7 @@
 //! What a graph demands whatever it is given: a file of a few kilobytes can ask for more than any machine has.
 
+use crate::ir::schema::GraphProto;
 use crate::ir::{Graph, NodeId, Operator, ValueId};
-use crate::onnx::schema::GraphProto;
 
 /// No value that a constant gives the shape of may have more elements.
 const MOST_ELEMENTS: usize = 1 << 28;
@@ -93,7 +93,7 @@ fn never_stops(body: &GraphProto) -> bool {
 mod tests {
     use super::*;
     use crate::ir::Tensor;
-    use crate::onnx::schema::{AttributeProto, NodeProto, ValueInfoProto};
+    use crate::ir::schema::{AttributeProto, NodeProto, ValueInfoProto};
 
     fn expanded(dims: &[i64]) -> Graph {
         let mut g = Graph::new();

@@ -187,6 +187,27 @@ impl Observation {
     }
 }
 
+/// The indices that `Slice` takes of an axis of length `len`.
+pub(crate) fn range(len: usize, start: i64, end: i64, step: i64) -> Vec<usize> {
+    let len = len as i64;
+    let place = |i: i64| if i < 0 { i.saturating_add(len) } else { i };
+    let mut picked = Vec::new();
+    if step > 0 {
+        let (mut i, end) = (place(start).clamp(0, len), place(end).clamp(0, len));
+        while i < end {
+            picked.push(i as usize);
+            i = i.saturating_add(step);
+        }
+    } else if step < 0 {
+        let (mut i, end) = (place(start).clamp(-1, len - 1), place(end).clamp(-1, len - 1));
+        while i > end {
+            picked.push(i as usize);
+            i = i.saturating_add(step);
+        }
+    }
+    picked
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::ir::schema::{TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
 use crate::ir::{ElementType, Graph, Model, NodeId, Slot, ValueId};
-use crate::onnx::schema::{TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
 
 /// One axis of an input.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ fn input(graph: &Graph, value: ValueId) -> Input {
 pub fn limits(graph: &Graph) -> HashMap<ValueId, usize> {
     let mut limits = HashMap::new();
     for &input in graph.inputs() {
-        for (node, slot) in readers_behind(graph, input, &["Identity", "Cast"]) {
+        for (node, slot) in readers_through(graph, input, &["Identity", "Cast"]) {
             let operator = graph.operator(node);
             if operator.is("Gather") && slot == 1 && operator.int("axis", 0) == 0 {
                 let table = operator.input(0).and_then(|t| graph.constant(t)).filter(|t| t.dims().len() > 1);
@@ -69,8 +69,8 @@ pub fn limits(graph: &Graph) -> HashMap<ValueId, usize> {
     limits
 }
 
-/// Who reads an input and where, directly or behind operators of the types `passed`.
-fn readers_behind(graph: &Graph, input: ValueId, passed: &[&str]) -> Vec<(NodeId, usize)> {
+/// Who reads an input and where, directly or downstream of operators of the types `passed`.
+fn readers_through(graph: &Graph, input: ValueId, passed: &[&str]) -> Vec<(NodeId, usize)> {
     let mut readers = Vec::new();
     let mut values = vec![input];
     let mut visited = HashSet::new();
@@ -100,7 +100,7 @@ pub fn tensor_type(info: &ValueInfoProto) -> Option<&type_proto::Tensor> {
 
 /// A declaration of a tensor of `rank` axes of any length.
 pub fn declare(name: &str, element: ElementType, rank: usize) -> ValueInfoProto {
-    let shape = crate::onnx::schema::TensorShapeProto { dim: vec![Default::default(); rank] };
+    let shape = crate::ir::schema::TensorShapeProto { dim: vec![Default::default(); rank] };
     let tensor = type_proto::Tensor { elem_type: Some(element.code()), shape: Some(shape) };
     ValueInfoProto {
         name: Some(name.to_string()),
@@ -134,7 +134,7 @@ pub fn fix_axes(graph: &mut Graph, sizes: &crate::observe::Sizes) {
 pub struct Convolved {
     /// The length of the second axis.
     pub channels: usize,
-    /// How far apart it looks at the axes behind.
+    /// Its stride along the first spatial axis.
     pub stride: usize,
 }
 
@@ -142,7 +142,7 @@ pub struct Convolved {
 pub fn convolved(graph: &Graph) -> HashMap<ValueId, Convolved> {
     let mut found = HashMap::new();
     for &input in graph.inputs() {
-        for (node, slot) in readers_behind(graph, input, &["Cast", "Identity", "Sub", "Mul", "Div", "Add"]) {
+        for (node, slot) in readers_through(graph, input, &["Cast", "Identity", "Sub", "Mul", "Div", "Add"]) {
             let operator = graph.operator(node);
             if !operator.is("Conv") || slot != 0 {
                 continue;

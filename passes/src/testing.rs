@@ -53,6 +53,27 @@ impl Sketch {
         self.graph.add_constant(name, Tensor::from_i64s(&[values.len()], values))
     }
 
+    /// An operator without attributes whose output's shape follows from its inputs': a matrix product, or one that
+    /// computes element by element.
+    pub(crate) fn on(&mut self, op_type: &str, inputs: &[ValueId]) -> ValueId {
+        let shapes: Vec<Vec<Dim>> = inputs.iter().map(|&v| self.dims(v)).collect();
+        let dims = match op_type {
+            "MatMul" => product(&shapes[0], &shapes[1]),
+            _ => shapes.iter().skip(1).fold(shapes[0].clone(), |a, b| broadcast(&a, b)),
+        };
+        self.op(Operator::new(op_type), inputs, &dims)
+    }
+
+    fn dims(&self, value: ValueId) -> Vec<Dim> {
+        match self.graph.constant(value) {
+            Some(tensor) => tensor.dims().iter().map(|&len| n(len)).collect(),
+            None => {
+                let [a, b] = self.runs.each_ref().map(|run| &run[&value].shape);
+                a.iter().zip(b).map(|(&a, &b)| Dim([a, b])).collect()
+            }
+        }
+    }
+
     pub(crate) fn op(&mut self, operator: Operator, inputs: &[ValueId], dims: &[Dim]) -> ValueId {
         self.ops(operator, inputs, &[dims])[0]
     }
@@ -96,6 +117,20 @@ impl Sketch {
     }
 }
 
+/// Dimensions of two values that broadcast.
+fn broadcast(a: &[Dim], b: &[Dim]) -> Vec<Dim> {
+    let rank = a.len().max(b.len());
+    let at = |dims: &[Dim], axis: usize| (axis + dims.len()).checked_sub(rank).map_or(n(1), |i| dims[i]);
+    (0..rank).map(|axis| if at(a, axis) == n(1) { at(b, axis) } else { at(a, axis) }).collect()
+}
+
+/// Dimensions of a matrix product.
+fn product(a: &[Dim], b: &[Dim]) -> Vec<Dim> {
+    let mut dims = broadcast(&a[..a.len() - 2], &b[..b.len() - 2]);
+    dims.extend([a[a.len() - 2], b[b.len() - 1]]);
+    dims
+}
+
 /// The class of every channel of a value that varies on one axis alone.
 pub(crate) fn classes(provenance: &Provenance, value: ValueId) -> Vec<Channel> {
     let plane = provenance.planes(value).last().expect("the value has channels");
@@ -112,12 +147,10 @@ pub(crate) fn is_frozen(provenance: &Provenance, value: ValueId) -> bool {
 pub(crate) fn feed_forward(sketch: &mut Sketch, x: ValueId, width: usize, inner: usize) -> ValueId {
     let (up, down) = (sketch.weight("up", &[width, inner]), sketch.weight("down", &[inner, width]));
     let (up_bias, down_bias) = (sketch.weight("up_bias", &[inner]), sketch.weight("down_bias", &[width]));
-    let wide = [B, S, n(inner)];
-    let stream = [B, S, n(width)];
-    let h = sketch.op(Operator::new("MatMul"), &[x, up], &wide);
-    let h = sketch.op(Operator::new("Add"), &[h, up_bias], &wide);
-    let h = sketch.op(Operator::new("Relu"), &[h], &wide);
-    let y = sketch.op(Operator::new("MatMul"), &[h, down], &stream);
-    let y = sketch.op(Operator::new("Add"), &[y, down_bias], &stream);
-    sketch.op(Operator::new("Add"), &[y, x], &stream)
+    let h = sketch.on("MatMul", &[x, up]);
+    let h = sketch.on("Add", &[h, up_bias]);
+    let h = sketch.on("Relu", &[h]);
+    let y = sketch.on("MatMul", &[h, down]);
+    let y = sketch.on("Add", &[y, down_bias]);
+    sketch.on("Add", &[y, x])
 }

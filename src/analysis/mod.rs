@@ -42,6 +42,8 @@ pub struct Analysis {
     pub single: Model,
     /// The name of the token mask, where it is given.
     pub mask_input: Option<String>,
+    /// Fused operators that could not be taken apart, and why.
+    pub fused: Vec<(String, String)>,
 }
 
 /// A model with data to measure it on.
@@ -158,7 +160,8 @@ impl Simplified {
         let found = discover_units(&lowered.model.graph, &seen, lengths, aim.scope);
         let written = View { found: lowered.bring_back(&found, &model.graph), seen: seen.of(&model.graph), model };
         clock.stage("discover");
-        Analysis { written, measured: View { model: lowered.model, seen, found }, single, mask_input }
+        let measured = View { model: lowered.model, seen, found };
+        Analysis { written, measured, single, mask_input, fused: lowered.declined }
     }
 }
 

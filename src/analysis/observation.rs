@@ -101,7 +101,7 @@ fn numbers(model: &Model) -> BTreeSet<usize> {
 }
 
 /// Lengths of every named axis: batches on first axes, what a convolution demands on second ones, `image`
-/// behind them, `lengths` elsewhere, others for every name.
+/// after them, `lengths` elsewhere, others for every name.
 fn sizes(
     inputs: &[Input],
     lengths: &[[usize; 2]],

@@ -20,6 +20,10 @@ pub struct InspectArgs {
     #[arg(long)]
     pub json: bool,
 
+    /// Say more: every reason that a rule gave, operator by operator
+    #[arg(short, long, conflicts_with = "json")]
+    pub verbose: bool,
+
     /// Sequence length for which FLOPs are counted and latencies measured
     #[arg(long, value_name = "N", default_value = "128", value_parser = positive)]
     pub seq_len: usize,

@@ -7,6 +7,7 @@ mod method;
 mod parse;
 mod prune;
 mod shared;
+mod terminal;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -17,6 +18,7 @@ pub use kprune::KpruneArgs;
 pub use method::{Method, MethodArgs};
 pub use prune::PruneArgs;
 pub use shared::{DataArgs, RuntimeArgs};
+pub use terminal::Terminal;
 
 /// Prune the attention heads and FFN neurons of an ONNX encoder, without retraining.
 ///

@@ -10,9 +10,8 @@ use kprune_passes::signature::{Axis, Input};
 use ndarray::Array4;
 use serde::Deserialize;
 
-use super::class_of;
 use super::fence::fenced;
-use super::labels::{Labels, converted};
+use super::labels::{Labels, class_of, converted};
 use super::samples::{Part, Samples};
 use crate::error::Error;
 use crate::store;

@@ -54,6 +54,7 @@ impl Labels {
 
     /// Labels from words: whole numbers are classes, other numbers are numbers, and anything else is the name of
     /// a class. `id` gives the class that a model calls so; without it, names are counted in alphabetic order.
+    #[cfg(any(feature = "text", feature = "images"))]
     pub(super) fn from_words(words: &[String], id: impl Fn(&str) -> Option<i64>) -> Self {
         let all = |parsed: Vec<Option<i64>>| parsed.into_iter().collect::<Option<Vec<i64>>>();
         if let Some(classes) = all(words.iter().map(|w| w.parse().ok()).collect()) {
@@ -119,6 +120,14 @@ impl Labels {
         }
         Some(all)
     }
+}
+
+/// The class that the `config.json` beside a model calls by a name.
+#[cfg(any(feature = "text", feature = "images"))]
+pub(super) fn class_of(model: &std::path::Path) -> impl Fn(&str) -> Option<i64> {
+    let config = crate::store::read(&model.with_file_name("config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    move |name| config.get("label2id")?.get(name)?.as_i64()
 }
 
 /// A tensor with the same numbers in another element type; `None` where that is not possible without a loss that

@@ -4,17 +4,20 @@
 pub use batches::{Batch, as_declared, find};
 pub use labels::Labels;
 pub(crate) use random::{axes_of, fill, room_for};
-pub use rows::Columns;
 
 mod arrays;
 mod batches;
 mod fence;
+#[cfg(feature = "images")]
 mod images;
 mod labels;
 mod mask;
+mod opener;
 mod random;
+#[cfg(feature = "text")]
 mod rows;
 mod samples;
+#[cfg(feature = "text")]
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -24,8 +27,8 @@ use kprune_passes::ir::{Model, Tensor};
 use kprune_passes::signature::{self, Axis, Input};
 
 use crate::error::Error;
-use crate::store;
 use mask::Mask;
+use opener::Opener;
 use samples::{FEW, Part, Samples, drawn, read_drawn};
 
 /// Where data come from.
@@ -50,6 +53,15 @@ pub struct Sources {
     pub seq_len: Option<usize>,
     /// Seed of whatever is drawn.
     pub seed: u64,
+}
+
+/// Which columns hold what; empty and `None` where that is to be guessed.
+#[derive(Clone, Debug, Default)]
+pub struct Columns {
+    /// One or two columns of text.
+    pub texts: Vec<String>,
+    /// The column of labels.
+    pub label: Option<String>,
 }
 
 /// Samples that fit a model: one array for every input, samples along the first axis.
@@ -78,25 +90,17 @@ impl Dataset {
     /// Where the data do not fit the model; the message names the array and says what was expected.
     pub fn gather(model: &Model, path: &Path, sources: &Sources, threads: usize) -> Result<Self, Error> {
         let inputs = signature::inputs(model);
-        let beside = |given: &Option<PathBuf>, name: &str| {
-            let found = path.parent().unwrap_or(Path::new("")).join(name);
-            given.clone().or_else(|| found.is_file().then_some(found))
-        };
-        let tokenizer = beside(&sources.tokenizer, "tokenizer.json");
-        let preprocessor = beside(&sources.preprocessor, "preprocessor_config.json");
+        let opener = Opener::new(&inputs, path, sources, threads);
         let is_task_data = !sources.batches.is_empty() || !sources.files.is_empty();
         let (opened, file, source): (Vec<Box<dyn Samples>>, _, _) = if !sources.batches.is_empty() {
             let given = arrays::Given::new(&sources.batches, &inputs)?;
             (vec![Box::new(given)], Path::new("given arrays"), "given arrays".to_string())
         } else if let Some(first) = sources.files.first() {
-            let open = |file: &PathBuf| {
-                open(file, &inputs, path, sources, threads, tokenizer.as_deref(), preprocessor.as_deref())
-            };
             let names: Vec<_> = sources.files.iter().map(|f| f.display().to_string()).collect();
-            (sources.files.iter().map(open).collect::<Result<_, _>>()?, first.as_path(), names.join(", "))
-        } else if let Some(tokenizer) = &tokenizer {
-            let texts = text::Texts::built_in(&inputs, tokenizer, threads);
-            (vec![Box::new(texts)], Path::new(""), "built-in English text".to_string())
+            let opened = sources.files.iter().map(|file| opener.open(file)).collect::<Result<_, _>>()?;
+            (opened, first.as_path(), names.join(", "))
+        } else if let Some(texts) = opener.built_in() {
+            (vec![texts], Path::new(""), "built-in English text".to_string())
         } else {
             let arrays = random::samples(model, &inputs, sources, random::SAMPLES)?;
             let part = arrays::Given::of(Part { arrays, labels: None });
@@ -209,50 +213,6 @@ impl Dataset {
         }
         lengths
     }
-}
-
-/// Opens the samples of one file or folder for the model at `model`.
-fn open(
-    file: &Path,
-    inputs: &[Input],
-    model: &Path,
-    sources: &Sources,
-    threads: usize,
-    tokenizer: Option<&Path>,
-    preprocessor: Option<&Path>,
-) -> Result<Box<dyn Samples>, Error> {
-    if file.is_dir() {
-        return Ok(match arrays::test_data_sets(file).is_empty() {
-            true => Box::new(images::Images::new(file, inputs, model, preprocessor)?),
-            false => Box::new(arrays::Sets::new(file, inputs)?),
-        });
-    }
-    match file.extension().and_then(|e| e.to_str()).unwrap_or("") {
-        "npz" => arrays::npz(file, inputs),
-        "safetensors" => arrays::safetensors(file, inputs),
-        "txt" | "jsonl" | "csv" | "tsv" => {
-            let missing = || {
-                let reason = "is text, and there is no tokenizer.json beside the model";
-                Error::data(file, reason, "name one with --tokenizer PATH")
-            };
-            let tokenizer = tokenizer.ok_or_else(missing)?;
-            let texts = text::Texts::read(file, inputs, tokenizer, (&sources.columns, threads), class_of(model))?;
-            Ok(Box::new(texts))
-        }
-        other => {
-            let reason = format!("is of the unknown kind {other:?}");
-            let help = "give .npz or .safetensors (one array per input), .jsonl, .csv, .tsv or .txt, a folder of \
-                        images, or a folder with test_data_set_*";
-            Err(Error::data(file, reason, help))
-        }
-    }
-}
-
-/// The class that the `config.json` beside a model calls by a name.
-fn class_of(model: &Path) -> impl Fn(&str) -> Option<i64> {
-    let config = store::read(&model.with_file_name("config.json")).unwrap_or_default();
-    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
-    move |name| config.get("label2id")?.get(name)?.as_i64()
 }
 
 /// Checks that the arrays can be fed to the model.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use super::Columns;
 use crate::error::Error;
 use crate::store;
 
@@ -11,15 +12,6 @@ use crate::store;
 pub(super) struct Rows {
     pub(super) texts: Vec<(String, Option<String>)>,
     pub(super) labels: Option<Vec<String>>,
-}
-
-/// Which columns hold what; empty and `None` where that is to be guessed.
-#[derive(Clone, Debug, Default)]
-pub struct Columns {
-    /// One or two columns of text.
-    pub texts: Vec<String>,
-    /// The column of labels.
-    pub label: Option<String>,
 }
 
 /// Names of text columns that data sets use, pairs first.

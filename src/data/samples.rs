@@ -108,7 +108,7 @@ pub(super) fn join(parts: Vec<Part>, inputs: &[Input], path: &Path) -> Result<Pa
 /// What to do where there are no samples.
 pub(super) const FEW: &str = "give at least a few dozen samples of the task";
 
-/// One array behind the other along the first axis, each filled with zeros to the longest; the reason where that
+/// Arrays concatenated along the first axis, each filled with zeros to the longest; the reason where that
 /// cannot be done.
 fn concatenate(pieces: &[&Tensor], input: &Input) -> Result<Tensor, String> {
     let first = pieces.first().ok_or("is missing")?;

@@ -9,9 +9,10 @@ use kprune_passes::signature::{Axis, Input};
 use serde_json::Value;
 use tokenizers::{EncodeInput, Encoding, Tokenizer};
 
+use super::Columns;
 use super::fence::fenced;
 use super::labels::Labels;
-use super::rows::{self, Columns, Rows};
+use super::rows::{self, Rows};
 use super::samples::{Part, Samples};
 use crate::error::Error;
 use crate::store;

@@ -294,5 +294,5 @@ fn first_difference(
             return Ok(format!("sublayer {} ({}) differs first", i + 1, sublayer.name));
         }
     }
-    Ok("no sublayer differs: the difference arises behind the last one".into())
+    Ok("no sublayer differs: the difference arises downstream of the last one".into())
 }

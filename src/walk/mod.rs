@@ -111,7 +111,7 @@ impl<'a> Calibrated<'a> {
     /// Where there is no such place.
     pub fn reach_outputs(&mut self) -> Result<(), Error> {
         let reached = self.probes.reach_outputs();
-        reached.map_err(|e| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() })
+        reached.map(|_| ()).map_err(|e| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() })
     }
 
     /// Ends the walk and lets go of all values.

@@ -19,8 +19,8 @@ pub struct Curve {
 }
 
 impl Curve {
-    /// A curve through `points`, pairs of kept units and time. More units never take less: where the clock says
-    /// so, it is the clock.
+    /// A curve through `points`, pairs of kept units and time, made non-decreasing: where more units took less time,
+    /// that is noise.
     pub fn new(mut points: Vec<(usize, f64)>) -> Self {
         points.sort_by_key(|p| p.0);
         let mut most = f64::MIN;
@@ -76,7 +76,7 @@ impl Costs {
         }
     }
 
-    /// What the unit costs that is the `nth` of sublayer `t` to stay, the first being 1.
+    /// The marginal cost of a unit of sublayer `t` when it is the `nth` to stay, the first being 1.
     pub fn nth(&self, t: usize, sublayer: &Sublayer, unit: usize, nth: usize) -> f64 {
         match self {
             Self::Flops => sublayer.units[unit].flops,

@@ -58,8 +58,8 @@ mod tests {
         let mut g = Sketch::default();
         let x = g.input("x", &[B, S, n(4)]);
         let w = g.weight("w", &[4, 6]);
-        let y = g.op(Operator::new("MatMul"), &[x, w], &[B, S, n(6)]);
-        let y = g.op(Operator::new("Relu"), &[y], &[B, S, n(6)]);
+        let y = g.on("MatMul", &[x, w]);
+        let y = g.on("Relu", &[y]);
         g.graph.add_output(y);
         let image = g.input("image", &[B, n(3), n(8), n(8)]);
         let kernel = g.weight("kernel", &[5, 3, 2, 2]);

@@ -311,7 +311,7 @@ impl Costs {
         let mut costs = Self::default();
         for node in graph.sorted() {
             let operator = graph.operator(node);
-            if !(operator.is("MatMul") || operator.is("Gemm")) {
+            if !operator.is_product() {
                 continue;
             }
             if let Some(flops) = flops::product(graph, seen, node, at) {

@@ -45,7 +45,7 @@ pub(super) fn follow(
     let start = graph.operator(projection.node).output(0).ok_or_else(outside)?;
     let upstream = graph.ancestors([projection.features]);
     let mut walk =
-        Walk { graph, seen, position, outputs: projection.outputs, carried: HashSet::new(), ahead: BTreeSet::new() };
+        Way { graph, seen, position, outputs: projection.outputs, carried: HashSet::new(), ahead: BTreeSet::new() };
     let mut path = Vec::new();
     let mut joint = None;
     let mut reached: Option<Residual> = None;
@@ -74,16 +74,16 @@ pub(super) fn follow(
 
 /// A sublayer whose output joins the stream only after a normalisation: the output itself, with its bias.
 fn normalised(graph: &Graph, start: ValueId, path: &[NodeId], upstream: &HashSet<NodeId>) -> Option<Residual> {
-    let below = graph.descendants([start]);
+    let downstream = graph.descendants([start]);
     let joins = |&n: &NodeId| {
         let operator = graph.operator(n);
         let [a, b] = [0, 1].map(|slot| operator.input(slot).and_then(|v| graph.producer(v)).map(|p| p.0));
         let (Some(a), Some(b), true) = (a, b, operator.is("Add")) else { return false };
         [(a, b), (b, a)].into_iter().any(|(own, other)| {
-            below.contains(&own) && upstream.contains(&other) && !passes_product(graph, own, &below)
+            downstream.contains(&own) && upstream.contains(&other) && !passes_product(graph, own, &downstream)
         })
     };
-    if !below.iter().any(joins) {
+    if !downstream.iter().any(joins) {
         return None;
     }
     let is_affine = |n: &&NodeId| graph.operator(**n).is("Add") || graph.operator(**n).is("Mul");
@@ -99,14 +99,13 @@ pub(super) fn alone(graph: &Graph, projection: &Projection) -> Option<Residual> 
 }
 
 /// Whether another product lies between the sublayer's output and what `node` makes.
-fn passes_product(graph: &Graph, node: NodeId, below: &HashSet<NodeId>) -> bool {
+fn passes_product(graph: &Graph, node: NodeId, downstream: &HashSet<NodeId>) -> bool {
     let between = graph.ancestors(graph.operator(node).outputs().iter().flatten().copied());
     let is_product = |n: &NodeId| {
         let operator = graph.operator(*n);
-        matches!(operator.op_type.as_str(), "MatMul" | "Gemm" | "Conv" | "Einsum" | "Softmax")
-            || !operator.is_standard()
+        operator.contracts() || operator.is("Softmax") || !operator.is_standard()
     };
-    between.iter().any(|n| below.contains(n) && is_product(n))
+    between.iter().any(|n| downstream.contains(n) && is_product(n))
 }
 
 fn outside() -> String {
@@ -122,7 +121,7 @@ enum Kind {
 }
 
 /// Goes through all operators that read the output, in the order of execution.
-struct Walk<'a> {
+struct Way<'a> {
     graph: &'a Graph,
     seen: &'a Observation,
     position: &'a HashMap<NodeId, usize>,
@@ -132,7 +131,7 @@ struct Walk<'a> {
     ahead: BTreeSet<(usize, NodeId)>,
 }
 
-impl Walk<'_> {
+impl Way<'_> {
     /// Notes a value that holds the output, and who reads it.
     fn carry(&mut self, value: ValueId) -> Result<(), String> {
         self.carried.insert(value);

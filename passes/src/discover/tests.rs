@@ -9,9 +9,9 @@ fn op(op_type: &str) -> Operator {
 /// Up, Relu, down: what a feed-forward sublayer gives before it joins anything.
 fn inner(g: &mut Sketch, x: ValueId) -> ValueId {
     let (up, down) = (g.weight("up", &[4, 6]), g.weight("down", &[6, 4]));
-    let h = g.op(op("MatMul"), &[x, up], &[B, S, n(6)]);
-    let h = g.op(op("Relu"), &[h], &[B, S, n(6)]);
-    g.op(op("MatMul"), &[h, down], &[B, S, n(4)])
+    let h = g.on("MatMul", &[x, up]);
+    let h = g.on("Relu", &[h]);
+    g.on("MatMul", &[h, down])
 }
 
 #[test]
@@ -26,7 +26,7 @@ fn an_output_is_followed_through_layouts_to_the_stream() {
         let y = g.op(op("Transpose").with(attribute::ints("perm", &order)), &[y], &dims);
         let joined = g.integers("joined", &[0, -1, 4]);
         let y = g.op(op("Reshape"), &[y, joined], &[B, S, n(4)]);
-        let sum = g.op(op("Add"), &[x, y], &[B, S, n(4)]);
+        let sum = g.on("Add", &[x, y]);
         g.graph.add_output(sum);
         let discovery = g.discover();
         assert_eq!(discovery.sublayers.len(), found as usize, "channels must stay on the last axis");
@@ -42,14 +42,14 @@ fn a_rolled_output_is_one_path() {
     let mut g = Sketch::default();
     let x = g.input("x", &[B, n(5), n(4)]);
     let (up, down) = (g.weight("up", &[4, 6]), g.weight("down", &[6, 4]));
-    let h = g.op(op("MatMul"), &[x, up], &[B, n(5), n(6)]);
-    let h = g.op(op("Relu"), &[h], &[B, n(5), n(6)]);
-    let y = g.op(op("MatMul"), &[h, down], &[B, n(5), n(4)]);
+    let h = g.on("MatMul", &[x, up]);
+    let h = g.on("Relu", &[h]);
+    let y = g.on("MatMul", &[h, down]);
     let bounds: Vec<ValueId> = [0, 2, 5, 1].map(|i| g.integers("at", &[i])).to_vec();
     let head = g.op(op("Slice"), &[y, bounds[0], bounds[1], bounds[3]], &[B, n(2), n(4)]);
     let tail = g.op(op("Slice"), &[y, bounds[1], bounds[2], bounds[3]], &[B, n(3), n(4)]);
     let rolled = g.op(op("Concat").with(attribute::int("axis", 1)), &[tail, head], &[B, n(5), n(4)]);
-    let sum = g.op(op("Add"), &[x, rolled], &[B, n(5), n(4)]);
+    let sum = g.on("Add", &[x, rolled]);
     g.graph.add_output(sum);
     assert_eq!(g.discover().sublayers[0].residual.path.len(), 4);
 }
@@ -58,10 +58,10 @@ fn a_rolled_output_is_one_path() {
 fn layers_side_by_side_share_the_stream_that_they_join() {
     let mut g = Sketch::default();
     let x = g.input("x", &[B, S, n(4)]);
-    let normal = g.op(op("Tanh"), &[x], &[B, S, n(4)]);
+    let normal = g.on("Tanh", &[x]);
     let (a, b) = (inner(&mut g, normal), inner(&mut g, normal));
-    let both = g.op(op("Add"), &[a, b], &[B, S, n(4)]);
-    let sum = g.op(op("Add"), &[x, both], &[B, S, n(4)]);
+    let both = g.on("Add", &[a, b]);
+    let sum = g.on("Add", &[x, both]);
     g.graph.add_output(sum);
     let discovery = g.discover();
     assert_eq!(discovery.sublayers.len(), 2);
@@ -72,19 +72,19 @@ fn layers_side_by_side_share_the_stream_that_they_join() {
 fn an_output_that_is_normalised_first_is_its_own_target() {
     let mut g = Sketch::default();
     let x = g.input("x", &[B, S, n(4)]);
-    let stream = g.op(op("Tanh"), &[x], &[B, S, n(4)]);
+    let stream = g.on("Tanh", &[x]);
     let y = inner(&mut g, stream);
     let (scale, shift) = (g.weight("scale", &[4]), g.weight("shift", &[4]));
-    let normal = g.op(op("LayerNormalization"), &[y, scale, shift], &[B, S, n(4)]);
-    let sum = g.op(op("Add"), &[stream, normal], &[B, S, n(4)]);
+    let normal = g.on("LayerNormalization", &[y, scale, shift]);
+    let sum = g.on("Add", &[stream, normal]);
     g.graph.add_output(sum);
     let discovery = g.discover();
     let sublayer = &discovery.sublayers[0];
     assert_eq!((sublayer.residual.output, sublayer.can_go_whole()), (y, false));
     // Behind another product it is no sublayer's output.
     let w = g.weight("further", &[4, 4]);
-    let further = g.op(op("MatMul"), &[normal, w], &[B, S, n(4)]);
-    let sum = g.op(op("Add"), &[stream, further], &[B, S, n(4)]);
+    let further = g.on("MatMul", &[normal, w]);
+    let sum = g.on("Add", &[stream, further]);
     g.graph.set_outputs(&[sum]);
     g.graph.remove_dead();
     assert!(g.discover().sublayers.iter().all(|s| s.projection.outputs != 4 || s.residual.output != y));
@@ -97,10 +97,10 @@ fn shared_weights_are_one_sublayer_with_several_places() {
     let (up, down) = (g.weight("up", &[4, 6]), g.weight("down", &[6, 4]));
     let mut stream = x;
     for _ in 0..3 {
-        let h = g.op(op("MatMul"), &[stream, up], &[B, S, n(6)]);
-        let h = g.op(op("Relu"), &[h], &[B, S, n(6)]);
-        let y = g.op(op("MatMul"), &[h, down], &[B, S, n(4)]);
-        stream = g.op(op("Add"), &[stream, y], &[B, S, n(4)]);
+        let h = g.on("MatMul", &[stream, up]);
+        let h = g.on("Relu", &[h]);
+        let y = g.on("MatMul", &[h, down]);
+        stream = g.on("Add", &[stream, y]);
     }
     g.graph.add_output(stream);
     let discovery = g.discover();
@@ -118,11 +118,11 @@ fn channels_that_end_in_different_weights_are_declined() {
     let mut g = Sketch::default();
     let x = g.input("x", &[B, S, n(4)]);
     let (up, a, b) = (g.weight("up", &[4, 6]), g.weight("a", &[6, 4]), g.weight("b", &[6, 4]));
-    let h = g.op(op("MatMul"), &[x, up], &[B, S, n(6)]);
-    let first = g.op(op("MatMul"), &[h, a], &[B, S, n(4)]);
-    let second = g.op(op("MatMul"), &[h, b], &[B, S, n(4)]);
-    let sum = g.op(op("Add"), &[x, first], &[B, S, n(4)]);
-    let sum = g.op(op("Add"), &[sum, second], &[B, S, n(4)]);
+    let h = g.on("MatMul", &[x, up]);
+    let first = g.on("MatMul", &[h, a]);
+    let second = g.on("MatMul", &[h, b]);
+    let sum = g.on("Add", &[x, first]);
+    let sum = g.on("Add", &[sum, second]);
     g.graph.add_output(sum);
     let discovery = g.discover();
     assert!(discovery.sublayers.is_empty());
@@ -149,7 +149,7 @@ fn a_sum_that_stretches_the_stream_is_no_residual() {
         let x = g.input("x", &[B, S, n(4)]);
         let y = inner(&mut g, x);
         let stream = g.input("stream", &dims);
-        let sum = g.op(op("Add"), &[stream, y], &[B, S, n(4)]);
+        let sum = g.on("Add", &[stream, y]);
         g.graph.add_output(sum);
         let discovery = g.discover();
         assert_eq!(discovery.sublayers.len(), found, "{:?}", discovery.declined);

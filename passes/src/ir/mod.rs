@@ -1,9 +1,11 @@
 //! The intermediate representation: a model as a graph of operators and values.
 
+mod check;
 mod element;
 mod graph;
 mod model;
 mod operator;
+pub mod schema;
 mod tensor;
 
 pub use element::ElementType;

@@ -1,7 +1,7 @@
 //! A graph with what the file says around it.
 
 use super::{Graph, ValueId};
-use crate::onnx::schema::{GraphProto, ModelProto, OperatorSetIdProto, SparseTensorProto, ValueInfoProto};
+use crate::ir::schema::{GraphProto, ModelProto, OperatorSetIdProto, SparseTensorProto, ValueInfoProto};
 
 /// A model: a graph, and everything else that its file holds.
 #[derive(Clone, Debug, Default)]

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{Tensor, ValueId};
-use crate::onnx::schema::{AttributeProto, NodeProto};
+use crate::ir::schema::{AttributeProto, NodeProto};
 
 /// One operator of a graph.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +52,16 @@ impl Operator {
     /// Whether the operator belongs to the standard operator set.
     pub fn is_standard(&self) -> bool {
         matches!(self.domain.as_str(), "" | "ai.onnx")
+    }
+
+    /// Whether it is a matrix product.
+    pub fn is_product(&self) -> bool {
+        self.is("MatMul") || self.is("Gemm")
+    }
+
+    /// Whether it multiplies and sums: a matrix product, a convolution, or any product that Einstein's notation has.
+    pub fn contracts(&self) -> bool {
+        self.is_product() || self.is("Conv") || self.is("Einsum")
     }
 
     /// The inputs; `None` is an optional input that was left out.

@@ -8,7 +8,7 @@ use ndarray::{ArrayD, IxDyn};
 use thiserror::Error;
 
 use super::ElementType;
-use crate::onnx::schema::TensorProto;
+use crate::ir::schema::TensorProto;
 
 /// Value of `TensorProto.data_location` for data that lies in another file.
 pub const EXTERNAL: i32 = 1;

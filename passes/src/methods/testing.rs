@@ -16,7 +16,7 @@ const WIDTH: usize = 4;
 /// Tokens, a quarter of which are held out.
 const TOKENS: usize = 48;
 
-/// Feed-forward sublayers one behind the other, whose features are given and do not change with what is decided.
+/// A chain of feed-forward sublayers, whose features are given and do not change with what is decided.
 #[derive(Clone)]
 pub(crate) struct FakeWalk {
     pub(crate) sublayers: Vec<Sublayer>,

@@ -5,7 +5,7 @@ use std::io::{Result, Write};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
-use super::schema::ModelProto;
+use crate::ir::schema::ModelProto;
 
 /// The numbers of the fields `ModelProto.graph` and `GraphProto.initializer`.
 const GRAPH: u32 = 7;
@@ -42,7 +42,7 @@ fn header(tag: u32, length: usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::schema::{GraphProto, TensorProto};
+    use crate::ir::schema::{GraphProto, TensorProto};
 
     #[test]
     fn what_is_written_in_parts_is_read_as_a_whole() {

@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::ReadError;
-use super::schema::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
+use crate::ir::schema::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
 
 /// Operators that calls may become, all together: functions that call each other twice would be as many as there
 /// are atoms otherwise.

@@ -1,16 +1,15 @@
-//! ONNX files: the schema, and reading and writing a [`Model`](crate::ir::Model).
+//! ONNX files: reading and writing a [`Model`](crate::ir::Model).
 
 mod encode;
 mod inline;
 mod read;
-pub mod schema;
 mod write;
 
 pub use encode::encode;
 pub use read::{ReadError, read, read_inlined};
 pub use write::{Detached, ExternalFile, Written, external_locations, write, write_detached};
 
-use schema::{StringStringEntryProto, TensorProto};
+use crate::ir::schema::{StringStringEntryProto, TensorProto};
 
 /// The value of `key` in a list of keys and values.
 pub(crate) fn entry<'a>(entries: &'a [StringStringEntryProto], key: &str) -> Option<&'a str> {

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use prost::Message;
 use thiserror::Error;
 
-use super::schema::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use super::{entry, location};
+use crate::ir::schema::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::ir::{EXTERNAL, Graph, Model, Operator, Tensor, TensorError, ValueId};
 
 /// Why a file is no model that can be worked on.
@@ -339,7 +339,7 @@ mod tests {
         let inner =
             GraphProto { node: vec![node("Relu", &["h"], &["z"])], output: vec![named("z")], ..Default::default() };
         let mut branch = node("If", &["x"], &["y"]);
-        branch.attribute = vec![crate::onnx::schema::AttributeProto {
+        branch.attribute = vec![crate::ir::schema::AttributeProto {
             name: Some("then_branch".into()),
             g: Some(inner),
             ..Default::default()

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use prost::Message;
 
-use super::schema::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use super::{entry, location, new_entry};
+use crate::ir::schema::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::ir::{EXTERNAL, Graph, Model, Operator, Tensor, ValueId};
 
 /// Tensors of at least this many bytes are aligned in external files, so that they can be mapped.
@@ -156,7 +156,7 @@ impl Layout {
         let mut proto = tensor.proto().clone();
         let set = |entries: &mut Vec<_>, key: &str, value: String| match entries
             .iter_mut()
-            .find(|e: &&mut super::schema::StringStringEntryProto| e.key() == key)
+            .find(|e: &&mut crate::ir::schema::StringStringEntryProto| e.key() == key)
         {
             Some(entry) => entry.value = Some(value),
             None => entries.push(new_entry(key, value)),

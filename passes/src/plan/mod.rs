@@ -72,3 +72,45 @@ impl Plan {
         self.each(discovery).filter(|(s, _)| s.kind == kind).map(|(_, d)| d.kept()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{B, S, Sketch, feed_forward, n};
+
+    #[test]
+    fn a_decision_knows_what_stays_and_what_it_costs() {
+        let mut sketch = Sketch::default();
+        let x = sketch.input("x", &[B, S, n(4)]);
+        let y = feed_forward(&mut sketch, x, 4, 6);
+        sketch.graph.add_output(y);
+        let found = sketch.discover();
+        let mut plan = Plan::untouched(&found.sublayers);
+        let all = plan.decisions[0].flops(&found.sublayers[0]);
+        plan.decisions[0].keep = vec![true, false, true, false, false, true];
+        let decision = &plan.decisions[0];
+        assert_eq!((decision.kept(), decision.columns(&found.sublayers[0])), (3, vec![0, 2, 5]));
+        assert_eq!(decision.flops(&found.sublayers[0]), all / 2.0);
+        assert_eq!(plan.kept(&found, Kind::Neuron), [3]);
+        assert!(plan.kept(&found, Kind::Head).is_empty());
+    }
+
+    #[test]
+    fn a_tuned_projection_replaces_the_weight_and_adds_to_the_bias_that_is_there() {
+        let mut sketch = Sketch::default();
+        let x = sketch.input("x", &[B, S, n(4)]);
+        let y = feed_forward(&mut sketch, x, 4, 6);
+        sketch.graph.add_output(y);
+        let found = sketch.discover();
+        let (sublayer, mut graph) = (&found.sublayers[0], sketch.graph.clone());
+        let (_, _, old) = bias_of(&graph, sublayer).unwrap();
+        let tuned = Tuned { weight: Array2::from_elem((6, 4), 0.25), bias: Array1::from_elem(4, 2.0) };
+        write_projection(&mut graph, sublayer, &tuned).unwrap();
+        let weight = graph.operator(sublayer.projection.node).input(sublayer.projection.weight_slot).unwrap();
+        assert!(graph.constant(weight).unwrap().to_f64().unwrap().iter().all(|&w| w == 0.25));
+        let (_, _, new) = bias_of(&graph, sublayer).unwrap();
+        let added = new.to_f64().unwrap() - old.to_f64().unwrap();
+        assert!(added.iter().all(|d| (d - 2.0).abs() < 1e-6));
+        assert_eq!(graph.sorted().len(), sketch.graph.sorted().len(), "no operator is added");
+    }
+}

@@ -18,6 +18,7 @@ pub fn write_projections(graph: &mut Graph, discovery: &Discovery, plan: &Plan) 
             write_projection(graph, sublayer, tuned)?;
         }
     }
+    graph.checked("writing projections");
     Ok(())
 }
 
@@ -46,7 +47,7 @@ fn write_weight(graph: &mut Graph, sublayer: &Sublayer, weight: &Array2<f64>) ->
     Ok(())
 }
 
-/// Adds to the bias constants behind the projection, or adds a bias where there is none.
+/// Adds to the bias constants downstream of the projection, or adds a bias where there is none.
 fn write_bias(graph: &mut Graph, sublayer: &Sublayer, bias: &Array1<f64>) -> Result<(), TensorError> {
     let element = graph.constant(sublayer.projection.weight).ok_or(TensorError::Missing)?.element();
     let mut made: HashMap<Option<ValueId>, ValueId> = HashMap::new();

@@ -11,6 +11,9 @@
 //! for every token in the Gram matrix, values that the host feeds anew in every pass. [`Criterion`] is where a loss on
 //! labels joins.
 //!
+//! What the graphs give is compared with sums formed on the host in tests/measure.rs, mask gradients with finite
+//! differences of the loss in tests/mask_gradient.rs.
+//!
 //! [`Criterion`]: crate::calculus::loss::Criterion
 
 mod columns;
@@ -69,29 +72,33 @@ impl<'a> Probes<'a> {
         Self { model, student: model.clone(), seen: seen.clone(), discovery, crossings, objective, token_mask }
     }
 
-    /// Moves the loss to what goes into operators that cannot be differentiated, where outputs depend on
-    /// sublayers through such: a choice, a branch, an operator of another domain.
+    /// Moves the loss to what goes into operators that cannot be differentiated, where outputs depend on sublayers
+    /// through such: a choice, a branch, an operator of another domain. Returns those operators, and why.
     ///
     /// # Errors
     /// Where there is no such value either.
-    pub fn reach_outputs(&mut self) -> Result<(), DifferentiateError> {
+    pub fn reach_outputs(&mut self) -> Result<Vec<(String, String)>, DifferentiateError> {
         let graph = &self.model.graph;
         let features = self.discovery.sublayers.iter().flat_map(|s| s.sites()).map(|(p, _)| p.features);
         let downstream = graph.descendants(features);
+        let mut opaque = Vec::new();
         for &output in graph.outputs() {
             let is_float = self.seen.element(output).is_some_and(ElementType::is_float);
             if let Some((node, _)) = graph.producer(output).filter(|(n, _)| !is_float && downstream.contains(n)) {
                 self.objective.look_before(graph, &self.seen, node, &downstream);
+                opaque.push((graph.label(node), "what it makes is no tensor of floating-point numbers".to_string()));
             }
         }
         for _ in 0..MOST_OPAQUE {
             match self.columns(0, Criterion::default()) {
-                Ok(_) => return Ok(()),
-                Err(error) if self.objective.look_before(graph, &self.seen, error.at, &downstream) => {}
+                Ok(_) => return Ok(opaque),
+                Err(error) if self.objective.look_before(graph, &self.seen, error.at, &downstream) => {
+                    opaque.push((error.node, error.why));
+                }
                 Err(error) => return Err(error),
             }
         }
-        self.columns(0, Criterion::default()).map(|_| ())
+        self.columns(0, Criterion::default()).map(|_| opaque)
     }
 
     /// Puts the projection that was decided on where the same weights are applied again downstream, or where

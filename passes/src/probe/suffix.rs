@@ -79,6 +79,7 @@ pub fn finish(part: &mut Model, outputs: &[ValueId]) {
     part.graph.remove_dead();
     part.graph.remove_unread_inputs();
     part.graph.remove_dead();
+    part.graph.checked("cutting out a part");
 }
 
 #[cfg(test)]

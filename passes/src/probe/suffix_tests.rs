@@ -6,9 +6,9 @@ use crate::testing::{B, S, Sketch, feed_forward, n};
 fn two() -> (Sketch, ValueId, [ValueId; 2]) {
     let mut g = Sketch::default();
     let input = g.input("x", &[B, S, n(4)]);
-    let x = g.op(Operator::new("Abs"), &[input], &[B, S, n(4)]);
+    let x = g.on("Abs", &[input]);
     let first = feed_forward(&mut g, x, 4, 6);
-    let mixed = g.op(Operator::new("Mul"), &[first, x], &[B, S, n(4)]);
+    let mixed = g.on("Mul", &[first, x]);
     let second = feed_forward(&mut g, mixed, 4, 5);
     g.graph.add_output(second);
     (g, x, [first, second])
@@ -43,15 +43,15 @@ fn a_part_reads_only_what_crosses_into_it() {
 fn layers_side_by_side_are_entered_from_the_same_values() {
     let mut g = Sketch::default();
     let x = g.input("x", &[B, S, n(4)]);
-    let stream = g.op(Operator::new("Tanh"), &[x], &[B, S, n(4)]);
+    let stream = g.on("Tanh", &[x]);
     let mut sides = Vec::new();
     for name in ["a", "b"] {
         let (up, down) = (g.weight(&format!("{name}_up"), &[4, 6]), g.weight(&format!("{name}_down"), &[6, 4]));
-        let h = g.op(Operator::new("MatMul"), &[stream, up], &[B, S, n(6)]);
-        sides.push(g.op(Operator::new("MatMul"), &[h, down], &[B, S, n(4)]));
+        let h = g.on("MatMul", &[stream, up]);
+        sides.push(g.on("MatMul", &[h, down]));
     }
     let both = g.op(Operator::new("Add"), &[sides[0], sides[1]], &[B, S, n(4)]);
-    let sum = g.op(Operator::new("Add"), &[stream, both], &[B, S, n(4)]);
+    let sum = g.on("Add", &[stream, both]);
     g.graph.add_output(sum);
     let crossings = Crossings::find(&g.graph, &g.discover());
     assert_eq!(crossings.at(0), crossings.at(1));

@@ -27,10 +27,33 @@ pub fn mask_units(
         let masked = multiply(graph, projection.features, mask);
         graph.set_input(projection.node, projection.features_slot, Some(masked));
     }
+    graph.checked("masking");
     Ok(())
 }
 
 fn multiply(graph: &mut Graph, features: ValueId, mask: ValueId) -> ValueId {
     let hint = format!("{}_masked", graph.name(features));
     graph.add(Operator::new("Mul"), &[features, mask], &hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{B, S, Sketch, feed_forward, n};
+
+    #[test]
+    fn features_of_removed_units_are_multiplied_by_nothing() {
+        let mut sketch = Sketch::default();
+        let x = sketch.input("x", &[B, S, n(4)]);
+        let y = feed_forward(&mut sketch, x, 4, 3);
+        sketch.graph.add_output(y);
+        let (found, mut graph) = (sketch.discover(), sketch.graph.clone());
+        let sublayer = &found.sublayers[0];
+        mask_units(&mut graph, sublayer, &[true, false, true], ElementType::F32).unwrap();
+        let masked = graph.operator(sublayer.projection.node).input(sublayer.projection.features_slot).unwrap();
+        let product = graph.operator(graph.producer(masked).unwrap().0);
+        assert!(product.is("Mul") && product.input(0) == Some(sublayer.projection.features));
+        let mask = graph.constant(product.input(1).unwrap()).unwrap().to_f64().unwrap();
+        assert_eq!(mask.into_raw_vec_and_offset().0, [1.0, 0.0, 1.0]);
+    }
 }

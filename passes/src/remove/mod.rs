@@ -1,8 +1,8 @@
 //! Physical removal: smaller weights, rewritten shapes, nothing left behind.
 
-mod fused;
+mod attention;
 pub mod masked;
-mod rewrite;
+pub(crate) mod rewrite;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -11,10 +11,10 @@ use thiserror::Error;
 
 use crate::discover::provenance::{Channel, Plane, Provenance};
 use crate::discover::{Discovery, Sublayer};
+use crate::ir::schema::tensor_shape_proto::dimension;
+use crate::ir::schema::type_proto;
 use crate::ir::{ElementType, Graph, Model, NodeId, Operator, Tensor, TensorError, ValueId, attribute};
 use crate::observe::Observation;
-use crate::onnx::schema::tensor_shape_proto::dimension;
-use crate::onnx::schema::type_proto;
 use crate::plan::{Decision, Plan, along_path, bias_at, write_projections};
 
 /// Why units cannot be cut out of a graph.
@@ -44,7 +44,7 @@ pub enum RemoveError {
 /// Cuts what `plan` removes out of `model` and writes the tuned projections.
 ///
 /// # Errors
-/// Where something cannot be cut; the model is then left in no defined state.
+/// Where something cannot be cut.
 pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &Plan) -> Result<Model, RemoveError> {
     let mut pruned = model.clone();
     let graph = &mut pruned.graph;
@@ -64,13 +64,14 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
     graph.remove_dead();
     let mut cut = Cut { provenance: &discovery.provenance, seen, removed, tainted: HashSet::new() };
     cut.tainted = cut.lengths_of_cut_values(graph);
-    // What bypassing adds is as it should be.
+    // Operators that the bypass added have sizes of the stream, which stays whole.
     for node in graph.sorted().into_iter().filter(|&n| model.graph.contains(n)) {
         rewrite::rewrite(graph, node, &cut)?;
     }
     cut.slice_uses(graph)?;
     cut.declare_shapes(graph)?;
     graph.remove_dead();
+    graph.checked("removal");
     Ok(pruned)
 }
 
@@ -264,11 +265,11 @@ fn pick_within(graph: &mut Graph, value: ValueId, axis: usize, period: usize, ke
         let (from, to) = (numbers(graph, &[from]), numbers(graph, &[to]));
         graph.add(Operator::new("Slice"), &[shape, from, to], hint)
     };
-    let (before, behind) = (part(0, axis as i64), part(axis as i64 + 1, i64::MAX));
+    let (before, after) = (part(0, axis as i64), part(axis as i64 + 1, i64::MAX));
     let reshape = |value: ValueId, middle: &[i64], graph: &mut Graph| {
         let middle = numbers(graph, middle);
         let concat = Operator::new("Concat").with(attribute::int("axis", 0));
-        let target = graph.add(concat, &[before, middle, behind], hint);
+        let target = graph.add(concat, &[before, middle, after], hint);
         graph.add(Operator::new("Reshape"), &[value, target], hint)
     };
     let apart = reshape(value, &[-1, period as i64], graph);

@@ -2,28 +2,47 @@
 //!
 //! A parameter is never changed in place: another operator may need it as it was.
 
-use super::{Cut, RemoveError, fused};
-use crate::discover::provenance::range;
+use super::{Cut, RemoveError, attention};
 use crate::ir::{Graph, NodeId, Operator, Slot, Tensor, ValueId, attribute};
-use crate::observe::Dim;
+use crate::observe::{Dim, range};
+use crate::rules::{Decline, Table, find};
 
-/// Rewrites the operator at `node` where what it reads or makes becomes smaller.
+/// Rewrites an operator where what it reads or makes becomes smaller.
+pub(super) type Rule = fn(&mut Graph, NodeId, &Cut) -> Result<(), Decline>;
+
+/// Rules for standard operators.
+const RULES: Table<Rule> = &[
+    (&["Reshape", "Expand"], |graph, node, cut| retarget(graph, node, 1, cut)),
+    (&["ConstantOfShape"], |graph, node, cut| retarget(graph, node, 0, cut)),
+    (&["Resize"], resize),
+    (&["Tile"], tile),
+    (&["Split"], split),
+    (&["Slice"], slice),
+    (&["Gather"], gather),
+];
+
+/// The operators that have a rule, each with whether it is a standard one.
+#[cfg(test)]
+pub(crate) fn operators() -> Vec<(&'static str, bool)> {
+    let of = |table, is_standard| crate::rules::names(&[table]).into_iter().map(move |name| (name, is_standard));
+    of(RULES, true).chain(of(attention::RULES, true)).chain(of(attention::RULES, false)).collect()
+}
+
+/// Rewrites the operator at `node` where what it reads or makes becomes smaller; others need no rewriting.
 pub(super) fn rewrite(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), RemoveError> {
     let operator = graph.operator(node);
-    let outcome = match operator.op_type.as_str() {
-        "Attention" | "MultiHeadAttention" => fused::attention(graph, node, cut),
-        _ if !operator.is_standard() => Ok(()),
-        "Reshape" => retarget(graph, node, 1, cut),
-        "Expand" => retarget(graph, node, 1, cut),
-        "Resize" if operator.input(3).is_some() => retarget(graph, node, 3, cut),
-        "Tile" => tile(graph, node, cut),
-        "ConstantOfShape" => retarget(graph, node, 0, cut),
-        "Split" => split(graph, node, cut),
-        "Slice" => slice(graph, node, cut),
-        "Gather" => gather(graph, node, cut),
-        _ => Ok(()),
-    };
-    outcome.map_err(|why| RemoveError::Rewrite { node: graph.label(node), why })
+    let standard: &[Table<Rule>] = if operator.is_standard() { &[RULES] } else { &[] };
+    let rule = find(standard, &operator.op_type).or_else(|| find(&[attention::RULES], &operator.op_type));
+    let outcome = rule.map_or(Ok(()), |rule| rule(graph, node, cut));
+    outcome.map_err(|Decline(why)| RemoveError::Rewrite { node: graph.label(node), why })
+}
+
+/// One with target sizes; target scales stay what they are.
+fn resize(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), Decline> {
+    match graph.operator(node).input(3) {
+        Some(_) => retarget(graph, node, 3, cut),
+        None => Ok(()),
+    }
 }
 
 /// One element of a target shape.
@@ -56,7 +75,7 @@ impl Element {
 }
 
 /// Gives an operator with a target shape a new one where lengths change.
-fn retarget(graph: &mut Graph, node: NodeId, slot: usize, cut: &Cut) -> Result<(), String> {
+fn retarget(graph: &mut Graph, node: NodeId, slot: usize, cut: &Cut) -> Result<(), Decline> {
     let operator = graph.operator(node);
     let (output, target) =
         (operator.output(0).ok_or("it has no output")?, operator.input(slot).ok_or("it has no target shape")?);
@@ -141,7 +160,7 @@ fn constant(graph: &mut Graph, old: ValueId, numbers: &[i64]) -> ValueId {
 }
 
 /// Gives a `Tile` that copies what becomes smaller repeats that do not depend on lengths that change.
-fn tile(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), String> {
+fn tile(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), Decline> {
     let operator = graph.operator(node);
     let (data, repeats) = (operator.input(0).ok_or("it reads nothing")?, operator.input(1).ok_or("it has no repeats")?);
     let output = operator.output(0).ok_or("it has no output")?;
@@ -161,7 +180,7 @@ fn tile(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), String> {
     Ok(())
 }
 
-fn data_axis(graph: &Graph, node: NodeId, cut: &Cut, axis: i64) -> Result<(ValueId, usize), String> {
+fn data_axis(graph: &Graph, node: NodeId, cut: &Cut, axis: i64) -> Result<(ValueId, usize), Decline> {
     let data = graph.operator(node).input(0).ok_or("it reads nothing")?;
     let rank = cut.seen.shape(data).map(<[usize]>::len).ok_or("its input was not seen")?;
     let axis = if axis < 0 { axis + rank as i64 } else { axis };
@@ -173,7 +192,7 @@ fn kept_at(graph: &Graph, node: NodeId, slot: usize, axis: usize, cut: &Cut) -> 
     cut.kept(cut.provenance.planes_at(graph, node, slot), axis)
 }
 
-fn split(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), String> {
+fn split(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), Decline> {
     let operator = graph.operator(node);
     let (data, axis) = data_axis(graph, node, cut, operator.int("axis", 0))?;
     if kept_at(graph, node, 0, axis, cut).is_none() {
@@ -191,7 +210,7 @@ fn split(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), String> {
     Ok(())
 }
 
-fn slice(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), String> {
+fn slice(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), Decline> {
     let operator = graph.operator(node);
     let integers = |slot: usize| -> Option<Vec<i64>> {
         cut.seen.fixed_integers(operator.input(slot)?).map(|ints| ints.iter().copied().collect())
@@ -227,7 +246,7 @@ fn slice(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), String> {
     Ok(())
 }
 
-fn gather(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), String> {
+fn gather(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), Decline> {
     let operator = graph.operator(node);
     let (_, axis) = data_axis(graph, node, cut, operator.int("axis", 0))?;
     let Some(kept) = kept_at(graph, node, 0, axis, cut) else { return Ok(()) };

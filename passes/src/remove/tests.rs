@@ -91,7 +91,7 @@ impl Heads {
 
     fn product(&mut self, name: &str, columns: usize) -> ValueId {
         let w = self.g.weight(name, &[8, columns]);
-        self.g.op(op("MatMul"), &[self.x, w], &[B, S, n(columns)])
+        self.g.on("MatMul", &[self.x, w])
     }
 
     /// Scores of the heads against each other and a sum over them, from [B, S, 3, 4].
@@ -99,16 +99,16 @@ impl Heads {
         let g = &mut self.g;
         let q = g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 1, 3])), &[heads], &[B, n(3), S, n(4)]);
         let k = g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 3, 1])), &[heads], &[B, n(3), n(4), S]);
-        let scores = g.op(op("MatMul"), &[q, k], &[B, n(3), S, S]);
-        let context = g.op(op("MatMul"), &[scores, q], &[B, n(3), S, n(4)]);
+        let scores = g.on("MatMul", &[q, k]);
+        let context = g.on("MatMul", &[scores, q]);
         g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 1, 3])), &[context], &[B, S, n(3), n(4)])
     }
 
     fn finish(&mut self, features: ValueId) {
         let g = &mut self.g;
         let w = g.weight("out", &[12, 8]);
-        let y = g.op(op("MatMul"), &[features, w], &[B, S, n(8)]);
-        let y = g.op(op("Add"), &[self.x, y], &[B, S, n(8)]);
+        let y = g.on("MatMul", &[features, w]);
+        let y = g.on("Add", &[self.x, y]);
         g.graph.add_output(y);
     }
 }
@@ -167,8 +167,8 @@ fn heads_folded_with_the_batch_take_a_free_length() {
     let heads = g.op(op("Reshape"), &[turned, split], &[S, folded, n(4)]);
     let q = g.op(op("Transpose").with(attribute::ints("perm", &[1, 0, 2])), &[heads], &[folded, S, n(4)]);
     let k = g.op(op("Transpose").with(attribute::ints("perm", &[1, 2, 0])), &[heads], &[folded, n(4), S]);
-    let scores = g.op(op("MatMul"), &[q, k], &[folded, S, S]);
-    let context = g.op(op("MatMul"), &[scores, q], &[folded, S, n(4)]);
+    let scores = g.on("MatMul", &[q, k]);
+    let context = g.on("MatMul", &[scores, q]);
     let back = g.op(op("Transpose").with(attribute::ints("perm", &[1, 0, 2])), &[context], &[S, folded, n(4)]);
     let join = g.shape(op("Concat").with(attribute::int("axis", 0)), &[back], &[S, B, n(12)]);
     let joined = g.op(op("Reshape"), &[back, join], &[S, B, n(12)]);
@@ -232,7 +232,7 @@ fn an_expanded_mask_and_picked_channels_shrink_along() {
     let flat = h.g.input("bias", &[n(1), n(1)]);
     let target = h.g.integers("target", &[1, 1, 3, 1]);
     let wide = h.g.op(op("Expand"), &[flat, target], &[n(1), n(1), n(3), n(1)]);
-    let heads = h.g.op(op("Add"), &[heads, wide], &[B, S, n(3), n(4)]);
+    let heads = h.g.on("Add", &[heads, wide]);
     let context = h.attend(heads);
     let join = h.g.integers("join", &[0, 0, -1]);
     let features = h.g.op(op("Reshape"), &[context, join], &[B, S, n(12)]);
@@ -306,16 +306,16 @@ fn what_joins_no_stream_is_declined() {
     let mut g = Sketch::default();
     let x = g.input("x", &[B, S, n(4)]);
     let (up, down) = (g.weight("up", &[4, 6]), g.weight("down", &[6, 4]));
-    let h = g.op(op("MatMul"), &[x, up], &[B, S, n(6)]);
-    let y = g.op(op("MatMul"), &[h, down], &[B, S, n(4)]);
+    let h = g.on("MatMul", &[x, up]);
+    let y = g.on("MatMul", &[h, down]);
     g.graph.add_output(y);
     let discovery = g.discover();
     assert!(discovery.sublayers.is_empty());
     assert!(discovery.declined.iter().any(|d| d.why.contains("residual stream")));
     // Added to something that the features do not come from.
     let other = g.input("other", &[B, S, n(4)]);
-    let branch = g.op(op("Relu"), &[other], &[B, S, n(4)]);
-    let sum = g.op(op("Add"), &[y, branch], &[B, S, n(4)]);
+    let branch = g.on("Relu", &[other]);
+    let sum = g.on("Add", &[y, branch]);
     g.graph.set_outputs(&[sum]);
     assert!(g.discover().sublayers.is_empty());
     assert!(g.graph.consumers(sum).iter().all(|(_, slot)| *slot == Slot::Output));
@@ -329,8 +329,8 @@ fn a_shared_bias_is_picked_from_where_it_is_read() {
     let heads = h.g.op(op("Reshape"), &[y, split], &[B, S, n(3), n(4)]);
     let table = h.g.weight("table", &[3, 1]);
     let flat = h.g.input("flat", &[n(1), n(1)]);
-    let bias = h.g.op(op("Mul"), &[table, flat], &[n(3), n(1)]);
-    let heads = h.g.op(op("Add"), &[heads, bias], &[B, S, n(3), n(4)]);
+    let bias = h.g.on("Mul", &[table, flat]);
+    let heads = h.g.on("Add", &[heads, bias]);
     h.g.graph.add_output(bias);
     let context = h.attend(heads);
     let join = h.g.integers("join", &[0, 0, -1]);
@@ -348,8 +348,8 @@ fn layer_scale_lies_on_the_way_to_the_stream() {
     let (up, down) = (g.weight("up", &[4, 6]), g.weight("down", &[6, 4]));
     let (bias, scale) = (g.weight("bias", &[4]), g.weight("scale", &[4]));
     let stream = [B, S, n(4)];
-    let h = g.op(op("MatMul"), &[x, up], &[B, S, n(6)]);
-    let h = g.op(op("Relu"), &[h], &[B, S, n(6)]);
+    let h = g.on("MatMul", &[x, up]);
+    let h = g.on("Relu", &[h]);
     let y = g.op(op("MatMul"), &[h, down], &stream);
     let y = g.op(op("Add"), &[y, bias], &stream);
     let y = g.op(op("Mul"), &[y, scale], &stream);

@@ -1,5 +1,5 @@
 //! Constants read directly: an exporter may pass one that layers share through `Identity`, or leave a
-//! weight to be turned at run time, behind which nobody can see that it is a constant.
+//! weight to be transposed at run time, and nobody downstream can see that it is a constant.
 
 use crate::ir::{Graph, Operator, Slot, ValueId};
 
@@ -19,16 +19,15 @@ pub fn fold_constants(graph: &mut Graph) {
         }
     }
     graph.remove_dead();
+    graph.checked("folding constants");
 }
 
 /// Gives every matrix product a weight of its own where several share one.
 pub fn untie(graph: &mut Graph) {
     for value in graph.initializers() {
         let Some(tensor) = graph.constant(value).filter(|t| t.dims().len() > 1).cloned() else { continue };
-        let is_weight = |reader: &(crate::ir::NodeId, Slot)| {
-            let is_product = || matches!(graph.operator(reader.0).op_type.as_str(), "MatMul" | "Gemm");
-            reader.1 == Slot::Input(1) && is_product()
-        };
+        let is_weight =
+            |reader: &(crate::ir::NodeId, Slot)| reader.1 == Slot::Input(1) && graph.operator(reader.0).is_product();
         let readers: Vec<_> = graph.consumers(value).into_iter().filter(is_weight).skip(1).collect();
         for (node, _) in readers {
             let hint = format!("{}_untied", graph.name(value));
@@ -36,12 +35,13 @@ pub fn untie(graph: &mut Graph) {
             graph.set_input(node, 1, Some(own));
         }
     }
+    graph.checked("untying weights");
 }
 
 /// Whether only matrix products read a value.
 fn feeds_products(graph: &Graph, value: ValueId) -> bool {
     let is_product = |reader: &(crate::ir::NodeId, Slot)| {
-        matches!(reader.1, Slot::Input(_)) && matches!(graph.operator(reader.0).op_type.as_str(), "MatMul" | "Gemm")
+        matches!(reader.1, Slot::Input(_)) && graph.operator(reader.0).is_product()
     };
     graph.consumers(value).iter().all(is_product)
 }
@@ -60,8 +60,8 @@ fn transposed(graph: &mut Graph, operator: &Operator, input: ValueId) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ir::schema::ValueInfoProto;
     use crate::ir::{Operator, Tensor};
-    use crate::onnx::schema::ValueInfoProto;
 
     fn graph() -> (Graph, crate::ir::ValueId) {
         let mut g = Graph::new();

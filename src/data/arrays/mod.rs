@@ -8,8 +8,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use kprune_passes::ir::schema::TensorProto;
 use kprune_passes::ir::{ElementType, Tensor};
-use kprune_passes::onnx::schema::TensorProto;
 use kprune_passes::signature::Input;
 use prost::Message;
 

@@ -1,4 +1,4 @@
-//! `.safetensors` files: a header in JSON, and arrays one behind the other.
+//! `.safetensors` files: a header in JSON, followed by the arrays.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

@@ -1,12 +1,14 @@
 //! Reverse-mode differentiation as a pass.
 //!
 //! Given the gradient of a loss with respect to some values, appends the operators that compute it with
-//! respect to others further up. Only what lies between the two is gone through; no gradient of a weight
-//! is formed.
+//! respect to others upstream. Only what lies between the two is gone through; no gradient of a weight
+//! is formed. Every rule is tested against finite differences in ONNX Runtime (tests/gradients.rs).
 
+mod activation;
+mod arithmetic;
 mod moves;
-mod norms;
-mod rules;
+mod norm;
+mod product;
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,6 +17,7 @@ use thiserror::Error;
 use crate::calculus::emit::Emit;
 use crate::ir::{ElementType, Graph, NodeId, Operator, ValueId};
 use crate::observe::{Dim, Observation};
+use crate::rules::{Decline, Table, find};
 
 /// An operator on the way that cannot be differentiated.
 #[derive(Debug, Error)]
@@ -45,9 +48,10 @@ pub fn differentiate(
     seeds: &[Seed],
     wanted: &[ValueId],
 ) -> Result<Vec<Option<ValueId>>, DifferentiateError> {
-    let above = graph.ancestors(seeds.iter().map(|s| s.0));
-    let below = graph.descendants(wanted.iter().copied());
-    let nodes: Vec<NodeId> = graph.sorted().into_iter().filter(|n| above.contains(n) && below.contains(n)).collect();
+    let upstream = graph.ancestors(seeds.iter().map(|s| s.0));
+    let downstream = graph.descendants(wanted.iter().copied());
+    let nodes: Vec<NodeId> =
+        graph.sorted().into_iter().filter(|n| upstream.contains(n) && downstream.contains(n)).collect();
     let on_path = on_path(graph, seen, &nodes, wanted);
     let mut gradients: HashMap<ValueId, ValueId> = HashMap::new();
     let mut emit = Emit::new(graph, opset, "gradient");
@@ -60,9 +64,9 @@ pub fn differentiate(
         if outputs.iter().all(Option::is_none) {
             continue;
         }
-        let mut step = Step { emit: &mut emit, seen, node, operator: &operator, outputs, on_path: &on_path };
-        let inputs = rules::backward(&mut step).map_err(|why| DifferentiateError {
-            node: step.emit.graph.label(node),
+        let mut scene = Scene { emit: &mut emit, seen, node, operator: &operator, outputs, on_path: &on_path };
+        let inputs = backward(&mut scene).map_err(|why| DifferentiateError {
+            node: scene.emit.graph.label(node),
             at: node,
             why: why.0,
         })?;
@@ -72,6 +76,7 @@ pub fn differentiate(
             }
         }
     }
+    emit.graph.checked("differentiation");
     Ok(wanted.iter().map(|value| gradients.get(value).copied()).collect())
 }
 
@@ -97,20 +102,31 @@ fn on_path(graph: &Graph, seen: &Observation, nodes: &[NodeId], wanted: &[ValueI
     on_path
 }
 
-/// Why a rule does not apply.
-struct Decline(String);
-
-impl<T: Into<String>> From<T> for Decline {
-    fn from(why: T) -> Self {
-        Self(why.into())
-    }
-}
-
 /// Gradients of inputs, by slot.
 type Inputs = Vec<(usize, ValueId)>;
 
+/// Gradients of the inputs that are on the path.
+type Rule = fn(&mut Scene) -> Result<Inputs, Decline>;
+
+/// All rules, by operator type.
+const RULES: &[Table<Rule>] = &[arithmetic::RULES, activation::RULES, product::RULES, norm::RULES, moves::RULES];
+
+/// The operators that have a rule.
+#[cfg(test)]
+pub(crate) fn operators() -> Vec<&'static str> {
+    crate::rules::names(RULES)
+}
+
+fn backward(scene: &mut Scene) -> Result<Inputs, Decline> {
+    if !scene.operator.is_standard() {
+        return Err(format!("there is no rule for operators of {}", scene.operator.domain).into());
+    }
+    let rule = find(RULES, &scene.operator.op_type).ok_or("there is no rule for this operator")?;
+    rule(scene)
+}
+
 /// One operator, as its rule sees it.
-struct Step<'a, 'g> {
+struct Scene<'a, 'g> {
     emit: &'a mut Emit<'g>,
     seen: &'a Observation,
     node: NodeId,
@@ -119,7 +135,7 @@ struct Step<'a, 'g> {
     on_path: &'a HashSet<ValueId>,
 }
 
-impl Step<'_, '_> {
+impl Scene<'_, '_> {
     /// Whether the gradient of this input is needed.
     fn wants(&self, slot: usize) -> bool {
         self.operator.input(slot).is_some_and(|v| self.on_path.contains(&v))

@@ -1,5 +1,7 @@
 //! Channel ids, united where they meet.
 
+use std::collections::HashSet;
+
 /// One index of one axis of a weight, or of an axis that an operator makes.
 pub type Channel = u32;
 
@@ -65,9 +67,9 @@ impl Channels {
 
     fn find_and_shorten(&mut self, mut channel: Channel) -> Channel {
         while self.parent[channel as usize] != channel {
-            let above = self.parent[self.parent[channel as usize] as usize];
-            self.parent[channel as usize] = above;
-            channel = above;
+            let grandparent = self.parent[self.parent[channel as usize] as usize];
+            self.parent[channel as usize] = grandparent;
+            channel = grandparent;
         }
         channel
     }
@@ -88,6 +90,12 @@ impl Channels {
     pub fn reason(&mut self, place: String, why: impl Into<String>) -> u32 {
         self.reasons.push(Frozen { place, why: why.into() });
         self.reasons.len() as u32 - 1
+    }
+
+    /// All remembered reasons, each once, in the order of the graph.
+    pub fn reasons(&self) -> Vec<&Frozen> {
+        let mut seen = HashSet::new();
+        self.reasons.iter().filter(|reason| seen.insert((&reason.place, &reason.why))).collect()
     }
 
     /// Makes the class of `channel` stay, for a remembered reason; the first reason is kept.

@@ -18,7 +18,7 @@ fn heads() -> (Sketch, ValueId) {
     let mut g = Sketch::default();
     let x = g.input("x", &[B, S, n(8)]);
     let w = g.weight("w", &[8, 12]);
-    let y = g.op(op("MatMul"), &[x, w], &[B, S, n(12)]);
+    let y = g.on("MatMul", &[x, w]);
     let target = g.integers("heads", &[0, 0, 3, 4]);
     let split = g.op(op("Reshape"), &[y, target], &[B, S, n(3), n(4)]);
     (g, split)
@@ -38,7 +38,7 @@ fn a_norm_within_heads_makes_heads_whole_and_a_norm_over_all_freezes() {
     let mut g = Sketch::default();
     let x = g.input("x", &[B, S, n(8)]);
     let w = g.weight("w", &[8, 12]);
-    let y = g.op(op("MatMul"), &[x, w], &[B, S, n(12)]);
+    let y = g.on("MatMul", &[x, w]);
     g.op(op("ReduceL2").with(attribute::ints("axes", &[-1])), &[y], &[B, S, n(1)]);
     assert!(is_frozen(&g.trace(), y));
 }
@@ -90,7 +90,7 @@ fn query_heads_that_share_keys_go_with_their_group() {
     let mut g = Sketch::default();
     let x = g.input("x", &[B, S, n(8)]);
     let w = g.weight("w", &[8, 8]);
-    let y = g.op(op("MatMul"), &[x, w], &[B, S, n(8)]);
+    let y = g.on("MatMul", &[x, w]);
     let target = g.integers("groups", &[0, 0, 2, 1, 4]);
     let groups = g.op(op("Reshape"), &[y, target], &[B, S, n(2), n(1), n(4)]);
     let copies = g.integers("copies", &[1, 1, 2, 3, 4]);
@@ -110,7 +110,7 @@ fn what_cannot_go_has_no_say_where_axes_are_folded() {
     let x = g.input("x", &[n(2), S]);
     // A constant as large as the batch is frozen by what it is joined with.
     let zeros = g.weight("zeros", &[2, 1]);
-    let masked = g.op(op("Add"), &[x, zeros], &[n(2), S]);
+    let masked = g.on("Add", &[x, zeros]);
     let target = g.integers("apart", &[2, 1, -1]);
     let apart = g.op(op("Reshape"), &[masked, target], &[n(2), n(1), S]);
     let heads = g.integers("heads", &[2, 5, 1]);

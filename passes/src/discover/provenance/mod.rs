@@ -5,20 +5,24 @@
 //! a class that meets an obstacle is frozen. No exporter or architecture is known here: there is one
 //! rule for an operator, and an operator without a rule freezes what it reads.
 
+mod arithmetic;
 mod channels;
+mod join;
+mod moves;
+mod norm;
 mod plane;
-mod rules;
-mod structural;
-
-pub(crate) use structural::range;
+mod product;
+mod scene;
 
 use std::collections::{HashMap, HashSet};
 
 pub use channels::{Channel, Channels, Frozen};
 pub use plane::{Plane, Planes};
+use scene::{Operand, Scene};
 
 use crate::ir::{Graph, NodeId, Slot, ValueId};
 use crate::observe::{Dim, Observation};
+use crate::rules::{Decline, Table, find};
 
 /// A matrix product that ends channels on the rows of a constant weight.
 #[derive(Clone, Debug)]
@@ -108,7 +112,7 @@ impl Provenance {
             self.freeze_value(graph, value, &format!("{} reads it in a subgraph", graph.label(node)));
         }
         let mut scene = Scene { graph, seen, node, provenance: self };
-        match rules::apply(&mut scene) {
+        match apply(&mut scene) {
             Ok(outputs) => {
                 for (slot, planes) in outputs.into_iter().enumerate() {
                     if let Some(value) = operator.output(slot).filter(|_| !planes.is_empty()) {
@@ -260,8 +264,7 @@ fn shared_values(graph: &Graph, seen: &Observation) -> HashSet<ValueId> {
     let mut shared = HashSet::new();
     for node in graph.sorted() {
         let operator = graph.operator(node);
-        let is_known =
-            operator.is_standard() && !matches!(operator.op_type.as_str(), "MatMul" | "Gemm" | "Einsum" | "Conv");
+        let is_known = operator.is_standard() && !operator.contracts();
         // A shape says nothing of what has gone into the value.
         let reads_product = !operator.is("Shape") && operator.inputs().iter().flatten().any(|v| products.contains(v));
         let outputs = operator.outputs().iter().flatten();
@@ -289,109 +292,28 @@ fn is_stream(graph: &Graph, seen: &Observation, value: ValueId) -> bool {
     !leading.iter().any(carries)
 }
 
-/// Why a rule does not apply.
-struct Decline(String);
+/// The planes of every output of the scene's operator.
+type Rule = fn(&mut Scene) -> Result<Vec<Planes>, Decline>;
 
-impl<T: Into<String>> From<T> for Decline {
-    fn from(why: T) -> Self {
-        Self(why.into())
-    }
+/// All rules, by operator type.
+const RULES: &[Table<Rule>] = &[arithmetic::RULES, product::RULES, norm::RULES, moves::RULES];
+
+/// The operators that have a rule.
+#[cfg(test)]
+pub(crate) fn operators() -> Vec<&'static str> {
+    crate::rules::names(RULES)
 }
 
-/// What an operator reads at one slot.
-struct Operand {
-    shape: Vec<usize>,
-    planes: Planes,
+fn apply(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let operator = scene.operator();
+    if !operator.is_standard() {
+        return Err(format!("is an operator of {}, for which there is no rule", operator.domain).into());
+    }
+    let rule = find(RULES, &operator.op_type).ok_or("is an operator without a rule")?;
+    rule(scene)
 }
 
-/// One operator, as its rule sees it.
-struct Scene<'a> {
-    graph: &'a Graph,
-    seen: &'a Observation,
-    node: NodeId,
-    provenance: &'a mut Provenance,
-}
-
-impl Scene<'_> {
-    fn operator(&self) -> &crate::ir::Operator {
-        self.graph.operator(self.node)
-    }
-
-    fn has_input(&self, slot: usize) -> bool {
-        self.operator().input(slot).is_some()
-    }
-
-    fn value(&self, slot: usize) -> Result<ValueId, Decline> {
-        self.operator().input(slot).ok_or_else(|| format!("has no input {slot}").into())
-    }
-
-    /// The value at `slot` read as data: its shape in the first run, and its planes.
-    fn operand(&mut self, slot: usize) -> Result<Operand, Decline> {
-        let value = self.value(slot)?;
-        let shape = self.seen.shape(value).ok_or("reads a value of unknown shape")?.to_vec();
-        let planes = match self.graph.constant(value) {
-            Some(_) => {
-                let reader = self.operator().op_type.as_str();
-                let is_weight = matches!(reader, "MatMul" | "Gemm" | "Conv" | "Einsum" | "Transpose" | "Identity");
-                self.provenance.constant_planes(value, &shape, self.node, slot, is_weight)
-            }
-            None if self.provenance.shared.contains(&value) => {
-                self.provenance.shared_planes(self.graph, value, self.node, slot)
-            }
-            None => self.provenance.planes(value).to_vec(),
-        };
-        Ok(Operand { shape, planes })
-    }
-
-    /// All inputs read as data.
-    fn operands(&mut self) -> Result<Vec<Operand>, Decline> {
-        let given: Vec<_> = (0..self.operator().inputs().len()).filter(|&s| self.has_input(s)).collect();
-        given.into_iter().map(|slot| self.operand(slot)).collect()
-    }
-
-    fn output_shape(&self, slot: usize) -> Result<Vec<usize>, Decline> {
-        let value = self.operator().output(slot).ok_or_else(|| format!("has no output {slot}"))?;
-        Ok(self.seen.shape(value).ok_or("makes a value of unknown shape")?.to_vec())
-    }
-
-    /// The integers read at `slot` in the first run, and whether they are the same in both.
-    fn integers(&self, slot: usize) -> Result<(Vec<i64>, bool), Decline> {
-        let value = self.value(slot)?;
-        let seen = self.seen.integers(value).ok_or("reads integers that were not seen")?;
-        Ok((seen.iter().copied().collect(), self.seen.fixed_integers(value).is_some()))
-    }
-
-    /// An axis attribute or value as an index into `rank` axes.
-    fn axis(axis: i64, rank: usize) -> Result<usize, Decline> {
-        let index = if axis < 0 { axis + rank as i64 } else { axis };
-        usize::try_from(index)
-            .ok()
-            .filter(|&a| a < rank)
-            .ok_or_else(|| format!("names the impossible axis {axis}").into())
-    }
-
-    fn freeze(&mut self, plane: &Plane, why: &str) {
-        let reason = self.provenance.channels.reason(self.graph.label(self.node), why);
-        for &channel in &plane.0 {
-            self.provenance.channels.freeze(channel, reason);
-        }
-    }
-
-    /// What lies on `axes` goes together or not at all; where a plane varies on nothing else, not at all.
-    fn bind_along(&mut self, planes: &[Plane], axes: &[usize], why: &str) {
-        for plane in planes.iter().filter(|p| axes.iter().any(|&a| p.varies(a))) {
-            if plane.axes().iter().all(|a| axes.contains(a)) {
-                self.freeze(plane, why);
-            } else {
-                let channels = &mut self.provenance.channels;
-                axes.iter().try_fold(plane.clone(), |plane, &axis| plane::summed(&plane, axis, channels));
-            }
-        }
-    }
-
-    fn freeze_varying(&mut self, planes: &[Plane], axes: &[usize], why: &str) {
-        for plane in planes.iter().filter(|p| axes.iter().any(|&a| p.varies(a))) {
-            self.freeze(plane, why);
-        }
-    }
-}
+#[cfg(test)]
+mod layout_tests;
+#[cfg(test)]
+mod rules_tests;

@@ -14,7 +14,7 @@ fn start() -> (Sketch, ValueId) {
     let mut g = Sketch::default();
     let x = g.input("x", &[B, S, n(8)]);
     let w = g.weight("w", &[8, H]);
-    let y = g.op(op("MatMul"), &[x, w], &[B, S, n(H)]);
+    let y = g.on("MatMul", &[x, w]);
     (g, y)
 }
 
@@ -30,7 +30,7 @@ const WIDE: [Dim; 3] = [B, S, n(H)];
 fn a_product_starts_channels_on_columns_and_ends_them_on_rows() {
     let (mut g, y) = start();
     let w = g.weight("v", &[H, 7]);
-    let z = g.op(op("MatMul"), &[y, w], &[B, S, n(7)]);
+    let z = g.on("MatMul", &[y, w]);
     let p = g.trace();
     assert_eq!(p.contractions.len(), 1);
     assert_eq!(p.contractions[0].rows.iter().map(|&c| p.channels.find(c)).collect::<Vec<_>>(), classes(&p, y));
@@ -143,7 +143,7 @@ fn splitting_heads_keeps_channels_apart_until_attention_joins_them() {
     let q = g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 1, 3])), &[heads], &[B, n(3), S, n(4)]);
     let k = g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 3, 1])), &[heads], &[B, n(3), n(4), S]);
     assert_eq!(distinct(classes(&g.trace(), y)), 3, "what is split and not joined again goes by heads");
-    g.op(op("MatMul"), &[q, k], &[B, n(3), S, S]);
+    g.on("MatMul", &[q, k]);
     let p = g.trace();
     assert_eq!(distinct(classes(&p, y)), 3);
     assert_eq!(classes(&p, y)[..4], [classes(&p, y)[0]; 4]);
@@ -262,10 +262,10 @@ fn a_vector_over_the_width_of_all_heads_stays_and_heads_stay_apart() {
     let target = g.integers("target", &[0, 0, 3, 4]);
     let heads = g.op(op("Reshape"), &[y, target], &[B, S, n(3), n(4)]);
     let rotation = g.weight("rotation", &[4]);
-    let turned = g.op(op("Mul"), &[heads, rotation], &[B, S, n(3), n(4)]);
+    let turned = g.on("Mul", &[heads, rotation]);
     let k = g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 3, 1])), &[turned], &[B, n(3), n(4), S]);
     let q = g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 1, 3])), &[turned], &[B, n(3), S, n(4)]);
-    g.op(op("MatMul"), &[q, k], &[B, n(3), S, S]);
+    g.on("MatMul", &[q, k]);
     let p = g.trace();
     assert_eq!(distinct(classes(&p, y)), 3);
     assert!(!is_frozen(&p, y));
@@ -283,7 +283,7 @@ fn a_number_for_each_head_goes_with_its_head() {
     let target = g.integers("target", &[0, 0, 3, 4]);
     let heads = g.op(op("Reshape"), &[y, target], &[B, S, n(3), n(4)]);
     let scale = g.weight("scale", &[3, 1]);
-    let scaled = g.op(op("Mul"), &[heads, scale], &[B, S, n(3), n(4)]);
+    let scaled = g.on("Mul", &[heads, scale]);
     let p = g.trace();
     assert_eq!(distinct(classes(&p, y)), 3);
     assert!(!is_frozen(&p, scaled));
@@ -305,9 +305,9 @@ fn a_bias_that_several_layers_read_is_cut_for_each() {
     let mut layers = Vec::new();
     for name in ["a", "b"] {
         let w = g.weight(name, &[8, 3]);
-        let y = g.op(op("MatMul"), &[x, w], &[B, S, n(3)]);
+        let y = g.on("MatMul", &[x, w]);
         let y = g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 1])), &[y], &[B, n(3), S]);
-        layers.push(g.op(op("Add"), &[y, bias], &[B, n(3), S]));
+        layers.push(g.on("Add", &[y, bias]));
     }
     let p = g.trace();
     assert!(layers.iter().all(|&v| !is_frozen(&p, v)));
@@ -360,7 +360,7 @@ fn channels_summed_over_in_scores_stay_and_those_of_the_values_do_not() {
         let own = g.weight("own", &[8, H]);
         let values = if shared { y } else { g.op(op("MatMul"), &[x, own], &WIDE) };
         let turned = g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 1])), &[y], &[B, n(H), S]);
-        let scores = g.op(op("MatMul"), &[y, turned], &[B, S, S]);
+        let scores = g.on("MatMul", &[y, turned]);
         let z = g.op(op("MatMul"), &[scores, values], &WIDE);
         let p = g.trace();
         assert!(is_frozen(&p, y), "queries and keys weigh all others");

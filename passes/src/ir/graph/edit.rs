@@ -6,8 +6,8 @@ use petgraph::Direction::{Incoming, Outgoing};
 use petgraph::visit::EdgeRef;
 
 use super::{Edge, Graph, NodeId, Slot, SourceKind, ValueId, Vertex};
+use crate::ir::schema::ValueInfoProto;
 use crate::ir::{Operator, Tensor};
-use crate::onnx::schema::ValueInfoProto;
 
 impl Graph {
     // ---- growing
@@ -149,7 +149,7 @@ impl Graph {
                         self.connect(value, node, Slot::Output);
                     }
                 }
-                Vertex::Input | Vertex::Initializer => {}
+                Vertex::Input | Vertex::Initializer | Vertex::Gone => {}
             }
         }
     }
@@ -175,7 +175,7 @@ impl Graph {
         self.redirect(self.consumers(old), new);
     }
 
-    /// Puts an operator behind a value: it reads the value and `other`, and whoever else read the value
+    /// Inserts an operator downstream of a value: it reads the value and `other`, and whoever else read the value
     /// reads its result. Outputs and subgraphs keep the value.
     pub fn add_behind(&mut self, value: ValueId, operator: Operator, other: ValueId, hint: &str) -> ValueId {
         let readers = self.consumers(value);
@@ -231,9 +231,19 @@ impl Graph {
 
     /// Makes `outputs` the only outputs.
     pub fn set_outputs(&mut self, outputs: &[ValueId]) {
-        self.net.retain_nodes(|net, node| !matches!(net[node], Vertex::Output));
+        self.bury(|_, vertex| matches!(vertex, Vertex::Output));
         self.outputs.clear();
         outputs.iter().for_each(|&value| self.add_output(value));
+    }
+
+    /// Takes nodes out of the graph. Their places stay empty, so that no id is ever another node's.
+    fn bury(&mut self, goes: impl Fn(NodeId, &Vertex) -> bool) {
+        let gone: HashSet<NodeId> = self.net.node_indices().filter(|&n| goes(n, &self.net[n])).collect();
+        self.net.retain_edges(|net, edge| {
+            let ends = net.edge_endpoints(edge);
+            ends.is_none_or(|(from, to)| !gone.contains(&from) && !gone.contains(&to))
+        });
+        gone.into_iter().for_each(|node| self.net[node] = Vertex::Gone);
     }
 
     /// Drops the inputs that nothing reads.
@@ -259,7 +269,7 @@ impl Graph {
                 stack.extend(self.net.neighbors_directed(node, Incoming));
             }
         }
-        self.net.retain_nodes(|_, node| alive.contains(&node));
+        self.bury(|node, _| !alive.contains(&node));
         for value in &mut self.values {
             if value.source.is_some_and(|n| !alive.contains(&n)) {
                 value.source = None;

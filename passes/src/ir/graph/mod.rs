@@ -10,7 +10,7 @@ use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
 
 use super::{Operator, Tensor};
-use crate::onnx::schema::ValueInfoProto;
+use crate::ir::schema::ValueInfoProto;
 
 /// An operator of a [`Graph`].
 pub type NodeId = NodeIndex;
@@ -31,17 +31,19 @@ pub enum Slot {
 }
 
 #[derive(Clone, Debug)]
-enum Vertex {
+pub(super) enum Vertex {
     Input,
     Initializer,
     Operator(Box<Operator>),
     Output,
+    /// What was here is no more.
+    Gone,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Edge {
-    value: ValueId,
-    slot: Slot,
+pub(super) struct Edge {
+    pub(super) value: ValueId,
+    pub(super) slot: Slot,
 }
 
 #[derive(Clone, Debug)]
@@ -56,9 +58,14 @@ struct Value {
 ///
 /// Nodes are operators, constants, inputs and outputs; an edge leads from what makes a value to what
 /// reads it. Every value keeps the name and the declared type it has in the file.
+///
+/// **Ids.** An operator or value keeps its id for as long as it is there, and no id is used twice: in a clone, in a part
+/// that [`extract`](crate::probe::suffix::extract) cuts out, and in a lowered copy, the same id is the same thing, and
+/// what was added to one of them is not in the others. Observations, discoveries and plans rely on that where they are
+/// used with another copy than the one that they were made of; [`Graph::shares_ids_with`] checks it there.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
-    net: StableDiGraph<Vertex, Edge>,
+    pub(super) net: StableDiGraph<Vertex, Edge>,
     values: Vec<Value>,
     names: HashMap<String, ValueId>,
     /// How often a fresh name was asked for, by its beginning.
@@ -142,6 +149,11 @@ impl Graph {
     /// Whether `value`, which may be another graph's, is made or given in this one.
     pub fn holds(&self, value: ValueId) -> bool {
         value.0 < self.values.len() && self.has_source(value)
+    }
+
+    /// What makes a value, gives it or holds it.
+    pub(super) fn source(&self, value: ValueId) -> Option<NodeId> {
+        self.values[value.0].source
     }
 
     /// Whether anything makes this value.
@@ -235,7 +247,7 @@ impl Graph {
     /// or, where there is none, the operators that wait for each other.
     ///
     /// # Errors
-    /// The operators on or behind a cycle.
+    /// The operators on a cycle or downstream of one.
     pub fn order(&self) -> Result<Vec<NodeId>, Vec<NodeId>> {
         let is_operator = |n: NodeId| self.operator_at(n).is_some();
         let mut waiting: HashMap<NodeId, usize> = HashMap::new();

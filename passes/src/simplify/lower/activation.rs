@@ -2,64 +2,67 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
-use super::Fused;
+use super::{Decline, Made, Rule, Scene};
 use crate::ir::ValueId;
+use crate::rules::Table;
 
-type Made = Result<Vec<Option<ValueId>>, String>;
+/// Of com.microsoft.
+pub(super) const RULES: Table<Rule> =
+    &[(&["BiasGelu"], bias_gelu), (&["FastGelu"], fast_gelu), (&["Gelu"], gelu), (&["QuickGelu"], quick_gelu)];
 
 /// Gelu(x + bias), exact.
-pub(super) fn bias_gelu(fused: &mut Fused) -> Made {
-    let x = biased(fused)?;
-    Ok(vec![Some(erf_gelu(fused, x))])
+fn bias_gelu(scene: &mut Scene) -> Made {
+    let x = biased(scene)?;
+    Ok(vec![Some(erf_gelu(scene, x))])
 }
 
 /// Gelu(x), exact.
-pub(super) fn gelu(fused: &mut Fused) -> Made {
-    let x = fused.input(0)?;
-    Ok(vec![Some(erf_gelu(fused, x))])
+fn gelu(scene: &mut Scene) -> Made {
+    let x = scene.input(0)?;
+    Ok(vec![Some(erf_gelu(scene, x))])
 }
 
 /// Gelu(x + bias) by the hyperbolic tangent; the bias is optional.
-pub(super) fn fast_gelu(fused: &mut Fused) -> Made {
-    let x = biased(fused)?;
-    let square = fused.emit.op("Mul", &[x, x]);
-    let bent = fused.scale(square, 0.044715);
-    let one = fused.number(1.0);
-    let bent = fused.emit.op("Add", &[bent, one]);
-    let inner = fused.emit.op("Mul", &[x, bent]);
-    let inner = fused.scale(inner, (2.0 / PI).sqrt());
-    let t = fused.emit.op("Tanh", &[inner]);
-    Ok(vec![Some(halved_gate(fused, x, t))])
+fn fast_gelu(scene: &mut Scene) -> Made {
+    let x = biased(scene)?;
+    let square = scene.emit.op("Mul", &[x, x]);
+    let bent = scene.scale(square, 0.044715);
+    let one = scene.number(1.0);
+    let bent = scene.emit.op("Add", &[bent, one]);
+    let inner = scene.emit.op("Mul", &[x, bent]);
+    let inner = scene.scale(inner, (2.0 / PI).sqrt());
+    let t = scene.emit.op("Tanh", &[inner]);
+    Ok(vec![Some(halved_gate(scene, x, t))])
 }
 
 /// x sigmoid(alpha x)
-pub(super) fn quick_gelu(fused: &mut Fused) -> Made {
-    let x = fused.input(0)?;
-    let alpha = fused.operator.float("alpha", 1.702).into();
-    let scaled = fused.scale(x, alpha);
-    let gate = fused.emit.op("Sigmoid", &[scaled]);
-    Ok(vec![Some(fused.emit.op("Mul", &[x, gate]))])
+fn quick_gelu(scene: &mut Scene) -> Made {
+    let x = scene.input(0)?;
+    let alpha = scene.operator.float("alpha", 1.702).into();
+    let scaled = scene.scale(x, alpha);
+    let gate = scene.emit.op("Sigmoid", &[scaled]);
+    Ok(vec![Some(scene.emit.op("Mul", &[x, gate]))])
 }
 
-fn biased(fused: &mut Fused) -> Result<ValueId, String> {
-    let x = fused.input(0)?;
-    if !fused.has(1) {
+fn biased(scene: &mut Scene) -> Result<ValueId, Decline> {
+    let x = scene.input(0)?;
+    if !scene.has(1) {
         return Ok(x);
     }
-    let bias = fused.input(1)?;
-    Ok(fused.emit.op("Add", &[x, bias]))
+    let bias = scene.input(1)?;
+    Ok(scene.emit.op("Add", &[x, bias]))
 }
 
-fn erf_gelu(fused: &mut Fused, x: ValueId) -> ValueId {
-    let scaled = fused.scale(x, FRAC_1_SQRT_2);
-    let erf = fused.emit.op("Erf", &[scaled]);
-    halved_gate(fused, x, erf)
+fn erf_gelu(scene: &mut Scene, x: ValueId) -> ValueId {
+    let scaled = scene.scale(x, FRAC_1_SQRT_2);
+    let erf = scene.emit.op("Erf", &[scaled]);
+    halved_gate(scene, x, erf)
 }
 
 /// x (1 + t) / 2
-fn halved_gate(fused: &mut Fused, x: ValueId, t: ValueId) -> ValueId {
-    let one = fused.number(1.0);
-    let gate = fused.emit.op("Add", &[t, one]);
-    let gated = fused.emit.op("Mul", &[x, gate]);
-    fused.scale(gated, 0.5)
+fn halved_gate(scene: &mut Scene, x: ValueId, t: ValueId) -> ValueId {
+    let one = scene.number(1.0);
+    let gate = scene.emit.op("Add", &[t, one]);
+    let gated = scene.emit.op("Mul", &[x, gate]);
+    scene.scale(gated, 0.5)
 }

@@ -1,9 +1,13 @@
 //! Attention in one operator: queries, keys and values to contexts.
 
-use super::Fused;
+use super::{Decline, Made, Rule, Scene};
 use crate::ir::{ElementType, Operator, ValueId, attribute};
+use crate::rules::Table;
 
-type Made = Result<Vec<Option<ValueId>>, String>;
+/// Of com.microsoft.
+pub(super) const RULES: Table<Rule> = &[(&["Attention"], merged), (&["MultiHeadAttention"], multi_head)];
+/// Of the standard operators.
+pub(super) const STANDARD: Table<Rule> = &[(&["Attention"], standard)];
 
 /// What an attention is computed from, all of shape [batch, heads, tokens, width].
 struct Heads {
@@ -16,7 +20,7 @@ struct Heads {
     causal: bool,
 }
 
-impl Fused<'_, '_> {
+impl Scene<'_, '_> {
     /// [batch, tokens, heads * width] to [batch, heads, tokens, width].
     fn split_heads(&mut self, value: ValueId, heads: i64, width: i64) -> ValueId {
         let shape = self.emit.integers(&[0, 0, heads, width]);
@@ -60,7 +64,7 @@ impl Fused<'_, '_> {
 
     /// A mask of real tokens, [batch, tokens] or [batch, tokens, tokens] or the number of tokens [batch],
     /// as what is added to the scores; `like` is a value [batch, heads, tokens, width] of keys.
-    fn padding_bias(&mut self, slot: usize, like: ValueId) -> Result<ValueId, String> {
+    fn padding_bias(&mut self, slot: usize, like: ValueId) -> Result<ValueId, Decline> {
         let (mask, rank) = (self.input(slot)?, self.dims(slot)?.len());
         let real = match rank {
             1 if self.dims(slot)? == self.dims(0)?[..1] => {
@@ -97,84 +101,84 @@ impl Fused<'_, '_> {
 }
 
 /// com.microsoft Attention: one weight for queries, keys and values.
-pub(super) fn merged(fused: &mut Fused) -> Made {
-    fused.refuse(&[4, 6], &[1, 2])?;
-    if fused.operator.int("do_rotary", 0) != 0 {
+fn merged(scene: &mut Scene) -> Made {
+    scene.refuse(&[4, 6], &[1, 2])?;
+    if scene.operator.int("do_rotary", 0) != 0 {
         return Err("it rotates its queries and keys".into());
     }
-    let heads = fused.operator.int("num_heads", 0).max(1);
-    let columns = fused.fixed(1, 1)? as i64;
-    let sizes = match fused.operator.ints("qkv_hidden_sizes") {
+    let heads = scene.operator.int("num_heads", 0).max(1);
+    let columns = scene.fixed(1, 1)? as i64;
+    let sizes = match scene.operator.ints("qkv_hidden_sizes") {
         Some(sizes) if sizes.len() == 3 => sizes.to_vec(),
         _ => vec![columns / 3; 3],
     };
-    let (x, weight) = (fused.input(0)?, fused.input(1)?);
-    let mut all = fused.emit.op("MatMul", &[x, weight]);
-    if fused.has(2) {
-        let bias = fused.input(2)?;
-        all = fused.emit.op("Add", &[all, bias]);
+    let (x, weight) = (scene.input(0)?, scene.input(1)?);
+    let mut all = scene.emit.op("MatMul", &[x, weight]);
+    if scene.has(2) {
+        let bias = scene.input(2)?;
+        all = scene.emit.op("Add", &[all, bias]);
     }
-    let lengths = fused.emit.integers(&sizes);
-    let parts = fused.emit.many(Operator::new("Split").with(attribute::int("axis", -1)), &[all, lengths], 3);
-    let split: Vec<_> = parts.iter().zip(&sizes).map(|(&p, n)| fused.split_heads(p, heads, n / heads)).collect();
+    let lengths = scene.emit.integers(&sizes);
+    let parts = scene.emit.many(Operator::new("Split").with(attribute::int("axis", -1)), &[all, lengths], 3);
+    let split: Vec<_> = parts.iter().zip(&sizes).map(|(&p, n)| scene.split_heads(p, heads, n / heads)).collect();
     let mut biases = Vec::new();
-    if fused.has(3) {
-        biases.push(fused.padding_bias(3, split[1])?);
+    if scene.has(3) {
+        biases.push(scene.padding_bias(3, split[1])?);
     }
-    if fused.has(5) {
-        biases.push(fused.input(5)?);
+    if scene.has(5) {
+        biases.push(scene.input(5)?);
     }
-    let scale = fused.given_scale((sizes[0] / heads) as usize);
-    let causal = fused.operator.int("unidirectional", 0) != 0;
-    let context = fused.attend(Heads { query: split[0], key: split[1], value: split[2], biases, scale, causal });
-    Ok(vec![Some(fused.join_heads(context, sizes[2]))])
+    let scale = scene.given_scale((sizes[0] / heads) as usize);
+    let causal = scene.operator.int("unidirectional", 0) != 0;
+    let context = scene.attend(Heads { query: split[0], key: split[1], value: split[2], biases, scale, causal });
+    Ok(vec![Some(scene.join_heads(context, sizes[2]))])
 }
 
 /// com.microsoft MultiHeadAttention: queries, keys and values apart. Packed ones run on no CPU.
-pub(super) fn multi_head(fused: &mut Fused) -> Made {
-    fused.refuse(&[6, 7, 8, 9], &[1, 2, 3])?;
-    let heads = fused.operator.int("num_heads", 0).max(1);
-    let (q, k, v, width) = apart(fused, heads)?;
+fn multi_head(scene: &mut Scene) -> Made {
+    scene.refuse(&[6, 7, 8, 9], &[1, 2, 3])?;
+    let heads = scene.operator.int("num_heads", 0).max(1);
+    let (q, k, v, width) = apart(scene, heads)?;
     let mut biases = Vec::new();
-    if fused.has(4) {
-        biases.push(fused.padding_bias(4, k)?);
+    if scene.has(4) {
+        biases.push(scene.padding_bias(4, k)?);
     }
-    if fused.has(5) {
-        biases.push(fused.input(5)?);
+    if scene.has(5) {
+        biases.push(scene.input(5)?);
     }
-    let scale = fused.given_scale(width);
-    let causal = fused.operator.int("unidirectional", 0) != 0;
-    let context = fused.attend(Heads { query: q, key: k, value: v, biases, scale, causal });
-    let size = match fused.dims(2) {
-        Ok(dims) if dims.len() == 3 => fused.fixed(2, 2)? as i64,
+    let scale = scene.given_scale(width);
+    let causal = scene.operator.int("unidirectional", 0) != 0;
+    let context = scene.attend(Heads { query: q, key: k, value: v, biases, scale, causal });
+    let size = match scene.dims(2) {
+        Ok(dims) if dims.len() == 3 => scene.fixed(2, 2)? as i64,
         _ => heads * width as i64,
     };
-    Ok(vec![Some(fused.join_heads(context, size))])
+    Ok(vec![Some(scene.join_heads(context, size))])
 }
 
 type Parts = (ValueId, ValueId, ValueId, usize);
 
 /// Queries [batch, tokens, heads * width]; keys and values as well, or already split.
-fn apart(fused: &mut Fused, heads: i64) -> Result<Parts, String> {
-    let size = fused.fixed(0, 2)? as i64;
-    if !fused.has(2) {
+fn apart(scene: &mut Scene, heads: i64) -> Result<Parts, Decline> {
+    let size = scene.fixed(0, 2)? as i64;
+    if !scene.has(2) {
         return Err("its keys and values are packed".into());
     }
-    let biases = match fused.has(3) {
-        true => Some(split_bias(fused)?),
+    let biases = match scene.has(3) {
+        true => Some(split_bias(scene)?),
         false => None,
     };
     let mut split = Vec::new();
     for slot in 0..3 {
-        let rank = fused.dims(slot)?.len();
-        let mut value = fused.input(slot)?;
+        let rank = scene.dims(slot)?.len();
+        let mut value = scene.input(slot)?;
         if let Some(biases) = &biases {
-            value = fused.emit.op("Add", &[value, biases[slot]]);
+            value = scene.emit.op("Add", &[value, biases[slot]]);
         }
         split.push(match rank {
             3 => {
-                let width = fused.fixed(slot, 2)? as i64 / heads;
-                fused.split_heads(value, heads, width)
+                let width = scene.fixed(slot, 2)? as i64 / heads;
+                scene.split_heads(value, heads, width)
             }
             _ => value,
         });
@@ -183,78 +187,78 @@ fn apart(fused: &mut Fused, heads: i64) -> Result<Parts, String> {
 }
 
 /// The parts of one bias for queries, keys and values.
-fn split_bias(fused: &mut Fused) -> Result<Vec<ValueId>, String> {
+fn split_bias(scene: &mut Scene) -> Result<Vec<ValueId>, Decline> {
     let mut lengths = Vec::new();
     for slot in 0..3 {
-        if fused.dims(slot)?.len() != 3 {
+        if scene.dims(slot)?.len() != 3 {
             return Err("it adds a bias to keys that are already split".into());
         }
-        lengths.push(fused.fixed(slot, 2)? as i64);
+        lengths.push(scene.fixed(slot, 2)? as i64);
     }
-    let (bias, lengths) = (fused.input(3)?, fused.emit.integers(&lengths));
-    Ok(fused.emit.many(Operator::new("Split").with(attribute::int("axis", 0)), &[bias, lengths], 3))
+    let (bias, lengths) = (scene.input(3)?, scene.emit.integers(&lengths));
+    Ok(scene.emit.many(Operator::new("Split").with(attribute::int("axis", 0)), &[bias, lengths], 3))
 }
 
 /// The standard Attention: 4 axes, or 3 with the numbers of heads as attributes.
-pub(super) fn standard(fused: &mut Fused) -> Made {
-    fused.refuse(&[4, 5, 6], &[1, 2, 3])?;
-    if fused.operator.float("softcap", 0.0) != 0.0 {
+fn standard(scene: &mut Scene) -> Made {
+    scene.refuse(&[4, 5, 6], &[1, 2, 3])?;
+    if scene.operator.float("softcap", 0.0) != 0.0 {
         return Err("it caps its scores".into());
     }
-    let rank = fused.dims(0)?.len();
+    let rank = scene.dims(0)?.len();
     let numbers = [("q_num_heads", 0), ("kv_num_heads", 1), ("kv_num_heads", 2)];
     let mut split = Vec::new();
     for (name, slot) in numbers {
-        let value = fused.input(slot)?;
-        let heads = fused.operator.int(name, 1).max(1);
+        let value = scene.input(slot)?;
+        let heads = scene.operator.int(name, 1).max(1);
         split.push(match rank {
             3 => {
-                let width = fused.fixed(slot, 2)? as i64 / heads;
-                fused.split_heads(value, heads, width)
+                let width = scene.fixed(slot, 2)? as i64 / heads;
+                scene.split_heads(value, heads, width)
             }
             _ => value,
         });
     }
     let (query_heads, width) = match rank {
         3 => (
-            fused.operator.int("q_num_heads", 1).max(1) as usize,
-            fused.fixed(0, 2)? / fused.operator.int("q_num_heads", 1).max(1) as usize,
+            scene.operator.int("q_num_heads", 1).max(1) as usize,
+            scene.fixed(0, 2)? / scene.operator.int("q_num_heads", 1).max(1) as usize,
         ),
-        _ => (fused.fixed(0, 1)?, fused.fixed(0, 3)?),
+        _ => (scene.fixed(0, 1)?, scene.fixed(0, 3)?),
     };
-    let groups = if rank == 3 { fused.operator.int("kv_num_heads", 1).max(1) as usize } else { fused.fixed(1, 1)? };
-    let value_width = if rank == 3 { fused.fixed(2, 2)? / groups } else { fused.fixed(2, 3)? };
+    let groups = if rank == 3 { scene.operator.int("kv_num_heads", 1).max(1) as usize } else { scene.fixed(1, 1)? };
+    let value_width = if rank == 3 { scene.fixed(2, 2)? / groups } else { scene.fixed(2, 3)? };
     if query_heads != groups {
         for (part, width) in [(1, width), (2, value_width)] {
-            split[part] = repeat_heads(fused, split[part], groups, query_heads / groups, width);
+            split[part] = repeat_heads(scene, split[part], groups, query_heads / groups, width);
         }
     }
     let mut biases = Vec::new();
-    if fused.has(3) {
-        biases.push(standard_mask(fused)?);
+    if scene.has(3) {
+        biases.push(standard_mask(scene)?);
     }
-    let scale = fused.given_scale(width);
-    let causal = fused.operator.int("is_causal", 0) != 0;
-    let context = fused.attend(Heads { query: split[0], key: split[1], value: split[2], biases, scale, causal });
-    Ok(vec![Some(if rank == 3 { fused.join_heads(context, (query_heads * value_width) as i64) } else { context })])
+    let scale = scene.given_scale(width);
+    let causal = scene.operator.int("is_causal", 0) != 0;
+    let context = scene.attend(Heads { query: split[0], key: split[1], value: split[2], biases, scale, causal });
+    Ok(vec![Some(if rank == 3 { scene.join_heads(context, (query_heads * value_width) as i64) } else { context })])
 }
 
 /// Every head of keys or values once for each of the `times` query heads that share it.
-fn repeat_heads(fused: &mut Fused, value: ValueId, groups: usize, times: usize, width: usize) -> ValueId {
-    let apart = fused.emit.unsqueeze(value, &[2]);
-    let target = fused.emit.integers(&[1, 1, times as i64, 1, 1]);
-    let repeated = fused.emit.op("Expand", &[apart, target]);
-    let joined = fused.emit.integers(&[0, (groups * times) as i64, -1, width as i64]);
-    fused.emit.op("Reshape", &[repeated, joined])
+fn repeat_heads(scene: &mut Scene, value: ValueId, groups: usize, times: usize, width: usize) -> ValueId {
+    let apart = scene.emit.unsqueeze(value, &[2]);
+    let target = scene.emit.integers(&[1, 1, times as i64, 1, 1]);
+    let repeated = scene.emit.op("Expand", &[apart, target]);
+    let joined = scene.emit.integers(&[0, (groups * times) as i64, -1, width as i64]);
+    scene.emit.op("Reshape", &[repeated, joined])
 }
 
 /// A mask of true and false, or of numbers, for the last axes of the scores.
-fn standard_mask(fused: &mut Fused) -> Result<ValueId, String> {
-    let mask = fused.input(3)?;
-    let element = fused.operator.input(3).and_then(|v| fused.seen.element(v));
+fn standard_mask(scene: &mut Scene) -> Result<ValueId, Decline> {
+    let mask = scene.input(3)?;
+    let element = scene.operator.input(3).and_then(|v| scene.seen.element(v));
     if element != Some(ElementType::Bool) {
         return Ok(mask);
     }
-    let (none, low) = (fused.number(0.0), fused.number(f32::MIN.into()));
-    Ok(fused.emit.op("Where", &[mask, none, low]))
+    let (none, low) = (scene.number(0.0), scene.number(f32::MIN.into()));
+    Ok(scene.emit.op("Where", &[mask, none, low]))
 }

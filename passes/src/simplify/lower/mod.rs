@@ -1,8 +1,9 @@
 //! The model as it is measured: the same function, in f32 and by primitive operators.
 //!
-//! Fused operators (an attention in one node, a normalisation that adds) are taken apart, so that
+//! Scene operators (an attention in one node, a normalisation that adds) are taken apart, so that
 //! provenance and differentiation need no rules for them. The model that is written keeps them: whatever
-//! is found in the lowered graph is brought back to where the written one reads it.
+//! is found in the lowered graph is brought back to where the written one reads it. Every rule is tested against ONNX
+//! Runtime's own kernel (tests/lowering.rs).
 
 mod activation;
 mod attention;
@@ -18,6 +19,7 @@ use crate::calculus::emit::Emit;
 use crate::discover::{Discovery, Projection, Residual, Site, Sublayer};
 use crate::ir::{ElementType, Graph, Model, NodeId, Operator, Slot, ValueId};
 use crate::observe::{Dim, Observation};
+use crate::rules::{Decline, Table, find};
 
 /// The version of the standard operators that gradients can be written in; what changed up to it since
 /// version 13 means the same for inference.
@@ -29,6 +31,8 @@ pub struct Lowered {
     pub model: Model,
     /// For inputs of operators that lowering made: the fused operator that reads the same, and where.
     origins: Origins,
+    /// The fused operators that stay as they are, and why.
+    pub declined: Vec<(String, String)>,
 }
 
 /// Whether a model has fused operators to take apart.
@@ -43,6 +47,7 @@ pub fn in_single_precision(model: &Model) -> Model {
     single.repeated.clear();
     single.raise_opset(OPSET);
     precision::to_single(&mut single);
+    single.graph.checked("making single precision");
     single
 }
 
@@ -51,47 +56,60 @@ pub fn in_single_precision(model: &Model) -> Model {
 pub fn lower(single: Model, seen: &Observation) -> Lowered {
     let mut lowered = single;
     let opset = lowered.opset("").unwrap_or(OPSET);
-    let mut origins = HashMap::new();
+    let (mut origins, mut declined) = (HashMap::new(), Vec::new());
     let graph = &mut lowered.graph;
     for node in graph.sorted() {
         let Some(rule) = rule_for(graph.operator(node)) else { continue };
         let outputs: Vec<_> = graph.operator(node).outputs().to_vec();
-        let mut fused = Fused::new(graph, opset, seen, node, &mut origins);
-        // An operator that is left half taken apart reads nothing that is used, and is swept away.
-        let Ok(made) = rule(&mut fused) else { continue };
+        let mut scene = Scene::new(graph, opset, seen, node, &mut origins);
+        let made = match rule(&mut scene) {
+            Ok(made) => made,
+            // What was made of it so far reads nothing that is used, and is swept away.
+            Err(Decline(why)) => {
+                declined.push((graph.label(node), why));
+                continue;
+            }
+        };
         let made: Vec<_> = made.into_iter().zip(outputs).filter_map(|(new, old)| Some((new?, old?))).collect();
-        fused.note_origins();
+        scene.note_origins();
         for (new, old) in made {
             graph.take_over(old, new);
         }
     }
     graph.remove_dead();
-    Lowered { model: lowered, origins }
+    graph.checked("lowering");
+    Lowered { model: lowered, origins, declined }
 }
 
-type Rule = fn(&mut Fused) -> Result<Vec<Option<ValueId>>, String>;
+/// What takes the place of every output of an operator; `None` where nothing needs to.
+type Made = Result<Vec<Option<ValueId>>, Decline>;
+
+/// Takes an operator apart.
+type Rule = fn(&mut Scene) -> Made;
+
+/// Rules for operators of com.microsoft, of the standard, and of any domain.
+const MICROSOFT: &[Table<Rule>] = &[attention::RULES, activation::RULES, norm::RULES, product::RULES];
+const STANDARD: &[Table<Rule>] = &[attention::STANDARD];
+const ANY: &[Table<Rule>] = &[norm::ANY];
+
+/// The operators that have a rule, each with whether it is a standard one.
+#[cfg(test)]
+pub(crate) fn operators() -> Vec<(&'static str, bool)> {
+    let of = |tables, is_standard| crate::rules::names(tables).into_iter().map(move |name| (name, is_standard));
+    of(STANDARD, true).chain(of(MICROSOFT, false)).chain(of(ANY, false)).collect()
+}
 
 fn rule_for(operator: &Operator) -> Option<Rule> {
-    let standard = operator.is_standard();
-    let microsoft = operator.domain == "com.microsoft";
-    Some(match operator.op_type.as_str() {
-        "Attention" if microsoft => attention::merged,
-        "MultiHeadAttention" if microsoft => attention::multi_head,
-        "Attention" if standard => attention::standard,
-        "SkipLayerNormalization" if microsoft => norm::skip_layer_norm,
-        "SkipSimplifiedLayerNormalization" if microsoft => norm::skip_rms_norm,
-        "SimplifiedLayerNormalization" => norm::rms_norm,
-        "BiasGelu" if microsoft => activation::bias_gelu,
-        "FastGelu" if microsoft => activation::fast_gelu,
-        "Gelu" if microsoft => activation::gelu,
-        "QuickGelu" if microsoft => activation::quick_gelu,
-        "FusedMatMul" if microsoft => product::fused_matmul,
-        _ => return None,
-    })
+    let tables = match operator.domain.as_str() {
+        "com.microsoft" => MICROSOFT,
+        _ if operator.is_standard() => STANDARD,
+        _ => &[],
+    };
+    find(tables, &operator.op_type).or_else(|| find(ANY, &operator.op_type))
 }
 
 /// A fused operator while it is taken apart.
-struct Fused<'g, 'o> {
+struct Scene<'g, 'o> {
     emit: Emit<'g>,
     seen: &'o Observation,
     node: NodeId,
@@ -104,7 +122,7 @@ struct Fused<'g, 'o> {
 type Read = (ValueId, Vec<(NodeId, Slot)>);
 type Origins = HashMap<(NodeId, usize), (NodeId, usize)>;
 
-impl<'g, 'o> Fused<'g, 'o> {
+impl<'g, 'o> Scene<'g, 'o> {
     fn new(graph: &'g mut Graph, opset: i64, seen: &'o Observation, node: NodeId, origins: &'o mut Origins) -> Self {
         let operator = graph.operator(node).clone();
         let mut inputs: Vec<Option<Read>> = Vec::new();
@@ -129,13 +147,13 @@ impl<'g, 'o> Fused<'g, 'o> {
         self.operator.input(slot).is_some()
     }
 
-    fn input(&self, slot: usize) -> Result<ValueId, String> {
+    fn input(&self, slot: usize) -> Result<ValueId, Decline> {
         let given = self.inputs.get(slot).and_then(|i| i.as_ref());
-        given.map(|(value, _)| *value).ok_or_else(|| format!("it has no input {slot}"))
+        given.map(|(value, _)| *value).ok_or_else(|| format!("it has no input {slot}").into())
     }
 
     /// Refuses inputs or outputs that there is no way to express.
-    fn refuse(&self, inputs: &[usize], outputs: &[usize]) -> Result<(), String> {
+    fn refuse(&self, inputs: &[usize], outputs: &[usize]) -> Result<(), Decline> {
         let reads = |&s: &usize| self.operator.input(s).is_some();
         let writes = |&s: &usize| {
             let used = |v: ValueId| !self.emit.graph.consumers(v).is_empty();
@@ -148,15 +166,15 @@ impl<'g, 'o> Fused<'g, 'o> {
     }
 
     /// The dimensions of what the operator reads at `slot`.
-    fn dims(&self, slot: usize) -> Result<Vec<Dim>, String> {
+    fn dims(&self, slot: usize) -> Result<Vec<Dim>, Decline> {
         let value = self.operator.input(slot).ok_or_else(|| format!("it has no input {slot}"))?;
-        self.seen.dims(value).ok_or_else(|| format!("the shape of its input {slot} is not known"))
+        self.seen.dims(value).ok_or_else(|| format!("the shape of its input {slot} is not known").into())
     }
 
     /// The length of an axis that never changes.
-    fn fixed(&self, slot: usize, axis: usize) -> Result<usize, String> {
+    fn fixed(&self, slot: usize, axis: usize) -> Result<usize, Decline> {
         let dim = self.dims(slot)?.get(axis).copied();
-        dim.and_then(Dim::fixed).ok_or_else(|| format!("the length of axis {axis} of its input {slot} changes"))
+        dim.and_then(Dim::fixed).ok_or_else(|| format!("the length of axis {axis} of its input {slot} changes").into())
     }
 
     fn number(&mut self, value: f64) -> ValueId {
@@ -187,11 +205,12 @@ impl<'g, 'o> Fused<'g, 'o> {
 impl Lowered {
     /// A model without fused operators.
     pub fn unchanged(model: Model) -> Self {
-        Self { model, origins: HashMap::new() }
+        Self { model, origins: HashMap::new(), declined: Vec::new() }
     }
 
     /// What was found in the lowered graph, at the places where `written`, the original, has it.
     pub fn bring_back(&self, found: &Discovery, written: &Graph) -> Discovery {
+        debug_assert!(self.model.graph.shares_ids_with(written), "values keep their ids through lowering");
         let place = |node: NodeId, slot: usize| match self.origins.get(&(node, slot)) {
             Some(&origin) => Some(origin),
             None => written.contains(node).then_some((node, slot)),
@@ -233,5 +252,46 @@ impl Lowered {
             }
         }
         Residual { path, joint, output: residual.output }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::attribute;
+    use crate::testing::{B, S, Sketch, n};
+
+    fn microsoft(op_type: &str) -> Operator {
+        Operator::new(op_type).of("com.microsoft")
+    }
+
+    #[test]
+    fn a_fused_operator_is_taken_apart_and_another_stays_with_a_reason() {
+        let mut g = Sketch::default();
+        let x = g.input("x", &[B, S, n(4)]);
+        let bias = g.weight("bias", &[4]);
+        let y = g.op(microsoft("BiasGelu"), &[x, bias], &[B, S, n(4)]);
+        let skip = microsoft("FusedMatMul").with(attribute::int("transBatchA", 1));
+        let w = g.weight("w", &[4, 4]);
+        let z = g.op(skip, &[y, w], &[B, S, n(4)]);
+        g.graph.add_output(z);
+        assert!(has_fused(&g.model()));
+        let lowered = lower(g.model(), &g.seen());
+        let graph = &lowered.model.graph;
+        let left: Vec<&str> = graph.sorted().iter().map(|&n| graph.operator(n).op_type.as_str()).collect();
+        assert!(left.contains(&"Erf") && !left.contains(&"BiasGelu") && left.contains(&"FusedMatMul"), "{left:?}");
+        assert_eq!(lowered.declined.len(), 1);
+        assert!(lowered.declined[0].1.contains("batch axes"), "{:?}", lowered.declined);
+        assert_eq!(graph.name(y), g.graph.name(y), "values keep their ids and names");
+    }
+
+    #[test]
+    fn plain_operators_are_left_alone() {
+        let mut g = Sketch::default();
+        let x = g.input("x", &[B, S, n(4)]);
+        let y = g.on("Relu", &[x]);
+        g.graph.add_output(y);
+        assert!(!has_fused(&g.model()));
+        assert_eq!(lower(g.model(), &g.seen()).model.graph.sorted(), g.graph.sorted());
     }
 }

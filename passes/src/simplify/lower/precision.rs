@@ -1,7 +1,7 @@
 //! Another floating-point type for a whole model.
 
+use crate::ir::schema::{AttributeProto, GraphProto, TensorProto, TypeProto, ValueInfoProto, type_proto};
 use crate::ir::{ElementType, Model, Operator, Tensor, ValueId};
-use crate::onnx::schema::{AttributeProto, GraphProto, TensorProto, TypeProto, ValueInfoProto, type_proto};
 
 /// Makes everything f32 that is f16 or bf16; f64 too where weights of matrix products are.
 pub(super) fn to_single(model: &mut Model) {

@@ -1,10 +1,14 @@
 //! Fused attentions, which name their number of heads in attributes.
 
 use super::Cut;
+use super::rewrite::Rule;
 use crate::ir::{Graph, NodeId, Operator, attribute};
+use crate::rules::{Decline, Table};
+
+pub(super) const RULES: Table<Rule> = &[(&["Attention", "MultiHeadAttention"], attention)];
 
 /// Writes the numbers of heads and columns that are left.
-pub(super) fn attention(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), String> {
+fn attention(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), Decline> {
     let operator = graph.operator(node).clone();
     let merged = operator.op_type == "Attention" && !operator.is_standard();
     if merged {
@@ -27,7 +31,7 @@ pub(super) fn attention(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<()
 }
 
 /// One weight for queries, keys and values, side by side.
-fn merged_attention(graph: &mut Graph, node: NodeId, operator: &Operator, cut: &Cut) -> Result<(), String> {
+fn merged_attention(graph: &mut Graph, node: NodeId, operator: &Operator, cut: &Cut) -> Result<(), Decline> {
     let planes = cut.provenance.planes_at(graph, node, 1);
     let columns = planes.iter().map(|p| p.0.shape()[1]).max().unwrap_or(0);
     let Some(kept) = cut.kept(planes, 1) else { return Ok(()) };
@@ -54,7 +58,7 @@ fn merged_attention(graph: &mut Graph, node: NodeId, operator: &Operator, cut: &
 }
 
 /// The heads that are left when `kept` of `all` columns are.
-fn scaled(heads: i64, kept: usize, all: usize) -> Result<i64, String> {
+fn scaled(heads: i64, kept: usize, all: usize) -> Result<i64, Decline> {
     let product = heads as usize * kept;
     match product.is_multiple_of(all) {
         true => Ok((product / all) as i64),
@@ -62,7 +66,7 @@ fn scaled(heads: i64, kept: usize, all: usize) -> Result<i64, String> {
     }
 }
 
-fn set(graph: &mut Graph, node: NodeId, new: crate::onnx::schema::AttributeProto) {
+fn set(graph: &mut Graph, node: NodeId, new: crate::ir::schema::AttributeProto) {
     let attributes = &mut graph.operator_mut(node).attributes;
     attributes.retain(|a| a.name != new.name);
     attributes.push(new);

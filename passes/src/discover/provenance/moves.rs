@@ -2,25 +2,26 @@
 
 use ndarray::{ArrayD, Axis, IxDyn, Order};
 
+use super::join::join;
 use super::plane::{self, Plane, Planes};
-use super::{Decline, Operand, Scene};
+use super::{Decline, Operand, Rule, Scene};
+use crate::observe::range;
+use crate::rules::Table;
 
-/// The planes of every output of an operator that rearranges its inputs.
-pub(super) fn apply(scene: &mut Scene, op_type: &str) -> Result<Vec<Planes>, Decline> {
-    match op_type {
-        "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => reshape(scene),
-        "Transpose" => transpose(scene),
-        "Split" => split(scene),
-        "Slice" => slice(scene),
-        "Gather" => gather(scene),
-        "Concat" => concat(scene),
-        "Expand" => expand(scene),
-        "Tile" => tile(scene),
-        "Resize" => resize(scene),
-        "ConstantOfShape" => Ok(vec![elastic(scene, &[])?]),
-        _ => Err("is an operator without a rule".into()),
-    }
-}
+pub(super) const RULES: Table<Rule> = &[
+    (&["Reshape", "Flatten", "Squeeze", "Unsqueeze"], reshape),
+    (&["Transpose"], transpose),
+    (&["Split"], split),
+    (&["Slice"], slice),
+    (&["Gather"], gather),
+    (&["GatherElements"], gather_elements),
+    (&["Concat"], concat),
+    (&["Expand"], expand),
+    (&["Tile"], tile),
+    (&["Resize"], resize),
+    (&["Trilu"], triangle),
+    (&["ConstantOfShape"], |scene| Ok(vec![elastic(scene, &[])?])),
+];
 
 fn reshape(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let operand = scene.operand(0)?;
@@ -31,8 +32,9 @@ fn reshape(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     }
     let moved: Planes = operand.planes.iter().map(|p| p.reshaped(&operand.shape, &shape)).collect();
     let channels = &mut scene.provenance.channels;
-    // Where axes are folded into one, every copy of a channel is the same channel, and what cannot go
-    // anyway has no say.
+    // Precedence of planes that collide on an axis of the new shape: 0 channels that can go, 1 elastic ones (copies
+    // without data of their own), 2 frozen ones. Of 1 and 2, those that collide with another are dropped: they say
+    // nothing that the others do not say of the same elements.
     let rank = |p: &Plane| match p.0.iter() {
         mut all if all.clone().all(|&c| channels.frozen(c).is_some()) => all.next().map_or(0, |_| 2),
         mut all => all.all(|&c| channels.is_elastic(c)) as u8,
@@ -110,27 +112,6 @@ fn several(scene: &mut Scene, mut planes: Planes) -> Planes {
     planes
 }
 
-/// The indices that `Slice` takes of an axis of length `len`.
-pub(crate) fn range(len: usize, start: i64, end: i64, step: i64) -> Vec<usize> {
-    let len = len as i64;
-    let place = |i: i64| if i < 0 { i.saturating_add(len) } else { i };
-    let mut picked = Vec::new();
-    if step > 0 {
-        let (mut i, end) = (place(start).clamp(0, len), place(end).clamp(0, len));
-        while i < end {
-            picked.push(i as usize);
-            i = i.saturating_add(step);
-        }
-    } else if step < 0 {
-        let (mut i, end) = (place(start).clamp(-1, len - 1), place(end).clamp(-1, len - 1));
-        while i > end {
-            picked.push(i as usize);
-            i = i.saturating_add(step);
-        }
-    }
-    picked
-}
-
 fn gather(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let operand = scene.operand(0)?;
     let axis = Scene::axis(scene.operator().int("axis", 0), operand.shape.len())?;
@@ -159,6 +140,25 @@ fn gather(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     }
     let gathered = several(scene, gathered);
     Ok(vec![plane::merge(gathered, &mut scene.provenance.channels)])
+}
+
+/// Picks along one axis, for every index of the others; data and indices go together on those.
+fn gather_elements(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let shape = scene.output_shape(0)?;
+    let mut operands = scene.operands()?;
+    let axis = Scene::axis(scene.operator().int("axis", 0), shape.len())?;
+    for operand in &mut operands {
+        scene.freeze_varying(&operand.planes, &[axis], "picks from it by indices");
+        operand.planes.retain(|p| !p.varies(axis));
+        operand.shape[axis] = 1;
+    }
+    let other = |a: usize| a != axis && operands.iter().any(|o| o.shape[a] != shape[a]);
+    if (0..shape.len()).any(other) {
+        return Err("picks from a part of its data".into());
+    }
+    let mut flat = shape;
+    flat[axis] = 1;
+    Ok(vec![join(scene, operands, &flat)])
 }
 
 /// The plane with `axis` replaced by axes of lengths `index`, or of length 1 where it does not vary.
@@ -191,14 +191,14 @@ fn concat(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     }
     let mut flat = shape.clone();
     flat[axis] = 1;
-    let mut planes = super::rules::join(scene, others, &flat);
+    let mut planes = join(scene, others, &flat);
     if along {
         planes.push(stack(scene, pieces, axis));
     }
     Ok(vec![plane::merge(planes, &mut scene.provenance.channels)])
 }
 
-/// Lays planes that vary on `axis` one behind the other; a piece without channels cannot be cut.
+/// Concatenates planes that vary on `axis`; a piece without channels cannot be cut.
 fn stack(scene: &mut Scene, pieces: Vec<(Option<Plane>, Vec<usize>)>, axis: usize) -> Plane {
     let rank = pieces[0].1.len();
     let wide = |a: usize| pieces.iter().filter_map(|(p, _)| p.as_ref()).any(|p| p.varies(a));
@@ -273,4 +273,14 @@ fn elastic(scene: &mut Scene, from: &[usize]) -> Result<Planes, Decline> {
         planes.push(Plane::along(shape.len(), axis, (0..shape[axis]).map(|i| channels[i % period])));
     }
     Ok(planes)
+}
+
+fn triangle(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let operand = scene.operand(0)?;
+    let rank = operand.shape.len();
+    if rank < 2 {
+        return Err("needs two axes".into());
+    }
+    scene.freeze_varying(&operand.planes, &[rank - 2, rank - 1], "looks at positions on it");
+    Ok(vec![operand.planes])
 }

@@ -1,0 +1,71 @@
+//! Gradient rules for matrix products.
+
+use super::{Decline, Inputs, Rule, Scene};
+use crate::ir::{Operator, ValueId, attribute};
+use crate::rules::Table;
+
+pub(super) const RULES: Table<Rule> = &[(&["MatMul"], matmul), (&["Gemm"], gemm)];
+
+fn swapped(rank: usize) -> Vec<i64> {
+    let mut order: Vec<i64> = (0..rank as i64).collect();
+    order.swap(rank - 1, rank - 2);
+    order
+}
+
+fn matmul(scene: &mut Scene) -> Result<Inputs, Decline> {
+    let (g, a, b) = (scene.gradient()?, scene.input(0)?, scene.input(1)?);
+    let (a_dims, b_dims, dims) = (scene.dims(a)?, scene.dims(b)?, scene.dims(scene.output()?)?);
+    if a_dims.len() < 2 || b_dims.len() < 2 {
+        return Err("it multiplies a vector".into());
+    }
+    let batch = &dims[..dims.len() - 2];
+    let product = |last: [crate::observe::Dim; 2]| [batch, &last].concat();
+    let mut inputs = Vec::new();
+    if scene.wants(0) {
+        let turned = scene.emit.transpose(b, &swapped(b_dims.len()));
+        let gradient = scene.emit.op("MatMul", &[g, turned]);
+        let from = product([a_dims[a_dims.len() - 2], a_dims[a_dims.len() - 1]]);
+        inputs.push((0, scene.emit.unbroadcast(gradient, &from, &a_dims)));
+    }
+    if scene.wants(1) {
+        let turned = scene.emit.transpose(a, &swapped(a_dims.len()));
+        let gradient = scene.emit.op("MatMul", &[turned, g]);
+        let from = product([b_dims[b_dims.len() - 2], b_dims[b_dims.len() - 1]]);
+        inputs.push((1, scene.emit.unbroadcast(gradient, &from, &b_dims)));
+    }
+    Ok(inputs)
+}
+
+fn gemm(scene: &mut Scene) -> Result<Inputs, Decline> {
+    let (g, a, b) = (scene.gradient()?, scene.input(0)?, scene.input(1)?);
+    let (alpha, beta) = (scene.operator.float("alpha", 1.0), scene.operator.float("beta", 1.0));
+    let (trans_a, trans_b) = (scene.operator.int("transA", 0) != 0, scene.operator.int("transB", 0) != 0);
+    let product = |scene: &mut Scene, left: (ValueId, bool), right: (ValueId, bool)| {
+        let operator = Operator::new("Gemm")
+            .with(attribute::float("alpha", alpha))
+            .with(attribute::int("transA", left.1 as i64))
+            .with(attribute::int("transB", right.1 as i64));
+        scene.emit.with(operator, &[left.0, right.0])
+    };
+    let mut inputs = Vec::new();
+    if scene.wants(0) {
+        let gradient = match trans_a {
+            false => product(scene, (g, false), (b, !trans_b)),
+            true => product(scene, (b, trans_b), (g, true)),
+        };
+        inputs.push((0, gradient));
+    }
+    if scene.wants(1) {
+        let gradient = match trans_b {
+            false => product(scene, (a, !trans_a), (g, false)),
+            true => product(scene, (g, true), (a, trans_a)),
+        };
+        inputs.push((1, gradient));
+    }
+    if scene.wants(2) {
+        let factor = scene.number(beta.into())?;
+        let scaled = scene.emit.op("Mul", &[g, factor]);
+        inputs.push(scene.fit(scaled, 2)?);
+    }
+    Ok(inputs)
+}

@@ -1,0 +1,120 @@
+//! Files and folders of samples, opened by what they are.
+
+use std::path::{Path, PathBuf};
+
+use kprune_passes::signature::Input;
+
+use super::samples::Samples;
+use super::{Sources, arrays};
+use crate::error::Error;
+
+/// Opens samples for one model.
+pub(super) struct Opener<'a> {
+    inputs: &'a [Input],
+    /// The model file.
+    #[cfg(any(feature = "text", feature = "images"))]
+    model: &'a Path,
+    #[cfg(feature = "text")]
+    sources: &'a Sources,
+    #[cfg(feature = "text")]
+    threads: usize,
+    #[cfg(feature = "text")]
+    tokenizer: Option<PathBuf>,
+    #[cfg(feature = "images")]
+    preprocessor: Option<PathBuf>,
+}
+
+impl<'a> Opener<'a> {
+    /// For the model at `model`, beside which a tokenizer and a preprocessor are looked for; text is tokenized on so many
+    /// `threads`.
+    #[cfg_attr(not(feature = "text"), expect(unused_variables, reason = "only text needs threads"))]
+    pub(super) fn new(inputs: &'a [Input], model: &'a Path, sources: &'a Sources, threads: usize) -> Self {
+        let beside = |given: &Option<PathBuf>, name: &str| {
+            let found = model.with_file_name(name);
+            given.clone().or_else(|| found.is_file().then_some(found))
+        };
+        Self {
+            inputs,
+            #[cfg(any(feature = "text", feature = "images"))]
+            model,
+            #[cfg(feature = "text")]
+            sources,
+            #[cfg(feature = "text")]
+            threads,
+            #[cfg(feature = "text")]
+            tokenizer: beside(&sources.tokenizer, "tokenizer.json"),
+            #[cfg(feature = "images")]
+            preprocessor: beside(&sources.preprocessor, "preprocessor_config.json"),
+        }
+    }
+
+    /// Opens one file or folder.
+    pub(super) fn open(&self, file: &Path) -> Result<Box<dyn Samples>, Error> {
+        if file.is_dir() {
+            return match arrays::test_data_sets(file).is_empty() {
+                true => self.images(file),
+                false => Ok(Box::new(arrays::Sets::new(file, self.inputs)?)),
+            };
+        }
+        match file.extension().and_then(|e| e.to_str()).unwrap_or("") {
+            "npz" => arrays::npz(file, self.inputs),
+            "safetensors" => arrays::safetensors(file, self.inputs),
+            "txt" | "jsonl" | "csv" | "tsv" => self.texts(file),
+            other => {
+                let reason = format!("is of the unknown kind {other:?}");
+                let help = "give .npz or .safetensors (one array per input), .jsonl, .csv, .tsv or .txt, a folder of \
+                            images, or a folder with test_data_set_*";
+                Err(Error::data(file, reason, help))
+            }
+        }
+    }
+
+    #[cfg(feature = "images")]
+    fn images(&self, folder: &Path) -> Result<Box<dyn Samples>, Error> {
+        let images = super::images::Images::new(folder, self.inputs, self.model, self.preprocessor.as_deref())?;
+        Ok(Box::new(images))
+    }
+
+    #[cfg(not(feature = "images"))]
+    fn images(&self, folder: &Path) -> Result<Box<dyn Samples>, Error> {
+        Err(Error::data(folder, "is a folder of images, which this build does not read", BUILD))
+    }
+
+    #[cfg(feature = "text")]
+    fn texts(&self, file: &Path) -> Result<Box<dyn Samples>, Error> {
+        let missing = || {
+            let reason = "is text, and there is no tokenizer.json beside the model";
+            Error::data(file, reason, "name one with --tokenizer PATH")
+        };
+        let tokenizer = self.tokenizer.as_deref().ok_or_else(missing)?;
+        let columns = (&self.sources.columns, self.threads);
+        Ok(Box::new(super::text::Texts::read(
+            file,
+            self.inputs,
+            tokenizer,
+            columns,
+            super::labels::class_of(self.model),
+        )?))
+    }
+
+    #[cfg(not(feature = "text"))]
+    fn texts(&self, file: &Path) -> Result<Box<dyn Samples>, Error> {
+        Err(Error::data(file, "is text, which this build does not read", BUILD))
+    }
+
+    /// The text that is built into the program, where there is a tokenizer.
+    #[cfg(feature = "text")]
+    pub(super) fn built_in(&self) -> Option<Box<dyn Samples>> {
+        let tokenizer = self.tokenizer.as_deref()?;
+        Some(Box::new(super::text::Texts::built_in(self.inputs, tokenizer, self.threads)))
+    }
+
+    #[cfg(not(feature = "text"))]
+    pub(super) fn built_in(&self) -> Option<Box<dyn Samples>> {
+        None
+    }
+}
+
+/// What to do where a build lacks something.
+#[cfg(not(all(feature = "text", feature = "images")))]
+const BUILD: &str = "build onnx-kprune with its features text and images, as it is by default";
