@@ -141,6 +141,7 @@ fn functions_of_one_variable() {
     for name in ["HardSigmoid", "HardSwish", "LeakyRelu", "Elu"] {
         unary(17, op(name), false);
     }
+    unary(18, op("Mish"), false);
     unary(20, op("Gelu"), false);
     unary(20, op("Gelu").with(attribute::text("approximate", "tanh")), false);
 }

@@ -18,6 +18,7 @@ pub(super) const RULES: Table<Rule> = &[(
         "HardSwish",
         "LeakyRelu",
         "Log",
+        "Mish",
         "Neg",
         "Reciprocal",
         "Relu",
@@ -70,6 +71,7 @@ fn slope(scene: &mut Scene) -> Result<ValueId, Decline> {
         "Gelu" if scene.operator.text("approximate", "none") == "none" => erf_gelu_slope(scene, x)?,
         "Gelu" => tanh_gelu_slope(scene, x)?,
         "Swish" => swish_slope(scene, x, y)?,
+        "Mish" => mish_slope(scene, x)?,
         _ => piecewise_slope(scene, x, y)?,
     })
 }
@@ -136,6 +138,16 @@ fn swish_slope(scene: &mut Scene, x: ValueId, y: ValueId) -> Result<ValueId, Dec
     let bent = scene.emit.op("Mul", &[y, rest]);
     let bent = scene.emit.op("Mul", &[bent, alpha]);
     Ok(scene.emit.op("Add", &[s, bent]))
+}
+
+/// For y = x t, t = tanh(softplus(x)): t + x (1 - t^2) sigmoid(x).
+fn mish_slope(scene: &mut Scene, x: ValueId) -> Result<ValueId, Decline> {
+    let softplus = scene.emit.op("Softplus", &[x]);
+    let t = scene.emit.op("Tanh", &[softplus]);
+    let (rest, s) = (one_minus_square(scene, t)?, scene.emit.op("Sigmoid", &[x]));
+    let bent = scene.emit.op("Mul", &[x, rest]);
+    let bent = scene.emit.op("Mul", &[bent, s]);
+    Ok(scene.emit.op("Add", &[t, bent]))
 }
 
 fn piecewise_slope(scene: &mut Scene, x: ValueId, y: ValueId) -> Result<ValueId, Decline> {
