@@ -31,17 +31,18 @@ fn every_method_keeps_the_budget_and_kprune_is_nearest_to_the_original() {
         report
     };
     let chosen = prune("kprune", &[]);
+    let magnitude = prune("magnitude", &[]);
     let (random, other) = (prune("random", &[]), prune("random", &["--seed", "1"]));
     assert_ne!(kept(&random), kept(&other), "the seed decides");
-    let [chosen, random] = [&chosen, &random].map(divergence);
-    assert!(chosen < random, "kprune {chosen}, random {random}");
+    let [chosen, magnitude, random] = [&chosen, &magnitude, &random].map(divergence);
+    assert!(chosen < magnitude && chosen < random, "kprune {chosen}, magnitude {magnitude}, random {random}");
 }
 
 #[test]
 fn a_baseline_makes_several_models_from_one_walk() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out.onnx");
-    let report = prune_reviews(&output, &["--method", "random", "--sweep", "0.3,0.6", "-q"]);
+    let report = prune_reviews(&output, &["--method", "magnitude", "--sweep", "0.3,0.6", "-q"]);
     assert_eq!(report["sweep"].as_array().unwrap().len(), 2);
     assert!(report["method"]["refresh"].is_null(), "a method shows its own settings and no others");
 }
@@ -55,7 +56,7 @@ fn options_of_another_method_are_refused() {
     assert!(text(&refused.stderr).contains("--lambda-pred is an option of --method kprune"));
     let refused = kprune([model.to_str().unwrap(), "out.onnx", "--method", "best"]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused.stderr).contains("kprune, random"));
+    assert!(text(&refused.stderr).contains("kprune, magnitude, random"));
 }
 
 #[test]

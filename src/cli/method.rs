@@ -11,6 +11,8 @@ use super::kprune::KpruneArgs;
 pub enum Method {
     /// Knowledge-preserving pruning (Park, Choi, Kang, ICLR 2024)
     Kprune,
+    /// A baseline: the units with the smallest weights go
+    Magnitude,
     /// A baseline: units are drawn with the seed
     Random,
 }
@@ -32,6 +34,7 @@ impl MethodArgs {
     pub fn settings(&self) -> Settings {
         match self.method {
             Method::Kprune => Settings::Kprune(self.kprune.settings()),
+            Method::Magnitude => Settings::Magnitude,
             Method::Random => Settings::Random,
         }
     }

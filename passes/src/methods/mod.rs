@@ -6,6 +6,7 @@
 //! (docs/adding-a-method.md).
 
 pub mod kprune;
+pub mod magnitude;
 pub mod one_shot;
 pub mod random;
 pub mod rank;
@@ -34,6 +35,8 @@ pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 pub enum Settings {
     /// Knowledge-preserving pruning (Park, Choi, Kang, ICLR 2024).
     Kprune(kprune::Settings),
+    /// The units with the smallest weights go: a baseline.
+    Magnitude,
     /// Whatever the dice say: a baseline.
     Random,
 }
@@ -49,6 +52,7 @@ impl Settings {
     pub fn method(&self) -> Box<dyn Method> {
         match self {
             Self::Kprune(settings) => Box::new(kprune::Kprune::new(settings.clone())),
+            Self::Magnitude => Box::new(magnitude::Magnitude),
             Self::Random => Box::new(random::Random),
         }
     }
@@ -68,7 +72,7 @@ impl Settings {
     pub fn check(&self) -> Result<(), String> {
         match self {
             Self::Kprune(settings) => settings.check(),
-            Self::Random => Ok(()),
+            Self::Magnitude | Self::Random => Ok(()),
         }
     }
 }
