@@ -25,6 +25,7 @@ const TIMING: Duration = Duration::from_secs(6);
 
 /// Two models side by side.
 #[derive(Debug, Serialize)]
+#[non_exhaustive]
 pub struct Comparison {
     /// Where the samples come from.
     pub data: String,

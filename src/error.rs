@@ -9,6 +9,7 @@ use thiserror::Error;
 
 /// An error of the program.
 #[derive(Debug, Error, Diagnostic)]
+#[non_exhaustive]
 pub enum Error {
     /// A file cannot be read or written.
     #[error("cannot {action} {}: {reason}", path.display())]

@@ -29,6 +29,7 @@ use crate::store::{self, Source, external_files};
 
 /// What a model is made of.
 #[derive(Debug, Serialize)]
+#[non_exhaustive]
 pub struct Inspection {
     /// The model file.
     pub path: String,

@@ -1,6 +1,6 @@
 //! Prunes the attention heads and FFN neurons of an ONNX encoder without retraining.
 //!
-//! [`Pruner`] is the whole program as one call; [`inspect`] says what can be pruned, and [`compare`] how good and how
+//! [`Pruner`] is the whole program as one call; [`inspect()`] says what can be pruned, and [`compare()`] how good and how
 //! fast the result is. Everything else that is public here is for the tests, benchmarks and fuzz targets of this
 //! repository, and may change at any time.
 

@@ -17,6 +17,7 @@ use crate::store;
 /// The report of a run. Units: bytes, seconds, milliseconds for latencies, FLOPs (two for every multiply-add) of
 /// one sample.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// Version of this layout.
     pub schema: u32,
@@ -51,6 +52,7 @@ pub struct Report {
 
 /// One model that was made.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct ModelReport {
     /// The compression that was asked for; `None` where a time was, or units were given.
     pub compression: Option<f64>,
@@ -93,6 +95,7 @@ pub struct File {
 /// What the user chose.
 #[derive(Clone, Debug, Serialize)]
 #[allow(missing_docs)]
+#[non_exhaustive]
 pub struct Settings {
     pub compression: Option<f64>,
     pub speedup: Option<f64>,

@@ -43,6 +43,7 @@ pub const SAMPLES: &str = "kprune_samples";
 
 /// What an output of a model is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum OutputKind {
     /// One score per class: [samples, classes].
     Logits,

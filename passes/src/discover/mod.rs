@@ -133,6 +133,7 @@ pub struct Discovery {
 
 /// Which units are offered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Scope {
     /// Heads and neurons of sublayers that are added to a residual stream.
     #[default]
