@@ -153,7 +153,7 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
         prunable_parameters: sublayers.iter().map(|s| s.parameters).sum(),
         sequence_length: sources.seq_len.unwrap_or(0),
         flops: flops::total(&lowered.graph, seen, &lengths),
-        prunable_flops: sublayers.iter().map(|s| s.flops).sum(),
+        prunable_flops: sublayers.iter().map(|s| s.flops).sum::<f64>() + 0.0,
         sublayers,
         declined: found.declined.iter().map(DeclinedReport::from).collect(),
         reasons: reasons(&analysis),

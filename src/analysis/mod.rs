@@ -81,9 +81,10 @@ impl Opened {
     /// Reads the model at `path`; operators read constants themselves then.
     ///
     /// # Errors
-    /// Where the file is no model.
+    /// Where the file is no model, or has operators that ONNX Runtime does not know.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let mut model = store::read_inlined(path)?;
+        supported::check_domains(&model, path)?;
         fold_constants(&mut model.graph);
         Ok(Self { path: path.to_path_buf(), model })
     }

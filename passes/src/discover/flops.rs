@@ -25,7 +25,8 @@ pub fn total(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f64>) -> f
         op if PRODUCTS.contains(&op) => product(graph, seen, node, at),
         _ => None,
     };
-    graph.sorted().into_iter().filter_map(count).sum()
+    // The sum of nothing is -0.
+    graph.sorted().into_iter().filter_map(count).sum::<f64>() + 0.0
 }
 
 /// FLOPs of a matrix product; `None` where its shapes are not known.

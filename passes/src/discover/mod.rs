@@ -105,7 +105,7 @@ impl Sublayer {
 
     /// FLOPs of all units, for one sample.
     pub fn flops(&self) -> f64 {
-        self.units.iter().map(|u| u.flops).sum()
+        self.units.iter().map(|u| u.flops).sum::<f64>() + 0.0
     }
 }
 
@@ -225,7 +225,28 @@ impl Finder<'_> {
         let same = |&end: &usize| weight(end) == weight(i) && rows(end).eq(rows(i));
         match classes.iter().all(|class| self.ends[class] == *ends) && ends.iter().all(same) {
             true => Ok(ends.iter().copied().collect()),
-            false => Err("its channels end in several projections".into()),
+            false => Err(self.why_forked(classes)),
+        }
+    }
+
+    /// Why channels end in several projections: layers may share a weight upstream.
+    fn why_forked(&self, classes: &BTreeSet<Channel>) -> String {
+        let mut readers: BTreeMap<ValueId, usize> = BTreeMap::new();
+        for (node, slot, planes) in self.provenance.cut_uses() {
+            let weight = self.graph.operator(node).input(slot).filter(|&v| self.graph.constant(v).is_some());
+            let mut channels = planes.iter().flat_map(|p| p.0.iter()).map(|&c| self.provenance.channels.find(c));
+            if let Some(weight) = weight.filter(|_| self.graph.operator(node).is_product())
+                && channels.any(|class| classes.contains(&class))
+            {
+                *readers.entry(weight).or_default() += 1;
+            }
+        }
+        match readers.into_iter().find(|(_, count)| *count > 1) {
+            Some((weight, _)) => format!(
+                "its channels end in several projections, because layers share the weight {:?}; --untie gives each its own",
+                self.graph.name(weight)
+            ),
+            None => "its channels end in several projections".into(),
         }
     }
 

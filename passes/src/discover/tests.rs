@@ -130,6 +130,25 @@ fn channels_that_end_in_different_weights_are_declined() {
 }
 
 #[test]
+fn layers_that_share_a_weight_are_declined_with_the_remedy() {
+    let mut g = Sketch::default();
+    let x = g.input("x", &[B, S, n(4)]);
+    let (up, first, second) = (g.weight("up", &[4, 6]), g.weight("first", &[6, 4]), g.weight("second", &[6, 4]));
+    let mut stream = x;
+    for down in [first, second] {
+        let h = g.on("MatMul", &[stream, up]);
+        let h = g.on("Relu", &[h]);
+        let y = g.on("MatMul", &[h, down]);
+        stream = g.on("Add", &[stream, y]);
+    }
+    g.graph.add_output(stream);
+    let declined = g.discover().declined;
+    assert!(declined.iter().any(|d| d.why.contains("share the weight \"up\"; --untie")), "{declined:?}");
+    crate::simplify::fold::untie(&mut g.graph);
+    assert_eq!(g.discover().sublayers.len(), 2);
+}
+
+#[test]
 fn neurons_outside_of_a_stream_are_offered_on_request() {
     let mut g = Sketch::default();
     let x = g.input("x", &[B, S, n(4)]);

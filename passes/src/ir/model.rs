@@ -57,6 +57,14 @@ impl Model {
         self.header.ir_version = self.header.ir_version.map(|v| v.max(8));
     }
 
+    /// Makes initializers that are listed as inputs too initializers only. Before version 4 of the format every
+    /// initializer had to be listed, so the version rises where it has to.
+    pub(crate) fn unlist_constants(&mut self) {
+        if self.graph.unlist_constants() {
+            self.header.ir_version = self.header.ir_version.map(|v| v.max(4));
+        }
+    }
+
     /// The file's fields outside the graph.
     pub fn header(&self) -> &ModelProto {
         &self.header

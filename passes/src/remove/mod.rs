@@ -60,7 +60,8 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
         }
     }
     // A constant that is an input too could be given from outside at its old size.
-    graph.unlist_constants();
+    pruned.unlist_constants();
+    let graph = &mut pruned.graph;
     graph.remove_dead();
     let mut cut = Cut { provenance: &discovery.provenance, seen, removed, tainted: HashSet::new() };
     cut.tainted = cut.lengths_of_cut_values(graph);

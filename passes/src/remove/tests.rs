@@ -57,6 +57,25 @@ fn neurons_leave_both_weights_and_the_bias_between() {
 }
 
 #[test]
+fn the_version_of_the_format_rises_where_initializers_leave_the_inputs() {
+    for (listed, version) in [(true, 4), (false, 3)] {
+        let mut g = Sketch::default();
+        let x = g.input("x", &[B, S, n(4)]);
+        let y = feed_forward(&mut g, x, 4, 6);
+        g.graph.add_output(y);
+        if listed {
+            let down = g.graph.find("down").unwrap();
+            g.graph.list_input(down);
+        }
+        let discovery = g.discover();
+        let mut model = g.model();
+        model.header.ir_version = Some(3);
+        let pruned = remove(&model, &discovery, &g.seen(), &keep(&discovery, &[0, 1])).unwrap();
+        assert_eq!(pruned.header().ir_version, Some(version));
+    }
+}
+
+#[test]
 fn a_sublayer_without_units_leaves_only_its_bias() {
     let mut g = Sketch::default();
     let x = g.input("x", &[B, S, n(4)]);

@@ -252,10 +252,12 @@ impl Graph {
         self.inputs = inputs.into_iter().filter(|&v| !self.consumers(v).is_empty()).collect();
     }
 
-    /// Makes initializers that are listed as inputs too initializers only.
-    pub fn unlist_constants(&mut self) {
+    /// Makes initializers that are listed as inputs too initializers only; returns whether there were any.
+    pub fn unlist_constants(&mut self) -> bool {
         let inputs = std::mem::take(&mut self.inputs);
+        let listed = inputs.len();
         self.inputs = inputs.into_iter().filter(|&v| self.constant(v).is_none()).collect();
+        self.inputs.len() < listed
     }
 
     /// Removes operators and initializers that no output depends on. Inputs stay.

@@ -377,7 +377,7 @@ mod tests {
         let (mut g, x, ..) = chain();
         let c = g.add_constant("c", Tensor::from_i64s(&[1], &[1]));
         g.list_input(c);
-        g.unlist_constants();
+        assert!(g.unlist_constants());
         assert_eq!(g.inputs(), [x]);
         assert!(g.constant(c).is_some());
     }
