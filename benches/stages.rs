@@ -1,6 +1,7 @@
 //! The stages of a run on the trained fixture, one by one.
 #![allow(missing_docs)]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use onnx_kprune::store::read_model;
 use onnx_kprune::walk::{Calibrated, World};
 
 struct Setting {
+    lengths: BTreeMap<String, f64>,
     runtime: Runtime,
     loaded: Loaded,
     batches: Vec<Batch>,
@@ -37,7 +39,7 @@ fn setting() -> Setting {
     let loaded = Loaded::read(&runtime, &folder.join("model.onnx"), &Aim::default(), &sources, &clock);
     let loaded = loaded.expect("the fixture can be pruned");
     let batches = loaded.calibration.batches(32).expect("there are samples");
-    Setting { runtime, loaded, batches, clock }
+    Setting { lengths: loaded.calibration.lengths(None), runtime, loaded, batches, clock }
 }
 
 impl Setting {
@@ -45,8 +47,9 @@ impl Setting {
     fn walk(&self) -> Calibrated<'_> {
         let View { model, seen, found } = &self.loaded.analysis.measured;
         let probes = Probes::new(model, seen, found, model.graph.find("attention_mask"));
-        let Self { runtime, batches, clock, .. } = self;
-        let world = World { runtime, written: &self.loaded.analysis.written, batches, progress: &Silent, clock };
+        let Self { runtime, batches, clock, lengths, .. } = self;
+        let world =
+            World { runtime, written: &self.loaded.analysis.written, batches, lengths, progress: &Silent, clock };
         let mut walk = Calibrated::new(world, probes, Cache::new(u64::MAX));
         walk.meet_teacher(&self.loaded.analysis.single).expect("it runs");
         walk

@@ -64,7 +64,7 @@ pub enum Amount {
 }
 
 /// What is measured on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Data {
     /// Where the calibration set comes from; for `compare`, what models are judged by.
@@ -74,8 +74,8 @@ pub struct Data {
     pub evaluation: Vec<PathBuf>,
     /// What outputs are, where the guess is not to be trusted.
     pub outputs: Vec<(String, OutputKind)>,
-    /// Samples in a mini-batch.
-    pub batch_size: usize,
+    /// Samples in a mini-batch; as published, 32, and 12 where outputs are spans, if it is not given.
+    pub batch_size: Option<usize>,
 }
 
 /// What graphs are run with.
@@ -141,17 +141,23 @@ impl Default for Aim {
     }
 }
 
-impl Default for Data {
-    fn default() -> Self {
-        Self { calibration: Sources::default(), evaluation: Vec::new(), outputs: Vec::new(), batch_size: 32 }
-    }
-}
-
 impl Default for RuntimeOptions {
     fn default() -> Self {
         Self { provider: Choice::Auto, tf32: false, threads: 0, memory: quarter_of_memory(), onnxruntime: None }
     }
 }
+
+impl Data {
+    /// Samples in a mini-batch, for outputs of these kinds.
+    pub(crate) fn mini_batch(&self, kinds: &[(String, OutputKind)]) -> usize {
+        let is_span = kinds.iter().any(|(_, kind)| *kind == OutputKind::SpanLogits);
+        self.batch_size.unwrap_or(if is_span { SPANS } else { SAMPLES })
+    }
+}
+
+/// The published sizes of mini-batches.
+const SAMPLES: usize = 32;
+const SPANS: usize = 12;
 
 impl RuntimeOptions {
     /// Loads ONNX Runtime. Once `cancelled` is set, its work ends at the next operator.
@@ -207,7 +213,7 @@ impl Options {
         if self.aim.max_drop.is_some() && self.aim.amount.is_timed() {
             return wrong("a largest drop and a time cannot be asked for together");
         }
-        if self.data.batch_size == 0 || self.aim.latency_batch == 0 || self.aim.alignment.0 == Some(0) {
+        if self.data.batch_size == Some(0) || self.aim.latency_batch == 0 || self.aim.alignment.0 == Some(0) {
             return wrong("sizes of batches and align are at least 1");
         }
         Ok(())

@@ -46,8 +46,11 @@ pub(crate) fn prune(
     ledger.check()?;
     let evaluation = evaluation(&mut loaded, &source.model, options, runtime)?;
     let (loaded, seq_len) = (loaded, options.data.calibration.seq_len);
+    let kinds = kinds_of(&loaded, options)?;
+    let size = options.data.mini_batch(&kinds);
     let each = loaded.tokens_of_a_sample(seq_len);
-    let batches = loaded.calibration.batches_within(options.data.batch_size, runtime.tokens_at_once(), each)?;
+    let batches = loaded.calibration.batches_within(size, runtime.tokens_at_once(), each)?;
+    let lengths = loaded.calibration.lengths(None);
     let setting = Setting::new(runtime, options.aim.latency_batch, &loaded.calibration, seq_len);
     if options.aim.amount.is_timed() {
         progress.stage("timing sublayers");
@@ -56,12 +59,12 @@ pub(crate) fn prune(
     clock.stage("time");
 
     // Choose and make; once more where the time that was aimed at is missed.
-    let world = World { runtime, written: &loaded.analysis.written, batches: &batches, progress, clock: &clock };
+    let written = &loaded.analysis.written;
+    let world = World { runtime, written, batches: &batches, lengths: &lengths, progress, clock: &clock };
     let cache = Cache::new(options.runtime.memory);
     let probes = probes(&loaded, options)?;
     dump::analysed(options, &source.model, &loaded.analysis, &probes)?;
     let mut chooser = Chooser::new(world, probes, &loaded.analysis.single, options, cache.clone());
-    let kinds = kinds_of(&loaded, options)?;
     let maker = Maker { world, loaded: &loaded, options, source: &source, target, ledger, evaluation, setting, kinds };
     let mut products = loop {
         let outcomes = chooser.choose(&budget)?;

@@ -103,6 +103,6 @@ fn settings_that_make_no_sense_are_refused_before_any_work() {
     {
         assert!(matches!(refused, Err(Error::Usage(_))), "{refused:?}");
     }
-    let pruner = pruner().options(|o| o.data.batch_size = 0);
+    let pruner = pruner().options(|o| o.data.batch_size = Some(0));
     assert!(matches!(pruner.plan(), Err(Error::Usage(_))));
 }

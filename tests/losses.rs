@@ -21,7 +21,7 @@ fn array(shape: &[usize], seed: usize) -> ArrayD<f64> {
 }
 
 /// A model whose output is its input, with the loss; returns the names of the loss and of its gradient.
-fn build(kind: OutputKind, shape: &[usize], tau: f64) -> (Model, String, String) {
+fn build(kind: OutputKind, shape: &[usize], tau: f64, is_masked: bool) -> (Model, String, String) {
     let mut graph = Graph::new();
     let z = graph.add_input(declare("z", ElementType::F32, shape.len()));
     let mask = graph.add_input(declare("mask", ElementType::F32, 2));
@@ -31,7 +31,7 @@ fn build(kind: OutputKind, shape: &[usize], tau: f64) -> (Model, String, String)
     let seen = Observation::new(&graph, Sizes::new(), [run.clone(), run]);
     let objective = Objective { outputs: vec![(output, kind)] };
     let mut emit = Emit::new(&mut graph, 17, "test");
-    let loss = loss::append(&mut emit, &seen, &objective, Criterion::Teacher { tau }, Some(mask));
+    let loss = loss::append(&mut emit, &seen, &objective, Criterion::Teacher { tau }, is_masked.then_some(mask));
     let gradient = loss.seeds[0].1;
     graph.set_outputs(&[loss.value, gradient]);
     graph.remove_unread_inputs();
@@ -64,7 +64,11 @@ fn evaluate(model: &Model, names: (&str, &str), zs: &[ArrayD<f64>], teacher: &Ar
 }
 
 fn check(kind: OutputKind, shape: &[usize], tau: f64) -> (f64, ArrayD<f64>) {
-    let (model, loss, gradient) = build(kind, shape, tau);
+    check_masked(kind, shape, tau, true)
+}
+
+fn check_masked(kind: OutputKind, shape: &[usize], tau: f64, is_masked: bool) -> (f64, ArrayD<f64>) {
+    let (model, loss, gradient) = build(kind, shape, tau, is_masked);
     let (z, teacher) = (array(shape, 1), array(shape, 2));
     let step = 0.01;
     let mut moved = vec![z.clone()];
@@ -107,4 +111,15 @@ fn squared_errors() {
     check(OutputKind::Hidden, &[2, 5], 2.0);
     let (_, gradient) = check(OutputKind::Hidden, &[2, 3, 5], 2.0);
     assert!(gradient.indexed_iter().filter(|(i, _)| i[0] == 1 && i[1] > 0).all(|(_, g)| *g == 0.0));
+}
+
+#[test]
+fn without_a_mask_every_position_counts_and_all_are_averaged() {
+    let apart = |shape: &[usize]| (array(shape, 1) - array(shape, 2)).mapv(|d| d * d).sum();
+    let (loss, gradient) = check_masked(OutputKind::Hidden, &[2, 3, 5], 1.0, false);
+    assert!((loss - apart(&[2, 3, 5]) / (2.0 * 3.0)).abs() < 1e-4, "{loss}");
+    assert!(gradient.iter().all(|g| *g != 0.0));
+    let (loss, _) = check_masked(OutputKind::Hidden, &[2, 3, 2, 5], 1.0, false);
+    assert!((loss - apart(&[2, 3, 2, 5]) / (2.0 * 6.0)).abs() < 1e-4, "{loss}");
+    check_masked(OutputKind::TokenLogits, &[2, 3, 4], 2.0, false);
 }

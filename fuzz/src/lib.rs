@@ -57,7 +57,7 @@ impl Bench {
         let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
         let mut options = Options::default();
         options.data.calibration = Sources { samples: Some(8), seq_len: Some(6), ..Sources::default() };
-        options.data.batch_size = 4;
+        options.data.batch_size = Some(4);
         options.runtime.threads = 1;
         Self { runtime, folder: folder.expect("a folder can be made"), options }
     }

@@ -35,6 +35,11 @@ impl Sketch {
         }
     }
 
+    /// Notes what would have been observed of a value that an operator makes.
+    pub(crate) fn look(&mut self, value: ValueId, dims: &[Dim]) {
+        self.see(value, dims, ElementType::F32, [None, None]);
+    }
+
     pub(crate) fn input(&mut self, name: &str, dims: &[Dim]) -> ValueId {
         let value = self.graph.add_input(declare(name, ElementType::F32, dims.len()));
         self.see(value, dims, ElementType::F32, [None, None]);

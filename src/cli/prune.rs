@@ -102,9 +102,9 @@ pub struct PruneArgs {
     #[allow(missing_docs)] // A line here would become the help of the command.
     pub method: MethodArgs,
 
-    /// Samples in a mini-batch
-    #[arg(long, value_name = "N", default_value = "32", value_parser = positive, help_heading = "Method")]
-    pub batch_size: usize,
+    /// Samples in a mini-batch [default: 32, and 12 where outputs are spans]
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Method")]
+    pub batch_size: Option<usize>,
 
     /// Keep a multiple of N neurons in every sublayer [default: 16 in wide ones, which kernels like]
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Method")]

@@ -77,9 +77,18 @@ impl Maker<'_> {
         report::CalibrationInfo {
             source: calibration.source.clone(),
             samples: calibration.samples(),
-            tokens: self.world.batches.iter().map(|b| b.tokens).sum(),
+            tokens: self.tokens(),
             mask_input: calibration.mask_input().map(str::to_string),
             sequence_length: calibration.mean_length().map(|mean| seq_len.map_or(mean, |s| s as f64)),
+        }
+    }
+
+    /// Real tokens of the calibration set; all positions where nothing says which are real.
+    fn tokens(&self) -> usize {
+        let calibration = &self.loaded.calibration;
+        match calibration.mask_input() {
+            Some(_) => self.world.batches.iter().map(|b| b.tokens).sum(),
+            None => (calibration.samples() as f64 * self.loaded.tokens_of_a_sample(None)).round() as usize,
         }
     }
 
@@ -92,7 +101,8 @@ impl Maker<'_> {
             Amount::Speedup(times) => speedup = Some(*times),
             Amount::Latency(seconds) => latency_ms = Some(seconds * 1e3),
         }
-        let (batch_size, align, seed) = (data.batch_size, aim.alignment.0, data.calibration.seed);
+        let batch_size = data.mini_batch(&self.kinds);
+        let (align, seed) = (aim.alignment.0, data.calibration.seed);
         report::Settings { compression, speedup, latency_ms, batch_size, align, seed }
     }
 

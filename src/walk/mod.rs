@@ -10,7 +10,7 @@ mod teacher;
 
 pub(crate) use teacher::ODD_OUTPUT;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use kprune_passes::calculus::loss::Criterion;
 use kprune_passes::discover::Sublayer;
@@ -55,6 +55,8 @@ pub struct World<'a> {
     pub written: &'a View,
     /// The calibration set.
     pub batches: &'a [Batch],
+    /// How long the named axes of the inputs are for one sample of mean length.
+    pub lengths: &'a BTreeMap<String, f64>,
     /// Is told how far the work has come.
     pub progress: &'a dyn Progress,
     /// Books the time.
@@ -164,8 +166,11 @@ impl Walk for Calibrated<'_> {
         self.world.batches.iter().map(|b| b.samples).sum()
     }
 
-    fn tokens(&self) -> usize {
-        self.world.batches.iter().map(|b| b.tokens).sum()
+    fn tokens(&self, t: usize) -> f64 {
+        match self.probes.follows_token_mask(t) {
+            true => self.world.batches.iter().map(|b| b.tokens).sum::<usize>() as f64,
+            false => self.samples() as f64 * self.probes.rows_of_a_sample(t, self.world.lengths),
+        }
     }
 
     fn projection(&self, t: usize) -> Result<Stored, Failure> {

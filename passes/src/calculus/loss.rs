@@ -5,9 +5,9 @@
 //! - logits: tau^2 / N * sum over samples of KL(softmax(z_T / tau) || softmax(z_S / tau)), whose gradient
 //!   is tau / N * (softmax(z_S / tau) - softmax(z_T / tau)) (Hinton et al. 2015);
 //! - start and end logits: the same over the sequence, averaged over the two;
-//! - token logits: the same for every real token, averaged over the tokens of a sample;
+//! - token logits: the same for every real token, averaged over the tokens of a sample (all, without a token mask);
 //! - one number, hidden states and embeddings: squared error, summed over channels and averaged over the
-//!   real tokens of a sample.
+//!   real tokens, or all positions, of a sample.
 //!
 //! All are tested against finite differences in tests/losses.rs.
 
@@ -57,6 +57,13 @@ pub enum OutputKind {
     Hidden,
     /// Nothing that the loss should look at.
     Ignored,
+}
+
+impl OutputKind {
+    /// Whether it is a distribution over classes or positions.
+    pub fn is_logits(self) -> bool {
+        matches!(self, Self::Logits | Self::SpanLogits | Self::TokenLogits)
+    }
 }
 
 impl fmt::Display for OutputKind {
@@ -164,7 +171,21 @@ impl Objective {
         let mut listed = HashSet::new();
         let outputs = graph.outputs().iter().filter(floats).filter(|v| listed.insert(**v));
         let outputs = outputs.filter_map(|&v| Some((v, guess_kind(model, seen, v, token_mask)?)));
-        Self { outputs: outputs.collect() }
+        let mut this = Self { outputs: outputs.collect() };
+        this.leave_out_inner_states(graph, seen);
+        this
+    }
+
+    /// Logits say all that hidden states, attentions and caches which they are computed from could say. Embeddings, of
+    /// two axes, are what their users look at, and stay.
+    fn leave_out_inner_states(&mut self, graph: &Graph, seen: &Observation) {
+        let logits = self.outputs.iter().filter(|(_, kind)| kind.is_logits()).map(|(v, _)| *v);
+        let upstream = graph.ancestors(logits);
+        let is_inner = |v: ValueId| {
+            let has_positions = seen.dims(v).is_some_and(|d| d.len() > 2);
+            has_positions && graph.producer(v).is_some_and(|(n, _)| upstream.contains(&n))
+        };
+        self.outputs.retain(|&(v, kind)| kind.is_logits() || !is_inner(v));
     }
 }
 
@@ -235,7 +256,13 @@ pub fn append(
             }
         };
         let share = if kind == OutputKind::SpanLogits { 1.0 / spans as f64 } else { 1.0 };
-        let weight = weight(emit, samples, tokens, share, rank, element);
+        let has_positions = matches!(kind, OutputKind::TokenLogits | OutputKind::Hidden) && rank > 2;
+        let positions = match tokens {
+            Some(mask) => Positions::Real(mask),
+            None if has_positions => Positions::All(output),
+            None => Positions::None,
+        };
+        let weight = weight(emit, samples, positions, share, rank, element);
         let weighted = emit.op("Mul", &[loss, weight]);
         let axes: Vec<i64> = (0..rank as i64).collect();
         terms.push(emit.reduce_sum(weighted, &axes, false));
@@ -283,11 +310,21 @@ fn squared_error(emit: &mut Emit, student: ValueId, teacher: ValueId, element: E
     (emit.op("Mul", &[apart, apart]), emit.op("Mul", &[apart, two]))
 }
 
-/// What every element counts: share / samples, and over tokens also real / number of real tokens.
+/// Which positions of a sample an output is averaged over.
+enum Positions {
+    /// Those that this mask says to be real.
+    Real(ValueId),
+    /// All of this value: the axes between the first and the last.
+    All(ValueId),
+    /// It has none.
+    None,
+}
+
+/// What every element counts: share / samples, and over positions also real / number of real ones.
 fn weight(
     emit: &mut Emit,
     samples: ValueId,
-    tokens: Option<ValueId>,
+    positions: Positions,
     share: f64,
     rank: usize,
     element: ElementType,
@@ -295,11 +332,55 @@ fn weight(
     let share = emit.number(element, share);
     let samples = emit.cast(samples, element);
     let each = emit.op("Div", &[share, samples]);
-    let Some(mask) = tokens else { return each };
+    let mask = match positions {
+        Positions::Real(mask) => mask,
+        Positions::All(value) => {
+            let (from, to) = (emit.integers(&[1]), emit.integers(&[-1]));
+            let shape = emit.op("Shape", &[value]);
+            let inner = emit.op("Slice", &[shape, from, to]);
+            let count = emit.with(Operator::new("ReduceProd").with(attribute::int("keepdims", 0)), &[inner]);
+            let count = emit.cast(count, element);
+            return emit.op("Div", &[each, count]);
+        }
+        Positions::None => return each,
+    };
     let real = emit.cast(mask, element);
     let count = emit.reduce_sum(real, &[1], true);
     let part = emit.op("Div", &[real, count]);
     let trailing: Vec<i64> = (2..rank as i64).collect();
     let part = if trailing.is_empty() { part } else { emit.unsqueeze(part, &trailing) };
     emit.op("Mul", &[part, each])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{B, S, Sketch, n};
+
+    fn named(g: &mut Sketch, name: &str, value: ValueId) -> ValueId {
+        let dims: Vec<_> = g.seen().dims(value).unwrap();
+        let made = g.op(Operator::new("Identity"), &[value], &dims);
+        let named = g.graph.add(Operator::new("Identity"), &[made], name);
+        g.look(named, &dims);
+        g.graph.add_output(named);
+        named
+    }
+
+    #[test]
+    fn states_that_logits_are_computed_from_are_left_out_and_embeddings_are_not() {
+        let mut g = Sketch::default();
+        let x = g.input("x", &[B, S, n(4)]);
+        let state = g.on("Relu", &[x]);
+        let hidden = named(&mut g, "hidden", state);
+        let pooled = g.op(Operator::new("ReduceMean"), &[hidden], &[B, n(4)]);
+        let embedding = named(&mut g, "embedding", pooled);
+        let w = g.weight("w", &[4, 3]);
+        let scores = g.on("MatMul", &[embedding, w]);
+        let logits = named(&mut g, "logits", scores);
+        let aside = g.on("Tanh", &[x]);
+        let aside = named(&mut g, "aside", aside);
+        let found = Objective::guess(&g.model(), &g.seen(), None);
+        let expected = [(embedding, OutputKind::Hidden), (logits, OutputKind::Logits), (aside, OutputKind::Hidden)];
+        assert_eq!(found.outputs, expected, "what logits do not depend on stays too");
+    }
 }

@@ -117,8 +117,9 @@ pub trait Walk {
     /// Number of samples.
     fn samples(&self) -> usize;
 
-    /// Number of real tokens.
-    fn tokens(&self) -> usize;
+    /// Number of rows of the features of sublayer `t`: real tokens where the token mask says which are real, and all
+    /// positions otherwise. It is a whole number only in sum, where samples count with their mean length.
+    fn tokens(&self, t: usize) -> f64;
 
     /// The projection of sublayer `t` as the model has it.
     ///

@@ -92,8 +92,8 @@ impl Walk for FakeWalk {
         TOKENS / 4
     }
 
-    fn tokens(&self) -> usize {
-        TOKENS
+    fn tokens(&self, _t: usize) -> f64 {
+        TOKENS as f64
     }
 
     fn projection(&self, t: usize) -> Result<Stored, Failure> {

@@ -25,6 +25,8 @@ pub use columns::ColumnSums;
 pub use equations::{COLUMNS, EquationOutputs, SO_FAR, stream_input};
 pub use step::{FEATURES, RegionOutputs, WEIGHT};
 
+use std::collections::BTreeMap;
+
 use crate::calculus::differentiate::DifferentiateError;
 use crate::calculus::emit::Emit;
 use crate::calculus::loss::{Criterion, Objective};
@@ -134,6 +136,19 @@ impl<'a> Probes<'a> {
             part.graph.make_input(info);
         }
         Some(mask)
+    }
+
+    /// Whether the rows of sublayer `t`'s features follow the token mask.
+    pub fn follows_token_mask(&self, t: usize) -> bool {
+        let dims = self.seen.dims(self.discovery.sublayers[t].projection.features).unwrap_or_default();
+        let mask = self.token_mask.and_then(|m| self.seen.dims(m));
+        mask.is_some_and(|mask| Layout::of(&dims, &mask).is_some())
+    }
+
+    /// Rows of the features of sublayer `t` for one sample, whose named axes are as long as `at` says.
+    pub fn rows_of_a_sample(&self, t: usize, at: &BTreeMap<String, f64>) -> f64 {
+        let dims = self.seen.dims(self.discovery.sublayers[t].projection.features).unwrap_or_default();
+        dims.iter().rev().skip(1).map(|&d| self.seen.extent(d, at)).product()
     }
 
     /// The value with the positions of padding tokens set to zero, where its axes show which those are.

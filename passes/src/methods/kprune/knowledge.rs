@@ -38,10 +38,10 @@ pub(super) fn measure(
         squares.iter_mut().zip(gradients).for_each(|(square, gradient)| *square += &gradient.mapv(|g| g * g));
     };
     let energies = walk.columns(t, Criterion::Teacher { tau: settings.temperature }, &mut square)?;
-    let (samples, tokens) = (walk.samples() as f64, walk.tokens() as f64);
+    let samples = walk.samples() as f64;
     let mut knowledge = Vec::new();
     for (i, (sublayer, (squares, energies))) in sublayers[t..].iter().zip(squares.iter().zip(&energies)).enumerate() {
-        let mean_squares = &mean_squares[t + i];
+        let (mean_squares, tokens) = (&mean_squares[t + i], walk.tokens(t + i));
         let unit = |columns: &[usize]| Knowledge {
             predictive: 0.5 * mean(columns, |c| squares[c]) / samples,
             representational: mean(columns, |c| energies[c] * mean_squares[c]) / tokens,
@@ -87,7 +87,7 @@ mod tests {
         for (unit, k) in knowledge[0].iter().enumerate() {
             let energy: f64 = features.column(unit).iter().map(|f| f * f).sum();
             let mean = weight.row(unit).iter().map(|w| w * w).sum::<f64>() / weight.ncols() as f64;
-            assert!((k.representational - energy * mean / walk.tokens() as f64).abs() < 1e-12);
+            assert!((k.representational - energy * mean / walk.tokens(1)).abs() < 1e-12);
         }
     }
 }

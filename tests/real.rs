@@ -1,0 +1,95 @@
+//! Shapes that models of other people have, through the command line; see fixtures/cases/README.md.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use support::{fixtures, kprune, program, python, text};
+
+fn case(name: &str) -> PathBuf {
+    fixtures().join("cases").join(name)
+}
+
+fn inspect(model: &Path) -> Value {
+    let seen = kprune(["inspect".as_ref(), model.as_os_str(), "--json".as_ref()]);
+    assert!(seen.status.success(), "{}", text(&seen.stderr));
+    serde_json::from_slice(&seen.stdout).unwrap()
+}
+
+/// Prunes a case by 60 %, on its own samples where it has some; returns the report.
+fn prune(model: &Path, output: &Path, more: &[&str]) -> Result<Value, String> {
+    let mut command = program();
+    command.arg(model).arg(output).args(["-q", "--threads", "1", "--compression", "0.6", "--report", "-"]).args(more);
+    let samples = model.with_extension("npz");
+    if samples.is_file() {
+        command.arg("--calibration").arg(samples);
+    }
+    let done = command.output().unwrap();
+    match done.status.success() {
+        true => Ok(serde_json::from_slice(&done.stdout).unwrap()),
+        // Messages are broken into lines by the width of a terminal.
+        false => Err(text(&done.stderr).replace("│", " ").split_whitespace().collect::<Vec<_>>().join(" ")),
+    }
+}
+
+#[test]
+fn operators_of_an_extension_are_refused_in_plain_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = case("exttok.onnx");
+    let refused = prune(&model, &folder.path().join("out.onnx"), &[]).unwrap_err();
+    assert!(refused.contains("ai.onnx.contrib:BertTokenizer") && refused.contains("extension"), "{refused}");
+    let compared = kprune(["compare".as_ref(), model.as_os_str(), model.as_os_str()]);
+    assert!(text(&compared.stderr).contains("BertTokenizer"));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn eight_bit_weights_behind_a_cast_are_quantised() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = prune(&case("int8_cast.onnx"), &folder.path().join("out.onnx"), &[]).unwrap_err();
+    assert!(refused.contains("quantised") && refused.contains("int8"), "{refused}");
+}
+
+#[test]
+fn initializers_that_leave_the_inputs_raise_the_version_of_the_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out.onnx");
+    prune(&case("ir3.onnx"), &output, &[]).unwrap();
+    let Some(python) = python() else { return eprintln!("skipped: no Python environment") };
+    let script = "import sys, onnx; m = onnx.load(sys.argv[1]); onnx.checker.check_model(m); print(m.ir_version)";
+    let checked = Command::new(python).args(["-c", script]).arg(&output).output().unwrap();
+    assert_eq!((text(&checked.stdout).trim(), text(&checked.stderr).as_str()), ("4", ""));
+}
+
+#[test]
+fn layers_that_share_one_weight_of_several_are_told_to_be_untied() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, output) = (case("names_dedup.onnx"), folder.path().join("out.onnx"));
+    let declined = inspect(&model)["declined"].to_string();
+    assert!(declined.contains("share the weight") && declined.contains("--untie"), "{declined}");
+    let sublayers = |report: &Value| report["sublayers"].as_array().unwrap().len();
+    let tied = prune(&model, &output, &[]).unwrap();
+    let untied = prune(&model, &output, &["--untie"]).unwrap();
+    assert!(sublayers(&untied) > sublayers(&tied));
+}
+
+#[test]
+fn without_a_mask_every_position_is_a_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = prune(&fixtures().join("zoo/vit.ts17.onnx"), &folder.path().join("out.onnx"), &[]).unwrap();
+    let [samples, tokens] = ["samples", "tokens"].map(|n| report["calibration"][n].as_u64().unwrap());
+    assert!(tokens > samples && tokens % samples == 0, "{tokens} tokens of {samples} samples");
+}
+
+#[test]
+fn mini_batches_of_spans_are_those_that_were_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let size = |name: &str| {
+        let model = fixtures().join("zoo").join(name);
+        prune(&model, &folder.path().join("out.onnx"), &[]).unwrap()["settings"]["batch_size"].as_u64().unwrap()
+    };
+    assert_eq!([size("bert-qa.ts17.onnx"), size("bert.ts17.onnx")], [12, 32]);
+}
