@@ -93,3 +93,32 @@ fn mini_batches_of_spans_are_those_that_were_published() {
     };
     assert_eq!([size("bert-qa.ts17.onnx"), size("bert.ts17.onnx")], [12, 32]);
 }
+
+#[test]
+fn masks_of_four_axes_and_additive_ones_are_fed_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["mask4d.onnx", "mask2d_additive.onnx"] {
+        let output = folder.path().join(name);
+        let report = prune(&case(name), &output, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(report["calibration"]["mask_input"].is_null(), "{name}: no input says which tokens are real");
+        assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4, "{name}");
+        assert!(inspect(&case(name))["sublayers"].as_array().is_some_and(|s| !s.is_empty()), "{name}");
+        let named = prune(&case(name), &output, &["--mask-input", "attention_mask"]).unwrap_err();
+        assert!(named.contains("1 for real tokens and 0 for padding"), "{named}");
+    }
+}
+
+#[test]
+fn a_mask_can_be_said_not_to_be_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, output) = (fixtures().join("reviews/model.onnx"), folder.path().join("out.onnx"));
+    let calibration = fixtures().join("reviews/calibration.npz");
+    let more = ["--calibration", calibration.to_str().unwrap(), "--samples", "64", "--dry-run"];
+    let tokens = |more: &[&str]| {
+        let report = prune(&model, &output, more).unwrap();
+        (report["calibration"]["mask_input"].clone(), report["calibration"]["tokens"].as_u64().unwrap())
+    };
+    let (with, without) = (tokens(&more), tokens(&[&more[..], &["--mask-input", "none"]].concat()));
+    assert_eq!((with.0.as_str(), without.0.as_str()), (Some("attention_mask"), None));
+    assert!(without.1 > with.1, "padding counts where nothing says that it is padding");
+}

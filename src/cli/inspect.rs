@@ -36,7 +36,7 @@ pub struct InspectArgs {
     #[arg(long)]
     pub untie: bool,
 
-    /// The input that holds 1 for real tokens and 0 for padding [default: attention_mask]
+    /// The input that holds 1 for real tokens and 0 for padding, or none [default: recognised by its numbers]
     #[arg(long, value_name = "NAME")]
     pub mask_input: Option<String>,
 

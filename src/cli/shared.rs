@@ -61,7 +61,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub preprocessor: Option<PathBuf>,
 
-    /// The input that holds 1 for real tokens and 0 for padding [default: attention_mask]
+    /// The input that holds 1 for real tokens and 0 for padding, or none [default: recognised by its numbers]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub mask_input: Option<String>,
 
