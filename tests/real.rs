@@ -122,3 +122,14 @@ fn a_mask_can_be_said_not_to_be_there() {
     assert_eq!((with.0.as_str(), without.0.as_str()), (Some("attention_mask"), None));
     assert!(without.1 > with.1, "padding counts where nothing says that it is padding");
 }
+
+#[test]
+fn heads_behind_padding_and_rotary_strides_are_offered() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, heads) in [("conformer_pad.onnx", 2), ("rope2.onnx", 2)] {
+        let report = prune(&case(name), &folder.path().join(name), &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let units = report["sublayers"].as_array().unwrap().iter().map(|s| s["unit"].as_str().unwrap());
+        assert_eq!(units.filter(|unit| *unit == "head").count(), heads, "{name}");
+        assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4, "{name}");
+    }
+}

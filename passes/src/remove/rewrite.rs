@@ -232,6 +232,10 @@ fn slice(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), Decline> {
     let (Some(mut starts), Some(mut ends)) = (integers(1), integers(2)) else {
         return Err("the range it picks is only known at run time".into());
     };
+    let steps = integers(4).unwrap_or_else(|| vec![1; starts.len()]);
+    if moved.iter().any(|(i, ..)| steps.get(*i) != Some(&1)) {
+        return Err("it picks with a stride from what becomes smaller".into());
+    }
     let (old_starts, old_ends) = (operator.input(1), operator.input(2));
     for (i, axis, kept) in moved {
         let picked = range(shape[axis], starts[i], ends[i], 1);

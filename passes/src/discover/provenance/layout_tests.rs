@@ -121,3 +121,37 @@ fn what_cannot_go_has_no_say_where_axes_are_folded() {
     assert_eq!(distinct(classes(&p, folded)), 5);
     assert!(!is_frozen(&p, folded));
 }
+
+#[test]
+fn padding_other_axes_lets_channels_pass_and_padding_theirs_does_not() {
+    for (pads, frozen) in [([0, 1, 0, 0, 2, 0], false), ([0, 0, 0, 0, 0, 3], true)] {
+        let mut g = Sketch::default();
+        let x = g.input("x", &[B, n(5), n(4)]);
+        let w = g.weight("w", &[4, 6]);
+        let y = g.on("MatMul", &[x, w]);
+        let amounts = g.integers("pads", &pads);
+        let dims = [B, n(5 + pads[1] as usize + pads[4] as usize), n(6 + pads[5] as usize)];
+        let padded = g.op(op("Pad"), &[y, amounts], &dims);
+        let p = g.trace();
+        assert_eq!((is_frozen(&p, y), p.planes(padded).is_empty()), (frozen, frozen));
+    }
+}
+
+#[test]
+fn a_stride_within_heads_makes_them_whole_and_along_channels_freezes_them() {
+    let stride = |g: &mut Sketch, axis: i64| [0, i64::MAX, axis, 2].map(|n| g.integers("at", &[n]));
+    let (mut g, y) = heads();
+    let [from, to, axis, step] = stride(&mut g, 3);
+    g.op(op("Slice"), &[y, from, to, axis, step], &[B, S, n(3), n(2)]);
+    let p = g.trace();
+    assert!(!is_frozen(&p, y));
+    assert_eq!(distinct(classes(&p, y)), 3, "whole heads");
+
+    let mut g = Sketch::default();
+    let x = g.input("x", &[B, S, n(4)]);
+    let w = g.weight("w", &[4, 6]);
+    let y = g.on("MatMul", &[x, w]);
+    let [from, to, axis, step] = stride(&mut g, 2);
+    g.op(op("Slice"), &[y, from, to, axis, step], &[B, S, n(3)]);
+    assert!(is_frozen(&g.trace(), y));
+}

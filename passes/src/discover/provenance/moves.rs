@@ -19,6 +19,7 @@ pub(super) const RULES: Table<Rule> = &[
     (&["Expand"], expand),
     (&["Tile"], tile),
     (&["Resize"], resize),
+    (&["Pad"], pad),
     (&["Trilu"], triangle),
     (&["ConstantOfShape"], |scene| Ok(vec![elastic(scene, &[])?])),
 ];
@@ -94,8 +95,11 @@ fn slice(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let steps = if scene.has_input(4) { scene.integers(4)?.0 } else { vec![1; starts.len()] };
     for (i, &axis) in axes.iter().enumerate() {
         let whole = starts[i] == 0 && ends[i] >= shape[axis] as i64 && steps[i] == 1;
-        if !whole && (!starts_fixed || !ends_fixed || steps[i] != 1) {
+        if !whole && (!starts_fixed || !ends_fixed) {
             scene.freeze_varying(&planes, &[axis], "picks a range of it that can change");
+        } else if steps[i] != 1 {
+            // As in rotary embeddings: along the width of a head, which goes whole, every other one can be picked.
+            scene.bind_along(&planes, &[axis], "picks from it with a stride");
         }
         let keep = range(shape[axis], starts[i], ends[i], steps[i]);
         planes = planes.iter().map(|p| p.selected(axis, &keep)).collect();
@@ -236,6 +240,21 @@ fn resize(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     let changed: Vec<usize> = (0..shape.len()).filter(|&a| shape[a] != operand.shape[a]).collect();
     scene.freeze_varying(&operand.planes, &changed, "resizes it");
     Ok(vec![operand.planes.into_iter().filter(|p| !changed.iter().any(|&a| p.varies(a))).collect()])
+}
+
+/// Axes that are not padded keep their elements; on the others there is something that belongs to no channel.
+fn pad(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
+    let operand = scene.operand(0)?;
+    let rank = operand.shape.len();
+    let (pads, are_fixed) = scene.integers(1)?;
+    let axes: Vec<usize> = match scene.has_input(3) {
+        true => scene.integers(3)?.0.iter().map(|&a| Scene::axis(a, rank)).collect::<Result<_, _>>()?,
+        false => (0..rank).collect(),
+    };
+    let is_padded = |i: usize| !are_fixed || pads.get(i) != Some(&0) || pads.get(i + axes.len()) != Some(&0);
+    let padded: Vec<usize> = (0..axes.len()).filter(|&i| is_padded(i)).map(|i| axes[i]).collect();
+    scene.freeze_varying(&operand.planes, &padded, "pads it");
+    Ok(vec![operand.planes.into_iter().filter(|p| !padded.iter().any(|&a| p.varies(a))).collect()])
 }
 
 /// Every copy of a channel is the same channel.
