@@ -119,7 +119,7 @@ const MOST_SET_ASIDE: usize = 512;
 
 /// What the outputs are taken for.
 fn kinds_of(loaded: &Loaded, options: &Options) -> Result<Vec<(String, OutputKind)>, Error> {
-    let (view, mask_input) = (&loaded.analysis.measured, loaded.analysis.mask_input.as_deref());
+    let (view, mask_input) = (&loaded.analysis.measured, loaded.calibration.mask_input());
     kinds(&view.model, &view.seen, mask_input, &options.data.outputs)
 }
 
