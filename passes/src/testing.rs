@@ -148,6 +148,15 @@ pub(crate) fn is_frozen(provenance: &Provenance, value: ValueId) -> bool {
     channels.all(|&c| provenance.channels.frozen(c).is_some())
 }
 
+/// A model of one feed-forward sublayer of so many neurons on a stream of width 4.
+pub(crate) fn one_feed_forward(neurons: usize) -> Sketch {
+    let mut sketch = Sketch::default();
+    let x = sketch.input("x", &[B, S, n(4)]);
+    let y = feed_forward(&mut sketch, x, 4, neurons);
+    sketch.graph.add_output(y);
+    sketch
+}
+
 /// A feed-forward sublayer on the stream `x` of the given width: up, Relu, down, bias, residual.
 pub(crate) fn feed_forward(sketch: &mut Sketch, x: ValueId, width: usize, inner: usize) -> ValueId {
     let (up, down) = (sketch.weight("up", &[width, inner]), sketch.weight("down", &[inner, width]));

@@ -6,7 +6,7 @@ mod supported;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use kprune_passes::discover::{Discovery, discover_units};
+use kprune_passes::discover::{Discovery, discover_units, flops};
 use kprune_passes::ir::{ElementType, Model, Tensor, ValueId};
 use kprune_passes::observe::Observation;
 use kprune_passes::signature;
@@ -186,10 +186,7 @@ impl Loaded {
     pub fn tokens_of_a_sample(&self, seq_len: Option<usize>) -> f64 {
         let lengths = self.calibration.lengths(seq_len);
         let View { found, seen, .. } = &self.analysis.measured;
-        let rows = found.sublayers.iter().map(|sublayer| {
-            let dims = seen.dims(sublayer.projection.features).unwrap_or_default();
-            dims.iter().rev().skip(1).map(|&d| seen.extent(d, &lengths)).product::<f64>()
-        });
+        let rows = found.sublayers.iter().map(|sublayer| flops::rows(sublayer, seen, &lengths));
         rows.fold(1.0, f64::max)
     }
 }

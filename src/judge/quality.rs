@@ -307,7 +307,7 @@ struct Nearness {
 impl Nearness {
     fn add(&mut self, first: &[Output], own: &[Output]) {
         for (first, own) in first.iter().zip(own) {
-            let is_scores = matches!(first.kind, OutputKind::Logits | OutputKind::SpanLogits | OutputKind::TokenLogits);
+            let is_scores = first.kind.is_logits();
             for (a, b) in first.samples.iter().zip(&own.samples) {
                 for (a, b) in a.iter().zip(b).filter(|_| is_scores) {
                     self.same += (argmax(a.iter().copied()) == argmax(b.iter().copied())) as usize;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Sublayer;
 use crate::ir::{Graph, NodeId};
 use crate::observe::Observation;
 
@@ -27,6 +28,12 @@ pub fn total(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f64>) -> f
     };
     // The sum of nothing is -0.
     graph.sorted().into_iter().filter_map(count).sum::<f64>() + 0.0
+}
+
+/// Rows of a sublayer's features for one sample, for inputs whose named axes are as long as `at` says.
+pub fn rows(sublayer: &Sublayer, seen: &Observation, at: &BTreeMap<String, f64>) -> f64 {
+    let dims = seen.dims(sublayer.projection.features).unwrap_or_default();
+    dims.iter().rev().skip(1).map(|&d| seen.extent(d, at)).product()
 }
 
 /// FLOPs of a matrix product; `None` where its shapes are not known.

@@ -76,14 +76,11 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{B, S, Sketch, feed_forward, n};
+    use crate::testing::one_feed_forward;
 
     #[test]
     fn a_decision_knows_what_stays_and_what_it_costs() {
-        let mut sketch = Sketch::default();
-        let x = sketch.input("x", &[B, S, n(4)]);
-        let y = feed_forward(&mut sketch, x, 4, 6);
-        sketch.graph.add_output(y);
+        let sketch = one_feed_forward(6);
         let found = sketch.discover();
         let mut plan = Plan::untouched(&found.sublayers);
         let all = plan.decisions[0].flops(&found.sublayers[0]);
@@ -97,10 +94,7 @@ mod tests {
 
     #[test]
     fn a_tuned_projection_replaces_the_weight_and_adds_to_the_bias_that_is_there() {
-        let mut sketch = Sketch::default();
-        let x = sketch.input("x", &[B, S, n(4)]);
-        let y = feed_forward(&mut sketch, x, 4, 6);
-        sketch.graph.add_output(y);
+        let sketch = one_feed_forward(6);
         let found = sketch.discover();
         let (sublayer, mut graph) = (&found.sublayers[0], sketch.graph.clone());
         let (_, _, old) = bias_of(&graph, sublayer).unwrap();

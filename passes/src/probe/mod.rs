@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use crate::calculus::differentiate::DifferentiateError;
 use crate::calculus::emit::Emit;
 use crate::calculus::loss::{Criterion, Objective};
-use crate::discover::Discovery;
+use crate::discover::{Discovery, flops};
 use crate::ir::{ElementType, Model, TensorError, ValueId};
 use crate::observe::{Dim, Observation};
 use crate::plan::{Tuned, write_projection};
@@ -147,8 +147,7 @@ impl<'a> Probes<'a> {
 
     /// Rows of the features of sublayer `t` for one sample, whose named axes are as long as `at` says.
     pub fn rows_of_a_sample(&self, t: usize, at: &BTreeMap<String, f64>) -> f64 {
-        let dims = self.seen.dims(self.discovery.sublayers[t].projection.features).unwrap_or_default();
-        dims.iter().rev().skip(1).map(|&d| self.seen.extent(d, at)).product()
+        flops::rows(&self.discovery.sublayers[t], &self.seen, at)
     }
 
     /// The value with the positions of padding tokens set to zero, where its axes show which those are.

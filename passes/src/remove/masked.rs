@@ -39,14 +39,11 @@ fn multiply(graph: &mut Graph, features: ValueId, mask: ValueId) -> ValueId {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{B, S, Sketch, feed_forward, n};
+    use crate::testing::one_feed_forward;
 
     #[test]
     fn features_of_removed_units_are_multiplied_by_nothing() {
-        let mut sketch = Sketch::default();
-        let x = sketch.input("x", &[B, S, n(4)]);
-        let y = feed_forward(&mut sketch, x, 4, 3);
-        sketch.graph.add_output(y);
+        let sketch = one_feed_forward(3);
         let (found, mut graph) = (sketch.discover(), sketch.graph.clone());
         let sublayer = &found.sublayers[0];
         mask_units(&mut graph, sublayer, &[true, false, true], ElementType::F32).unwrap();

@@ -5,7 +5,7 @@ use crate::ir::{Operator, Slot, attribute};
 use crate::observe::Dim;
 use crate::plan::Tuned;
 use crate::signature::declare;
-use crate::testing::{B, S, Sketch, feed_forward, n};
+use crate::testing::{B, S, Sketch, feed_forward, n, one_feed_forward};
 
 fn op(op_type: &str) -> Operator {
     Operator::new(op_type)
@@ -59,10 +59,7 @@ fn neurons_leave_both_weights_and_the_bias_between() {
 #[test]
 fn the_version_of_the_format_rises_where_initializers_leave_the_inputs() {
     for (listed, version) in [(true, 4), (false, 3)] {
-        let mut g = Sketch::default();
-        let x = g.input("x", &[B, S, n(4)]);
-        let y = feed_forward(&mut g, x, 4, 6);
-        g.graph.add_output(y);
+        let mut g = one_feed_forward(6);
         if listed {
             let down = g.graph.find("down").unwrap();
             g.graph.list_input(down);
