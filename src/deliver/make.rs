@@ -114,7 +114,7 @@ impl Maker<'_> {
         let masked = masked_original(model, found, &outcome.plan)?;
         dump::masked(self.options, &self.source.model, &masked)?;
         let reread = staged.reread()?;
-        let verified = verify(runtime, &reread, &staged, &masked, found, batches)?;
+        let verified = runtime.in_full_precision(|| verify(runtime, &reread, &staged, &masked, found, batches))?;
         clock.stage("verify");
         Ok(Made { target, parameters: parameters(&pruned), verified, staged, folder, model: reread })
     }

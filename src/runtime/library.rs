@@ -60,6 +60,22 @@ fn open(path: &Path) -> Result<(Environment, PathBuf), String> {
     Ok((environment, path.to_path_buf()))
 }
 
+/// Loads CUDA and cuDNN from the Python packages beside ONNX Runtime's own, where pip puts them and the system does
+/// not look. What is not there is left to the system.
+pub(super) fn preload_cuda(onnxruntime: &Path) {
+    use ort::ep::cuda::{CUDA_DYLIBS, CUDNN_DYLIBS};
+    let Some(packages) = onnxruntime.ancestors().nth(3) else { return };
+    let folders: Vec<_> = std::fs::read_dir(packages.join("nvidia")).into_iter().flatten().flatten().collect();
+    let places = |name: &str| {
+        let inside = if cfg!(windows) { "bin" } else { "lib" };
+        folders.iter().map(|f| f.path().join(inside).join(name)).find(|file| file.exists())
+    };
+    for file in CUDA_DYLIBS.iter().chain(CUDNN_DYLIBS).filter_map(|name| places(name)) {
+        // Errors are not lost: what is missing is named when the provider itself is loaded.
+        let _ = ort::util::preload_dylib(file);
+    }
+}
+
 fn candidates() -> Vec<PathBuf> {
     let mut files = Vec::new();
     if let Some(folder) = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf)) {

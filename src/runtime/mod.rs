@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use ort::ep::{CUDA, ExecutionProvider};
+use ort::ep::{ArenaExtendStrategy, CUDA, ExecutionProvider};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::Session as OrtSession;
 use ort::session::builder::SessionBuilder;
@@ -81,14 +81,14 @@ pub struct Runtime {
     library: PathBuf,
     provider: Provider,
     threads: usize,
-    tf32: bool,
+    tf32: Cell<bool>,
     weights: RefCell<Weights>,
     set_up: Cell<Duration>,
     interrupt: Arc<Interrupt>,
 }
 
 impl Runtime {
-    /// Finds and loads ONNX Runtime. `threads` 0 leaves their number to the machine; OpenBLAS is kept to one, for the
+    /// Finds and loads ONNX Runtime. `threads` 0 leaves their number to the machine; that of solves is set for the
     /// whole process. Once `cancelled` is set, the work ends at the next operator.
     ///
     /// # Errors
@@ -109,12 +109,12 @@ impl Runtime {
             library,
             provider: Provider::Cpu,
             threads,
-            tf32: false,
+            tf32: Cell::new(false),
             weights: RefCell::default(),
             set_up: Cell::default(),
             interrupt: Interrupt::watch(cancelled)?,
         };
-        kprune_passes::linalg::use_one_thread();
+        kprune_passes::linalg::use_threads(threads);
         this.provider = this.choose(choice)?;
         Ok(this)
     }
@@ -135,14 +135,23 @@ impl Runtime {
         if !available {
             return Err(format!("{} has no CUDA provider", self.library.display()));
         }
+        library::preload_cuda(&self.library);
         let builder = OrtSession::builder(&self.environment).map_err(|e| e.to_string())?;
-        with_cuda(builder, device, self.tf32).map(|_| ()).map_err(|e| e.to_string())
+        with_cuda(builder, device, self.tf32.get()).map(|_| ()).map_err(|e| e.to_string())
     }
 
     /// The same, with products rounded to TF32 on CUDA where `tf32` says so.
-    pub fn with_tf32(mut self, tf32: bool) -> Self {
-        self.tf32 = tf32;
+    pub fn with_tf32(self, tf32: bool) -> Self {
+        self.tf32.set(tf32);
         self
+    }
+
+    /// Does work whose sessions compute in full f32, whatever else was asked for.
+    pub fn in_full_precision<T>(&self, work: impl FnOnce() -> T) -> T {
+        let asked = self.tf32.replace(false);
+        let done = work();
+        self.tf32.set(asked);
+        done
     }
 
     /// Where the library was found.
@@ -208,13 +217,18 @@ impl Runtime {
         let builder = builder.with_config_entry("session.force_spinning_stop", "1")?;
         match self.provider {
             Provider::Cpu => Ok(builder),
-            Provider::Cuda(device) => with_cuda(builder, device, self.tf32),
+            Provider::Cuda(device) => with_cuda(builder, device, self.tf32.get()),
         }
     }
 }
 
 /// CUDA, with full f32 products unless coarser ones were asked for.
 fn with_cuda(builder: SessionBuilder, device: i32, tf32: bool) -> Result<SessionBuilder, ort::Error> {
-    let cuda = CUDA::default().with_device_id(device).with_tf32(tf32).build().error_on_failure();
+    let cuda = CUDA::default()
+        .with_device_id(device)
+        .with_tf32(tf32)
+        .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+        .build()
+        .error_on_failure();
     Ok(builder.with_execution_providers([cuda])?)
 }

@@ -2,8 +2,10 @@
 //!
 //! Plain linear algebra; no graph is known here.
 
-use ndarray::{Array2, s};
-use ndarray_linalg::{Cholesky, Diag, LeastSquaresSvd, SolveTriangular, UPLO};
+use ndarray::{Array2, ArrayView2, Axis, ShapeBuilder, concatenate, s};
+use ndarray_linalg::{CholeskyInto, Diag, LeastSquaresSvd, SolveTriangularInto, UPLO};
+
+use super::in_blocks;
 
 /// Ridges relative to the mean of the Gram matrix's diagonal, tried in turn: sums of products in f32 of features
 /// that depend on each other are not quite positive, and the least ridge above that is the one wanted.
@@ -28,9 +30,12 @@ impl Sums {
 
     /// ||Y - Fa W||^2 / ||Y||^2, square root taken; 0 where there is no target, infinite where a weight is.
     pub fn error(&self, weight: &Array2<f64>) -> f64 {
-        let fitted = (&self.cross * weight).sum();
-        let norm = (weight * &self.gram.dot(weight)).sum();
-        let missing = self.energy - 2.0 * fitted + norm;
+        let explained = in_blocks(weight.ncols(), |columns| {
+            let [weight, cross] = [weight, &self.cross].map(|m| m.slice(s![.., columns.clone()]));
+            let (fitted, norm) = ((&cross * &weight).sum(), (&weight * &self.gram.dot(&weight)).sum());
+            2.0 * fitted - norm
+        });
+        let missing = self.energy - explained.iter().sum::<f64>();
         match self.energy > 0.0 {
             // Nothing is larger than NaN, nor smaller.
             _ if missing.is_nan() => f64::INFINITY,
@@ -50,31 +55,44 @@ impl Sums {
         if used == 0 {
             return weight;
         }
-        let mut gram = self.gram.slice(s![..used, ..used]).to_owned();
+        let mut gram = column_major(self.gram.slice(s![..used, ..used]));
         let cross = self.cross.slice(s![..used, ..]);
-        let cross = cross.to_owned();
         let mean = gram.diag().mean().unwrap_or(0.0).max(f64::MIN_POSITIVE);
         let mut added = 0.0;
         let solution = RIDGES.iter().find_map(|ridge| {
             gram.diag_mut().mapv_inplace(|d| d + ridge * mean - added);
             added = ridge * mean;
-            solve_cholesky(&gram, &cross)
+            solve_cholesky(&gram, cross)
         });
-        let solution = solution.unwrap_or_else(|| solve_svd(&gram, &cross));
+        let solution = solution.unwrap_or_else(|| solve_svd(&gram, cross));
         weight.slice_mut(s![..used, ..]).assign(&solution);
         weight
     }
 }
 
-fn solve_cholesky(gram: &Array2<f64>, cross: &Array2<f64>) -> Option<Array2<f64>> {
-    let lower = gram.cholesky(UPLO::Lower).ok()?;
-    let half = lower.solve_triangular(UPLO::Lower, Diag::NonUnit, cross).ok()?;
-    let solution = lower.t().to_owned().solve_triangular(UPLO::Upper, Diag::NonUnit, &half).ok()?;
+fn solve_cholesky(gram: &Array2<f64>, cross: ArrayView2<f64>) -> Option<Array2<f64>> {
+    let lower = gram.clone().cholesky_into(UPLO::Lower).ok()?;
+    let upper = column_major(lower.t());
+    let blocks = in_blocks(cross.ncols(), |columns| {
+        let cross = column_major(cross.slice(s![.., columns]));
+        let half = lower.solve_triangular_into(UPLO::Lower, Diag::NonUnit, cross).ok()?;
+        upper.solve_triangular_into(UPLO::Upper, Diag::NonUnit, half).ok()
+    });
+    let blocks: Vec<_> = blocks.into_iter().collect::<Option<_>>()?;
+    let views: Vec<_> = blocks.iter().map(|block| block.view()).collect();
+    let solution = concatenate(Axis(1), &views).ok()?;
     solution.iter().all(|x| x.is_finite()).then_some(solution)
 }
 
-fn solve_svd(gram: &Array2<f64>, cross: &Array2<f64>) -> Array2<f64> {
-    match gram.least_squares(cross) {
+/// A copy laid out as LAPACK wants it; of anything else it would make one in every call.
+fn column_major(matrix: ArrayView2<f64>) -> Array2<f64> {
+    let mut copy = Array2::zeros(matrix.raw_dim().f());
+    copy.assign(&matrix);
+    copy
+}
+
+fn solve_svd(gram: &Array2<f64>, cross: ArrayView2<f64>) -> Array2<f64> {
+    match gram.least_squares(&cross) {
         Ok(result) => result.solution,
         Err(_) => Array2::zeros(cross.raw_dim()),
     }
@@ -83,7 +101,8 @@ fn solve_svd(gram: &Array2<f64>, cross: &Array2<f64>) -> Array2<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ndarray::{Axis, array, concatenate};
+    use ndarray::array;
+    use ndarray_linalg::Cholesky;
 
     /// The sums of features and targets given row by row.
     fn sums(features: &Array2<f64>, target: &Array2<f64>) -> Sums {
@@ -128,6 +147,20 @@ mod tests {
         sums.gram[[1, 1]] -= 1e-5;
         assert!(sums.gram.slice(s![..3, ..3]).cholesky(UPLO::Lower).is_err());
         assert!(sums.error(&sums.solve(false)) < 1e-2);
+    }
+
+    #[test]
+    fn a_solution_is_the_same_on_any_number_of_threads() {
+        let features = Array2::from_shape_fn((300, 40), |(i, j)| ((i * 37 + j * 11) % 23) as f64 - (j % 5) as f64);
+        let target = Array2::from_shape_fn((300, 200), |(i, j)| ((i * 13 + j * 7) % 31) as f64);
+        let sums = sums(&features, &target);
+        let solved = [1, 3].map(|threads| {
+            crate::linalg::use_threads(threads);
+            let weight = sums.solve(true);
+            (sums.error(&weight), weight)
+        });
+        assert_eq!(solved[0], solved[1]);
+        assert!(solved[0].0 < 1.0);
     }
 
     #[test]

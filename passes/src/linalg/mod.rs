@@ -3,16 +3,51 @@
 pub mod least_squares;
 
 use std::ffi::c_int;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
 
 unsafe extern "C" {
     fn openblas_set_num_threads(threads: c_int);
 }
 
-/// Keeps OpenBLAS to one thread, everywhere in the process.
+/// Columns that a thread takes at a time.
+const BLOCK: usize = 64;
+
+static THREADS: AtomicUsize = AtomicUsize::new(1);
+
+/// Solves on so many threads from now on, everywhere in the process; OpenBLAS itself is kept to one.
 ///
-/// With several it adds up in another order, and the same seed would give other weights on another machine. What is
-/// solved is small beside what ONNX Runtime computes.
-pub fn use_one_thread() {
+/// With several, OpenBLAS adds up in another order, and the same seed would give other weights on another machine. What
+/// is spread instead are blocks of columns, which are the same whatever the number of threads.
+pub fn use_threads(threads: usize) {
+    THREADS.store(threads.max(1), Ordering::Relaxed);
     // SAFETY: it takes any number above 0; OpenBLAS is the library that ndarray-linalg is built with here.
     unsafe { openblas_set_num_threads(1) }
+}
+
+/// Works on blocks of columns side by side; the results come in the order of the blocks.
+fn in_blocks<T: Send>(columns: usize, work: impl Fn(Range<usize>) -> T + Send + Sync) -> Vec<T> {
+    let blocks: Vec<_> = (0..columns).step_by(BLOCK).map(|start| start..columns.min(start + BLOCK)).collect();
+    let threads = THREADS.load(Ordering::Relaxed).min(blocks.len());
+    match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
+        Ok(pool) if threads > 1 => pool.install(|| blocks.into_par_iter().map(work).collect()),
+        _ => blocks.into_iter().map(work).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_cover_every_column_once_and_in_order_on_any_number_of_threads() {
+        for threads in [1, 2, 5] {
+            use_threads(threads);
+            let columns: Vec<_> = in_blocks(3 * BLOCK + 7, |block| block).into_iter().flatten().collect();
+            assert_eq!(columns, (0..3 * BLOCK + 7).collect::<Vec<_>>());
+            assert!(in_blocks(0, |block| block).is_empty());
+        }
+    }
 }
