@@ -66,7 +66,7 @@ fn analysis(c: &mut Criterion) {
     let View { model, seen, found } = &s.loaded.analysis.measured;
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reviews/model.onnx");
     c.bench_function("read", |b| b.iter(|| read_model(&path).expect("the fixture is there")));
-    c.bench_function("observe", |b| b.iter(|| observe(&s.runtime, model, None).expect("it runs")));
+    c.bench_function("observe", |b| b.iter(|| observe(&s.runtime, model, None, None).expect("it runs")));
     let at = s.loaded.calibration.lengths(None);
     c.bench_function("discover", |b| b.iter(|| discover(&model.graph, seen, &at)));
     let mut plan = Plan::untouched(&found.sublayers);

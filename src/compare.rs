@@ -10,8 +10,9 @@ use kprune_passes::ir::Model;
 use kprune_passes::signature;
 use serde::Serialize;
 
-use crate::analysis::{Opened, Simplified, gather, parameters};
+use crate::analysis::{Observed, Opened, Simplified, parameters};
 use crate::clock::Clock;
+use crate::data::{Dataset, Sources};
 use crate::error::Error;
 use crate::judge::latency::{self, Setting, Timing};
 use crate::judge::quality::{Judgement, judge, kinds};
@@ -61,10 +62,32 @@ struct Subject {
 }
 
 impl Subject {
-    fn read(runtime: &Runtime, path: &Path, mask_input: Option<&str>) -> Result<Self, Error> {
+    /// The model `a` with the samples that both are judged by.
+    fn first(runtime: &Runtime, path: &Path, sources: &Sources) -> Result<(Self, Dataset), Error> {
         let (source, clock) = (Source::find(path)?, Clock::start());
-        let observed = Opened::read(&source.model)?.observe(runtime, mask_input, &clock)?;
-        Ok(Self { source, simplified: observed.simplify(runtime, &clock)? })
+        let mut observed = Opened::read(&source.model)?.observe(runtime, sources, &clock)?;
+        let samples = observed.samples(runtime, sources)?;
+        Ok((Self::of(runtime, source, observed, &samples, sources, &clock)?, samples))
+    }
+
+    /// The model `b`, looked at on the same samples.
+    fn second(runtime: &Runtime, path: &Path, samples: &Dataset, sources: &Sources) -> Result<Self, Error> {
+        let (source, clock) = (Source::find(path)?, Clock::start());
+        let opened = Opened::read(&source.model)?;
+        let given = sources.are_given().then(|| samples.clone());
+        let observed = opened.observe_on(runtime, given, sources, &clock)?;
+        Self::of(runtime, source, observed, samples, sources, &clock)
+    }
+
+    fn of(
+        runtime: &Runtime,
+        source: Source,
+        observed: Observed,
+        samples: &Dataset,
+        sources: &Sources,
+        clock: &Clock,
+    ) -> Result<Self, Error> {
+        Ok(Self { source, simplified: observed.simplify(runtime, samples, sources.seq_len, clock)? })
     }
 
     fn model(&self) -> &Model {
@@ -98,8 +121,8 @@ pub fn compare(a: impl AsRef<Path>, b: impl AsRef<Path>, options: &Options) -> R
 /// Where a file is no model, the models take different inputs, or the data do not fit them.
 pub fn compare_with(runtime: &Runtime, a: &Path, b: &Path, options: &Options) -> Result<Comparison, Error> {
     let sources = &options.data.calibration;
-    let mask_input = sources.mask_input.as_deref();
-    let [a, b] = [Subject::read(runtime, a, mask_input)?, Subject::read(runtime, b, mask_input)?];
+    let (a, data) = Subject::first(runtime, a, sources)?;
+    let b = Subject::second(runtime, b, &data, sources)?;
     let names = |s: &Subject| signature::inputs(s.model()).into_iter().map(|i| i.name).collect::<Vec<_>>();
     if let Some(name) = names(&b).iter().find(|name| !names(&a).contains(name)) {
         return Err(Error::Usage(format!(
@@ -109,13 +132,12 @@ pub fn compare_with(runtime: &Runtime, a: &Path, b: &Path, options: &Options) ->
         )));
     }
     let lowered = a.simplified.lowered();
-    let data = gather(runtime, lowered, &a.source.model, sources)?;
-    let kinds = kinds(lowered, a.simplified.seen(), mask_input, &options.data.outputs)?;
+    let kinds = kinds(lowered, a.simplified.seen(), data.mask_input(), &options.data.outputs)?;
     let models = [a.model(), b.model()];
     let mut judgements = judge(runtime, &models, &kinds, &data)?.into_iter();
     let lengths = data.lengths(sources.seq_len);
-    let setting = Setting::new(runtime, options.aim.latency_batch, &data, sources.seq_len);
-    let feeds = setting.feeds(lowered, mask_input)?;
+    let setting = Setting::new(runtime, options.aim.latency_batch, &data, sources.seq_len)?;
+    let feeds = setting.feeds(lowered)?;
     let mut timings = latency::compare(runtime, &models, &feeds, &setting, TIMING)?.into_iter();
     let mut side = |subject: &Subject| {
         let (timing, judgement) = (timings.next(), judgements.next());

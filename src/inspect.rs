@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::analysis::{Analysis, Opened, View, parameters};
 use crate::clock::Clock;
-use crate::data::{Dataset, describe};
+use crate::data::describe;
 use crate::deliver::targets::source_ledger;
 use crate::error::Error;
 use crate::judge::latency::Setting;
@@ -49,7 +49,7 @@ pub struct Inspection {
     pub parameters: usize,
     /// Those that belong to units.
     pub prunable_parameters: usize,
-    /// The length that FLOPs are counted for.
+    /// The length that FLOPs are counted for; 0 where samples without a token mask were given.
     pub sequence_length: usize,
     /// FLOPs of one sample.
     pub flops: f64,
@@ -112,13 +112,14 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
     let ledger = source_ledger(&source).writing_all("--latency-table", table);
     ledger.check()?;
     let opened = Opened::read(&source.model)?.prunable(aim)?;
-    let observed = opened.observe(runtime, sources.mask_input.as_deref(), &clock)?;
-    let samples = Dataset::made_up(observed.single(), sources)?;
+    let mut observed = opened.observe(runtime, sources, &clock)?;
+    let samples = observed.sample(sources)?;
     let lengths = samples.lengths(sources.seq_len);
-    let analysis = observed.simplify(runtime, &clock)?.discover(aim, &lengths, &clock);
+    let simplified = observed.simplify(runtime, &samples, sources.seq_len, &clock)?;
+    let analysis = simplified.discover(aim, &lengths, &clock);
     if let Some(path) = table {
         ledger.reading_all("external data of IN", external_files(&source.model, &analysis.written.model)).check()?;
-        let setting = Setting::new(runtime, aim.latency_batch, &samples, sources.seq_len);
+        let setting = Setting::new(runtime, aim.latency_batch, &samples, sources.seq_len)?;
         LatencyTable::measure(runtime, &analysis, aim.alignment, &setting)?.save(path)?;
     }
     let (model, View { model: lowered, seen, found }) = (&analysis.written.model, &analysis.measured);
@@ -151,7 +152,7 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
         outputs: model.graph.outputs().iter().map(output).collect(),
         parameters: parameters(model),
         prunable_parameters: sublayers.iter().map(|s| s.parameters).sum(),
-        sequence_length: sources.seq_len.unwrap_or(0),
+        sequence_length: sources.seq_len.unwrap_or_else(|| samples.mean_length().unwrap_or(0.0).round() as usize),
         flops: flops::total(&lowered.graph, seen, &lengths),
         prunable_flops: sublayers.iter().map(|s| s.flops).sum::<f64>() + 0.0,
         sublayers,
@@ -195,8 +196,9 @@ impl Inspection {
             format!("{}, of them {} ({}) in what can be pruned", count(all), count(prunable), percent(prunable, all))
         };
         line("parameters", part(self.parameters as f64, self.prunable_parameters as f64));
-        let length = self.sequence_length;
-        line("FLOPs", format!("{} at length {length}", part(self.flops, self.prunable_flops)));
+        let length =
+            if self.sequence_length > 0 { format!(" at length {}", self.sequence_length) } else { String::new() };
+        line("FLOPs", format!("{}{length}", part(self.flops, self.prunable_flops)));
         if self.sublayers.is_empty() {
             text.push_str("\nThere is nothing to prune.\n");
         } else {

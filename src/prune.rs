@@ -51,7 +51,7 @@ pub(crate) fn prune(
     let each = loaded.tokens_of_a_sample(seq_len);
     let batches = loaded.calibration.batches_within(size, runtime.tokens_at_once(), each)?;
     let lengths = loaded.calibration.lengths(None);
-    let setting = Setting::new(runtime, options.aim.latency_batch, &loaded.calibration, seq_len);
+    let setting = Setting::new(runtime, options.aim.latency_batch, &loaded.calibration, seq_len)?;
     if options.aim.amount.is_timed() {
         progress.stage("timing sublayers");
     }

@@ -35,7 +35,7 @@ impl Setting {
         kprune_passes::simplify::fold::fold_constants(&mut model.graph);
         let sources = Sources { seq_len: Some(6), ..Sources::default() };
         let calibration = Dataset::gather(&model, &path, &sources, 1).unwrap();
-        let seen = observe(&runtime, &model, calibration.mask_input()).unwrap();
+        let seen = observe(&runtime, &model, None, calibration.mask_input()).unwrap();
         let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
         let batches = calibration.batches(4).unwrap();
         Self { runtime, model, seen, discovery, batches }

@@ -36,7 +36,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
         kprune_passes::simplify::fold::fold_constants(&mut model.graph);
         let files = if fixture.starts_with("reviews") { vec![reviews().join("calibration.npz")] } else { Vec::new() };
         let calibration = Dataset::gather(&model, &path, &Sources { files, ..Sources::default() }, 1).unwrap();
-        let seen = observe(&cpu, &model, calibration.mask_input()).unwrap();
+        let seen = observe(&cpu, &model, None, calibration.mask_input()).unwrap();
         let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
         let mask = model.graph.find("attention_mask");
         let probes = Probes::new(&model, &seen, &discovery, mask);

@@ -133,3 +133,86 @@ fn heads_behind_padding_and_rotary_strides_are_offered() {
         assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4, "{name}");
     }
 }
+
+#[test]
+fn samples_are_run_where_made_up_inputs_are_not_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    // Indices into the samples, no ranks, a single number, at least 7 tokens, rows without padding, windows that pad.
+    for name in ["spanidx", "norank", "silero_scalar", "least7", "unpad", "padwindow_least9"] {
+        let model = case(&format!("{name}.onnx"));
+        let report = prune(&model, &folder.path().join(name), &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4, "{name}");
+        let kept = report["flops"]["kept"].as_f64().unwrap() / report["flops"]["prunable"].as_f64().unwrap();
+        assert!(kept <= 0.4, "{name}: {kept}");
+    }
+    for (name, sublayers) in [("spanidx", 4), ("norank", 4)] {
+        let model = case(&format!("{name}.onnx"));
+        let refused = kprune(["inspect".as_ref(), model.as_os_str()]);
+        assert!(text(&refused.stderr).contains("--calibration"), "{name}: {}", text(&refused.stderr));
+        let samples = model.with_extension("npz");
+        let seen = kprune(["inspect".as_ref(), model.as_os_str(), "--calibration".as_ref(), samples.as_os_str()]);
+        assert!(seen.status.success(), "{name}: {}", text(&seen.stderr));
+        let rows = text(&seen.stdout).lines().filter(|l| l.contains("neurons") || l.contains("heads")).count();
+        assert_eq!(rows, sublayers, "{name}: {}", text(&seen.stdout));
+    }
+}
+
+#[test]
+fn a_graph_that_takes_one_sample_at_a_time_is_given_one_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = prune(&case("khmersm_batch1.onnx"), &folder.path().join("out.onnx"), &[]).unwrap();
+    let warnings = report["warnings"].to_string();
+    assert!(warnings.contains("one at a time only"), "{warnings}");
+    assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4);
+}
+
+/// Convolutions with strides whose lengths are rounded: three equal sublayers on 256 positions.
+#[test]
+fn operations_are_counted_in_a_run_of_the_samples_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = prune(&case("svtr_flops.onnx"), &folder.path().join("out.onnx"), &[]).unwrap();
+    let flops = report["flops"]["prunable"].as_f64().unwrap();
+    assert_eq!(flops, 3.0 * 2.0 * 2.0 * 256.0 * 64.0 * 256.0);
+}
+
+/// A length that was one in the made-up runs is none of the model's numbers.
+#[test]
+fn what_depends_on_the_size_of_a_sample_is_not_written_as_a_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out.onnx");
+    prune(&case("ppocr_one_token.onnx"), &output, &[]).unwrap();
+    let runtime = support::cpu();
+    let mut session = runtime.session_of_file(&output, "running what was pruned").unwrap();
+    for (width, steps) in [(16, 2), (96, 12), (200, 25)] {
+        let image = ndarray::ArrayD::from_elem(vec![2, 3, 16, width], 0.5);
+        let held = onnx_kprune::runtime::numbers(&image).unwrap();
+        let values = session.run([("x", held.value())]).unwrap();
+        assert_eq!(onnx_kprune::runtime::scalars(&values["probs"]).unwrap().shape(), [2, steps, 20]);
+    }
+}
+
+#[test]
+fn samples_of_different_shapes_share_no_batch_and_are_not_scrambled() {
+    let [a, b] = ["scrambled_a.onnx", "scrambled_b.onnx"].map(case);
+    let data = case("scrambled_mixed");
+    let arguments = ["compare".as_ref(), a.as_os_str(), b.as_os_str(), "--data".as_ref(), data.as_os_str()];
+    let compared = kprune(arguments.into_iter().chain(["--json".as_ref()]));
+    let compared: Value = serde_json::from_slice(&compared.stdout).unwrap();
+    let fidelity = &compared["b"]["quality"]["fidelity"];
+    assert!((fidelity["cosine"].as_f64().unwrap() - 1.0).abs() < 1e-9, "{fidelity}");
+    assert_eq!(fidelity["largest_difference"].as_f64(), Some(0.0));
+}
+
+/// Pairs of atoms, [samples, atoms, atoms]: from a folder of molecules, each of its own size, and padded in one file.
+#[test]
+fn every_axis_that_runs_over_tokens_is_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = case("rxnmap_pairs.onnx");
+    let report = prune(&model, &folder.path().join("a.onnx"), &["--mask-input", "atoms"]).unwrap();
+    assert_eq!(report["calibration"]["mask_input"], "atoms");
+    assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4);
+    let (output, sets) = (folder.path().join("b.onnx"), case("rxnmap_pairs"));
+    let arguments = [model.as_os_str(), output.as_os_str(), "--calibration".as_ref(), sets.as_os_str()];
+    let done = kprune(arguments.into_iter().chain(["-q".as_ref()]));
+    assert!(done.status.success(), "{}", text(&done.stderr));
+}

@@ -21,7 +21,7 @@ fn a_wrong_weight_is_found_and_its_sublayer_named() {
     let mut model = read_model(&path).unwrap();
     kprune_passes::simplify::fold::fold_constants(&mut model.graph);
     let calibration = Dataset::gather(&model, &path, &Sources::default(), 1).unwrap();
-    let seen = observe(&runtime, &model, calibration.mask_input()).unwrap();
+    let seen = observe(&runtime, &model, None, calibration.mask_input()).unwrap();
     let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
     let batches = calibration.batches(16).unwrap();
     let mut plan = Plan::untouched(&discovery.sublayers);

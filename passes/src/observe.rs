@@ -69,6 +69,7 @@ impl Dim {
 pub struct Observation {
     sizes: Sizes,
     seen: HashMap<ValueId, [Seen; 2]>,
+    counted: HashMap<ValueId, Vec<usize>>,
 }
 
 impl Observation {
@@ -86,7 +87,12 @@ impl Observation {
                 seen.insert(value, [one.clone(), one]);
             }
         }
-        Self { sizes, seen }
+        Self { sizes, seen, counted: HashMap::new() }
+    }
+
+    /// Adds the shapes of a run of the sizes for which operations are counted.
+    pub fn count_at(&mut self, run: HashMap<ValueId, Seen>) {
+        self.counted = run.into_iter().map(|(value, seen)| (value, seen.shape)).collect();
     }
 
     /// Adds what follows for values of `graph` that were not seen: constants, and biases added.
@@ -109,7 +115,8 @@ impl Observation {
     /// What was seen of the values of another graph that has some of the same.
     pub fn of(&self, graph: &Graph) -> Self {
         let seen = self.seen.iter().filter(|(v, _)| graph.holds(**v)).map(|(&v, s)| (v, s.clone()));
-        Self { sizes: self.sizes.clone(), seen: seen.collect() }
+        let counted = self.counted.iter().filter(|(v, _)| graph.holds(**v)).map(|(&v, shape)| (v, shape.clone()));
+        Self { sizes: self.sizes.clone(), seen: seen.collect(), counted: counted.collect() }
     }
 
     /// The value's shape in the first run.
@@ -154,11 +161,22 @@ impl Observation {
         self.sizes.values().find_map(times)
     }
 
+    /// How long a value's axes are where operations are counted: as they were seen in a run of those sizes, or else as
+    /// they follow from the lengths `at` of the named axes.
+    pub fn extents(&self, value: ValueId, at: &BTreeMap<String, f64>) -> Option<Vec<f64>> {
+        let dims = self.dims(value)?;
+        let counted = self.counted.get(&value).filter(|shape| shape.len() == dims.len());
+        Some(match counted {
+            Some(shape) => shape.iter().map(|&length| length as f64).collect(),
+            None => dims.into_iter().map(|dim| self.extent(dim, at)).collect(),
+        })
+    }
+
     /// How long a dimension is when the named axes have the lengths `at`.
     ///
     /// A dimension is a number, or follows one axis with a factor or an offset, or two axes with a
     /// factor; what follows none of these is taken to grow in proportion to the first axis that grew.
-    pub fn extent(&self, dim: Dim, at: &BTreeMap<String, f64>) -> f64 {
+    fn extent(&self, dim: Dim, at: &BTreeMap<String, f64>) -> f64 {
         let [x, y] = dim.0;
         if let Some(fixed) = dim.fixed() {
             return fixed as f64;
@@ -211,11 +229,23 @@ pub(crate) fn range(len: usize, start: i64, end: i64, step: i64) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{B, S, Sketch};
+
+    #[test]
+    fn what_was_seen_at_the_sizes_that_are_counted_goes_before_what_would_follow() {
+        let mut g = Sketch::default();
+        let x = g.input("x", &[B, S]);
+        let mut seen = g.seen();
+        let at = BTreeMap::from([("sequence".to_string(), 11.0)]);
+        assert_eq!(seen.extents(x, &at), Some(vec![1.0, 11.0]));
+        seen.count_at(HashMap::from([(x, Seen { shape: vec![1, 12], element: ElementType::F32, integers: None })]));
+        assert_eq!(seen.extents(x, &at), Some(vec![1.0, 12.0]));
+    }
 
     #[test]
     fn dimensions_follow_the_axes_they_were_seen_to_follow() {
         let sizes = Sizes::from([("batch".into(), [2, 3]), ("seq".into(), [5, 7])]);
-        let seen = Observation { sizes, seen: HashMap::new() };
+        let seen = Observation { sizes, ..Observation::default() };
         let at = BTreeMap::from([("batch".to_string(), 1.0), ("seq".to_string(), 12.5)]);
         let extent = |x, y| seen.extent(Dim([x, y]), &at);
         assert_eq!(extent(12, 12), 12.0);

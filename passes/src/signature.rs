@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::ir::schema::{TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
+use crate::ir::schema::{TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
 use crate::ir::{ElementType, Graph, Model, NodeId, Slot, ValueId};
 
 /// One axis of an input.
@@ -100,12 +100,24 @@ pub fn tensor_type(info: &ValueInfoProto) -> Option<&type_proto::Tensor> {
 
 /// A declaration of a tensor of `rank` axes of any length.
 pub fn declare(name: &str, element: ElementType, rank: usize) -> ValueInfoProto {
-    let shape = crate::ir::schema::TensorShapeProto { dim: vec![Default::default(); rank] };
+    let shape = TensorShapeProto { dim: vec![Default::default(); rank] };
     let tensor = type_proto::Tensor { elem_type: Some(element.code()), shape: Some(shape) };
     ValueInfoProto {
         name: Some(name.to_string()),
         r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() }),
         ..Default::default()
+    }
+}
+
+/// Declares the ranks of inputs whose rank the file leaves open; `rank` gives them by name.
+pub fn declare_ranks(graph: &mut Graph, rank: impl Fn(&str) -> Option<usize>) {
+    for value in graph.inputs().to_vec() {
+        let Some(rank) = rank(graph.name(value)) else { continue };
+        let Some(mut info) = graph.info(value).cloned() else { continue };
+        let tensor = info.r#type.as_mut().and_then(|t| t.value.as_mut());
+        let Some(type_proto::Value::TensorType(tensor)) = tensor else { continue };
+        tensor.shape.get_or_insert_with(|| TensorShapeProto { dim: vec![Default::default(); rank] });
+        graph.set_info(value, Some(info));
     }
 }
 

@@ -1,6 +1,7 @@
 //! From a file to a model whose sublayers are known, step by step: open, observe, simplify, discover.
 
 mod observation;
+mod sizes;
 mod supported;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use crate::error::Error;
 use crate::options::Aim;
 use crate::runtime::Runtime;
 use crate::store;
+use observation::count;
 
 /// A model with what is known of it.
 pub struct View {
@@ -62,9 +64,12 @@ pub struct Opened {
 
 /// A model that was read and run.
 pub struct Observed {
+    path: PathBuf,
     model: Model,
     single: Model,
     seen: Observation,
+    /// The user's samples.
+    given: Option<Dataset>,
     mask_input: Option<String>,
 }
 
@@ -101,39 +106,88 @@ impl Opened {
         Ok(self)
     }
 
-    /// Observes shapes in f32; `mask_input` names the token mask.
+    /// Observes shapes in f32: on the samples of `sources`, where there are any.
     ///
     /// # Errors
-    /// Where the model does not run.
-    pub fn observe(self, runtime: &Runtime, mask_input: Option<&str>, clock: &Clock) -> Result<Observed, Error> {
+    /// Where the model does not run, or the samples do not fit it.
+    pub fn observe(self, runtime: &Runtime, sources: &Sources, clock: &Clock) -> Result<Observed, Error> {
+        let single = lower::in_single_precision(&self.model);
+        let given = sources.are_given().then(|| Dataset::gather(&single, &self.path, sources, runtime.threads()));
+        self.observe_on(runtime, given.transpose()?, sources, clock)
+    }
+
+    /// The same on samples that were read for another model.
+    ///
+    /// # Errors
+    /// Where the model does not run, or the samples do not fit it.
+    pub fn observe_on(
+        self,
+        runtime: &Runtime,
+        given: Option<Dataset>,
+        sources: &Sources,
+        clock: &Clock,
+    ) -> Result<Observed, Error> {
         let mut single = lower::in_single_precision(&self.model);
+        if let Some(samples) = &given {
+            signature::declare_ranks(&mut single.graph, |name| samples.rank(name));
+        }
+        let given = given.map(|samples| samples.fitted(&single)).transpose()?;
         clock.stage("import");
-        let seen = observe(runtime, &single, mask_input).map_err(|e| e.about(&self.path))?;
+        let mask_input = given.as_ref().and_then(Dataset::mask_input).map(str::to_string);
+        let mask_input = mask_input.or_else(|| sources.mask_input.clone());
+        let seen = observe(runtime, &single, given.as_ref(), mask_input.as_deref()).map_err(|e| e.about(&self.path))?;
         signature::fix_axes(&mut single.graph, seen.sizes());
-        Ok(Observed { model: self.model, single, seen, mask_input: mask_input.map(str::to_string) })
+        let given = given.map(|samples| samples.fitted(&single)).transpose()?;
+        Ok(Observed { path: self.path, model: self.model, single, seen, given, mask_input })
     }
 }
 
 impl Observed {
-    /// The model in f32, with the axes fixed that cannot vary.
-    pub fn single(&self) -> &Model {
-        &self.single
+    /// The samples that were given, cut to what the model takes, or else made-up ones, or built-in text.
+    ///
+    /// # Errors
+    /// Where they do not fit the model.
+    pub fn samples(&mut self, runtime: &Runtime, sources: &Sources) -> Result<Dataset, Error> {
+        let mut samples = match self.given.take() {
+            Some(samples) => samples,
+            None => gather(runtime, &self.single, &self.path, sources)?,
+        };
+        let mut session = runtime.session(&self.single, "trying the model", false)?;
+        samples.try_cuts(|batch| session.run(batch.feeds()).is_ok())?;
+        Ok(samples)
     }
 
-    /// Takes fused operators apart.
+    /// The samples that were given, or else a single one that is made up.
+    ///
+    /// # Errors
+    /// Where it cannot be made up.
+    pub fn sample(&mut self, sources: &Sources) -> Result<Dataset, Error> {
+        self.given.take().map_or_else(|| Dataset::made_up(&self.single, sources), Ok)
+    }
+
+    /// Takes fused operators apart, and counts for `samples`, of which one has `seq_len` tokens or as many as they have in
+    /// the mean.
     ///
     /// # Errors
     /// Where the model does not run then.
-    pub fn simplify(self, runtime: &Runtime, clock: &Clock) -> Result<Simplified, Error> {
-        let Self { model, single, seen, mask_input } = self;
-        let (lowered, seen) = match lower::has_fused(&single) {
+    pub fn simplify(
+        self,
+        runtime: &Runtime,
+        samples: &Dataset,
+        seq_len: Option<usize>,
+        clock: &Clock,
+    ) -> Result<Simplified, Error> {
+        let Self { model, single, seen, mask_input, .. } = self;
+        let (lowered, mut seen) = match lower::has_fused(&single) {
             true => {
                 let lowered = lower::lower(single.clone(), &seen);
-                let seen = observe(runtime, &lowered.model, mask_input.as_deref())?;
+                let given = (!samples.is_made_up).then_some(samples);
+                let seen = observe(runtime, &lowered.model, given, mask_input.as_deref())?;
                 (lowered, seen)
             }
             false => (Lowered::unchanged(single.clone()), seen),
         };
+        count(runtime, &lowered.model, &mut seen, samples, seq_len)?;
         clock.stage("observe");
         Ok(Simplified { model, single, lowered, seen, mask_input })
     }
@@ -172,10 +226,11 @@ impl Loaded {
     /// # Errors
     /// Where the file is no model, or one that cannot be pruned, or the calibration data do not fit it.
     pub fn read(runtime: &Runtime, path: &Path, aim: &Aim, sources: &Sources, clock: &Clock) -> Result<Self, Error> {
-        let observed = Opened::read(path)?.prunable(aim)?.observe(runtime, sources.mask_input.as_deref(), clock)?;
-        let calibration = gather(runtime, observed.single(), path, sources)?;
+        let mut observed = Opened::read(path)?.prunable(aim)?.observe(runtime, sources, clock)?;
+        let calibration = observed.samples(runtime, sources)?;
         let lengths = calibration.lengths(sources.seq_len);
-        let analysis = observed.simplify(runtime, clock)?.discover(aim, &lengths, clock);
+        let simplified = observed.simplify(runtime, &calibration, sources.seq_len, clock)?;
+        let analysis = simplified.discover(aim, &lengths, clock);
         if analysis.measured.found.sublayers.is_empty() {
             return Err(nothing_to_prune(path, &analysis.measured.found));
         }
@@ -205,7 +260,7 @@ pub fn parameters(model: &Model) -> usize {
 ///
 /// # Errors
 /// Where the data do not fit the model.
-pub fn gather(runtime: &Runtime, model: &Model, path: &Path, sources: &Sources) -> Result<Dataset, Error> {
+fn gather(runtime: &Runtime, model: &Model, path: &Path, sources: &Sources) -> Result<Dataset, Error> {
     let mut data = Dataset::gather(model, path, sources, runtime.threads())?;
     if !data.is_made_up || sources.seq_len.is_some() {
         return Ok(data);

@@ -1,175 +1,259 @@
-//! Runs a model twice with different sizes, for the pass that observes shapes.
+//! Runs a model with different sizes, for the pass that observes shapes: on the user's samples where there are any,
+//! else on inputs that are made up.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kprune_passes::ir::{Model, ValueId};
+use kprune_passes::ir::{Model, Tensor, ValueId};
 use kprune_passes::observe::{Observation, Seen, Sizes, observed_model};
-use kprune_passes::signature::{self, Axis, Convolved, Input};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
+use kprune_passes::signature::{self, Input};
 
-use crate::data::{axes_of, fill, room_for};
+use super::sizes::{self, MadeUp};
+use crate::data::Dataset;
 use crate::error::Error;
 use crate::runtime::{self, Runtime, Session};
 
-/// Lengths of the first, second, ... axis in the two runs, tried in turn: some models take only multiples
-/// of a window, others nothing shorter than a kernel. None grows as another does.
-const TRIED: &[&[[usize; 2]]] = &[
-    &[[7, 11], [13, 17], [19, 29], [23, 31]],
-    &[[16, 32], [48, 80], [112, 176]],
-    &[[64, 128], [192, 320]],
-    &[[224, 256], [288, 320]],
-];
-
-/// The most patches along one side of an image that are tried.
-const MOST_PATCHES: usize = 64;
-
-/// The longest axis that is tried because a constant names its length.
-const LONGEST: usize = 512;
-
-/// What two trial runs may take, besides what goes with the model's size: what a file declares must not decide it.
+/// What a trial run may take, besides what goes with the model's size: what a file declares must not decide it.
 const TIME: Duration = Duration::from_secs(10);
 const TIME_PER_100_MB: Duration = Duration::from_secs(20);
 const MEMORY: u64 = 1 << 30;
 const MEMORY_TIMES: u64 = 16;
 
-/// Lengths of the batch axis in the two runs.
-const BATCHES: [usize; 2] = [2, 3];
+/// What is fed to a run.
+type Feeds = Vec<(String, Tensor)>;
 
-/// Shapes and integers of all values, seen in two runs.
+/// What a run showed.
+type Run = HashMap<ValueId, Seen>;
+
+/// Shapes and integers of all values, seen in two runs of different sizes: of samples, where they are given, or of inputs
+/// that are made up.
 ///
 /// # Errors
 /// Where the model does not run with any of the sizes tried.
-pub fn observe(runtime: &Runtime, model: &Model, mask: Option<&str>) -> Result<Observation, Error> {
-    let inputs = signature::inputs(model);
-    let (observed, values) = observed_model(model);
-    let mut session = runtime.session(&observed, "observing shapes", false)?;
-    let mut failure = None;
-    let weight: u64 = model
-        .graph
-        .constants()
-        .iter()
-        .filter_map(|&v| model.graph.constant(v)?.bytes().ok())
-        .map(|b| b.len() as u64)
-        .sum();
-    let (time, memory) = (TIME + TIME_PER_100_MB.mul_f64(weight as f64 / 1e8), MEMORY + MEMORY_TIMES * weight);
-    for sizes in attempts(model, &inputs) {
-        let mut run = |i| look(&mut session, model, &inputs, &values, &sizes, i, mask);
-        let fits =
-            (0..2).try_for_each(|i| inputs.iter().try_for_each(|input| room_for(input, &dims(input, &sizes, i)?)));
-        let runs = || fits.and_then(|()| run(0)).and_then(|first| Ok([first, run(1)?]));
-        let shapes: Vec<_> = inputs.iter().filter_map(|input| dims(input, &sizes, 1).ok()).collect();
-        let runs = runtime.within(time, memory, runs).unwrap_or_else(|reason| {
+pub fn observe(
+    runtime: &Runtime,
+    model: &Model,
+    given: Option<&Dataset>,
+    mask: Option<&str>,
+) -> Result<Observation, Error> {
+    let mut looker = Looker::new(runtime, model)?;
+    let Some(samples) = given else { return looker.at_made_up(mask) };
+    match looker.at_samples(samples) {
+        // Samples may be too large to look at every value at once.
+        Err(_) if looker.was_ended => looker.at_made_up(mask),
+        seen => seen,
+    }
+}
+
+/// Notes the shapes for one sample of mean length, or of `seq_len`: operations are counted for those. Where the model does
+/// not run at that size, they are taken from the sizes that were seen.
+///
+/// # Errors
+/// Where an array cannot be taken apart.
+pub(super) fn count(
+    runtime: &Runtime,
+    model: &Model,
+    seen: &mut Observation,
+    data: &Dataset,
+    seq_len: Option<usize>,
+) -> Result<(), Error> {
+    let mut looker = Looker::new(runtime, model)?;
+    let whole = |(name, length): (String, f64)| (name, (length.round() as usize).max(1));
+    let lengths = data.lengths(seq_len).into_iter().map(whole).collect();
+    let feeds = data.cut(&data.mixed(0, data.fixed_batch().unwrap_or(1)), &lengths)?;
+    match looker.look(&feeds, 0) {
+        Ok(run) => seen.count_at(run),
+        Err(error @ Error::Interrupted) => return Err(error),
+        Err(_) => {}
+    }
+    Ok(())
+}
+
+/// A model of which every value can be looked at.
+struct Looker<'a> {
+    runtime: &'a Runtime,
+    model: &'a Model,
+    inputs: Vec<Input>,
+    values: Vec<ValueId>,
+    session: Session,
+    /// What a run may take.
+    time: Duration,
+    memory: u64,
+    /// The shapes of inputs with which the model did not run, and what was said of the first.
+    tried: Vec<String>,
+    failure: Option<String>,
+    /// Whether a run took too long, or too much memory.
+    was_ended: bool,
+}
+
+impl<'a> Looker<'a> {
+    fn new(runtime: &'a Runtime, model: &'a Model) -> Result<Self, Error> {
+        let (observed, values) = observed_model(model);
+        let session = runtime.session(&observed, "observing shapes", false)?;
+        let constants = model.graph.constants().into_iter().filter_map(|v| model.graph.constant(v)?.bytes().ok());
+        let weight: u64 = constants.map(|b| b.len() as u64).sum();
+        Ok(Self {
+            runtime,
+            model,
+            inputs: signature::inputs(model),
+            values,
+            session,
+            time: TIME + TIME_PER_100_MB.mul_f64(weight as f64 / 1e8),
+            memory: MEMORY + MEMORY_TIMES * weight,
+            tried: Vec::new(),
+            failure: None,
+            was_ended: false,
+        })
+    }
+
+    /// Two runs of the user's samples that differ in number and length as far as data and model allow.
+    fn at_samples(&mut self, samples: &Dataset) -> Result<Observation, Error> {
+        for batch in sizes::batches(samples) {
+            for longest in [samples.longest(), samples.widths()] {
+                if let Some(first) = self.attempt(samples, batch[0], &longest, 0)? {
+                    let (second, run) = self.moved(samples, batch, &longest)?;
+                    let mut sizes: Sizes =
+                        longest.iter().map(|(name, &n)| (name.clone(), [n, second.lengths[name]])).collect();
+                    sizes.extend(samples.sample_axes().map(|name| (name.to_string(), [batch[0], second.samples])));
+                    let run = run.unwrap_or_else(|| first.clone());
+                    return Ok(Observation::new(&self.model.graph, sizes, [first, run]));
+                }
+            }
+        }
+        Err(self.refusal(&samples.source, "leave out samples that it does not take, or give others of its task"))
+    }
+
+    /// A run in which every axis that can move has another length than in `longest`.
+    fn moved(
+        &mut self,
+        samples: &Dataset,
+        batch: [usize; 2],
+        longest: &BTreeMap<String, usize>,
+    ) -> Result<(Moved, Option<Run>), Error> {
+        for lengths in sizes::all_moved(longest) {
+            if let Some(run) = self.attempt(samples, batch[1], &lengths, 1)? {
+                return Ok((Moved { samples: batch[1], lengths }, Some(run)));
+            }
+        }
+        // Not all at once: each for itself, as far as the model allows.
+        let mut moved = Moved { samples: batch[0], lengths: longest.clone() };
+        let mut last = self.attempt(samples, batch[1], longest, 1)?;
+        if last.is_some() {
+            moved.samples = batch[1];
+        }
+        for (name, &length) in longest {
+            for other in sizes::others(length) {
+                let lengths = moved.lengths.clone().into_iter().chain([(name.clone(), other)]).collect();
+                if let Some(run) = self.attempt(samples, moved.samples, &lengths, 1)? {
+                    (moved.lengths, last) = (lengths, Some(run));
+                    break;
+                }
+            }
+        }
+        Ok((moved, last))
+    }
+
+    /// A run of samples of these sizes, if the model takes them.
+    fn attempt(
+        &mut self,
+        samples: &Dataset,
+        batch: usize,
+        lengths: &BTreeMap<String, usize>,
+        nth: usize,
+    ) -> Result<Option<Run>, Error> {
+        let rows = samples.mixed(nth * batch, batch);
+        let feeds = samples.cut(&rows, lengths)?;
+        self.look_if_it_runs(&feeds, nth)
+    }
+
+    /// Two runs of made-up inputs.
+    fn at_made_up(&mut self, mask: Option<&str>) -> Result<Observation, Error> {
+        let made_up = MadeUp { model: self.model, inputs: &self.inputs.clone(), mask };
+        let mut impossible = None;
+        for sizes in made_up.attempts() {
+            let feeds = [0, 1].map(|nth| made_up.feeds(&sizes, nth));
+            let feeds = match feeds {
+                [Ok(first), Ok(second)] => [first, second],
+                // Other sizes may do where these are too large for anybody.
+                [Err(error), _] | [_, Err(error)] => {
+                    impossible.get_or_insert(error);
+                    continue;
+                }
+            };
+            let runs = feeds.iter().enumerate().map(|(nth, feeds)| self.look_if_it_runs(feeds, nth));
+            let runs: Option<Vec<Run>> = runs.collect::<Result<_, _>>()?;
+            if let Some(Ok(runs)) = runs.map(<[Run; 2]>::try_from) {
+                return Ok(Observation::new(&self.model.graph, sizes, runs));
+            }
+        }
+        let help =
+            "give samples of its task with --calibration FILE (inspect takes them too), or export it with free axes";
+        Err(impossible.filter(|_| self.tried.is_empty()).unwrap_or_else(|| self.refusal("made-up inputs", help)))
+    }
+
+    fn refusal(&self, what: &str, help: &str) -> Error {
+        let (first, more) = (self.tried.iter().take(MOST_SHOWN), self.tried.len().saturating_sub(MOST_SHOWN));
+        let mut tried: Vec<&str> = first.map(String::as_str).collect();
+        let rest = format!("{more} other sizes");
+        tried.extend((more > 0).then_some(rest.as_str()));
+        let failure = self.failure.as_deref().unwrap_or("no sizes were tried");
+        let reason = format!("it does not run on {what}; tried were {}: {failure}", tried.join("; "));
+        Error::Unsupported { path: PathBuf::new(), reason, help: help.into() }
+    }
+
+    /// What a run shows; `None` where the model does not take the inputs, or takes too long or too much memory for them.
+    fn look_if_it_runs(&mut self, feeds: &Feeds, nth: usize) -> Result<Option<Run>, Error> {
+        match self.look(feeds, nth) {
+            Ok(run) => Ok(Some(run)),
+            Err(error) if self.was_ended || matches!(error, Error::Interrupted) => Err(error),
+            Err(error) => {
+                let shapes: Vec<_> = feeds.iter().map(|(name, t)| format!("{name} {:?}", t.dims())).collect();
+                self.tried.push(shapes.join(" "));
+                self.failure.get_or_insert_with(|| error.to_string());
+                Ok(None)
+            }
+        }
+    }
+
+    fn look(&mut self, feeds: &Feeds, nth: usize) -> Result<Run, Error> {
+        let mut seen = HashMap::new();
+        let mut held = Vec::new();
+        for (name, tensor) in feeds {
+            let Some(input) = self.inputs.iter().find(|i| i.name == *name) else { continue };
+            let element = tensor.element();
+            let integers = Seen::wants_integers(element, tensor.count()).then(|| tensor.to_i64().ok()).flatten();
+            // What an input holds is chance: its integers are different in the two runs and so never fixed.
+            let integers = integers.map(|ints| ints + nth as i64);
+            seen.insert(input.value, Seen { shape: tensor.dims().to_vec(), element, integers });
+            held.push((name.as_str(), runtime::host(tensor)?));
+        }
+        let session = &mut self.session;
+        let run = || session.run(held.iter().map(|(name, held)| (*name, held.value())));
+        let results = self.runtime.within(self.time, self.memory, run).unwrap_or_else(|reason| {
+            self.was_ended = true;
+            let shapes: Vec<_> = feeds.iter().map(|(_, tensor)| tensor.dims()).collect();
             let reason = format!("a trial run with inputs of {shapes:?} was ended: {reason}");
             let help = "export the model with smaller or free axes";
             Err(Error::Unsupported { path: PathBuf::new(), reason, help: help.into() })
-        });
-        match runs {
-            Ok(runs) => return Ok(Observation::new(&model.graph, sizes, runs)),
-            // Other sizes may do where these are too large for the model, or for anybody.
-            Err(e @ (Error::Runtime { .. } | Error::Data { .. })) => failure = failure.or(Some(e)),
-            Err(e) => return Err(e),
+        })?;
+        for &value in &self.values {
+            let Some(result) = results.get(self.model.graph.name(value)) else { continue };
+            let Some((shape, element)) = result.dtype().tensor_shape().zip(runtime::element(result)) else { continue };
+            let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
+            let wanted = Seen::wants_integers(element, shape.iter().product());
+            let integers = wanted.then(|| runtime::integers(result).ok()).flatten();
+            seen.insert(value, Seen { shape, element, integers });
         }
+        Ok(seen)
     }
-    Err(failure.unwrap_or_else(|| Error::internal("no sizes were tried")))
 }
 
-/// The sizes to try in turn, from those that tell most.
-fn attempts(model: &Model, inputs: &[Input]) -> Vec<Sizes> {
-    let convolved = signature::convolved(&model.graph);
-    let mut attempts: Vec<Sizes> = TRIED.iter().map(|lengths| sizes(inputs, lengths, &convolved, None)).collect();
-    // Some take images of one size only: as many patches as they have positions.
-    let mut images: BTreeSet<usize> = BTreeSet::new();
-    for stride in convolved.values().map(|c| c.stride).filter(|&s| s > 1) {
-        images.extend((1..=MOST_PATCHES).map(|n| n * stride));
-    }
-    attempts.extend(images.into_iter().map(|n| sizes(inputs, TRIED[0], &convolved, Some(n))));
-    // An exporter may have written down the length that it saw of an axis that it declares as free.
-    attempts.extend(numbers(model).into_iter().map(|n| sizes(inputs, &[[n, n]], &convolved, None)));
-    attempts
-}
+/// Sizes of which so many are named in a message.
+const MOST_SHOWN: usize = 3;
 
-/// Small numbers that stand in the model's constants.
-fn numbers(model: &Model) -> BTreeSet<usize> {
-    let graph = &model.graph;
-    let constants = graph.constants().into_iter().filter_map(|v| graph.constant(v));
-    let small = constants.filter(|t| t.count() <= 8).filter_map(|t| t.to_i64().ok());
-    let numbers = small.flatten().filter_map(|n| usize::try_from(n).ok());
-    numbers.filter(|n| (2..=LONGEST).contains(n)).collect()
-}
-
-/// Lengths of every named axis: batches on first axes, what a convolution demands on second ones, `image`
-/// after them, `lengths` elsewhere, others for every name.
-fn sizes(
-    inputs: &[Input],
-    lengths: &[[usize; 2]],
-    convolved: &HashMap<ValueId, Convolved>,
-    image: Option<usize>,
-) -> Sizes {
-    let mut sizes = Sizes::new();
-    let mut others = 0;
-    for input in inputs {
-        let convolution = convolved.get(&input.value).filter(|_| input.axes.as_ref().is_some_and(|a| a.len() > 2));
-        for (i, axis) in input.axes.iter().flatten().enumerate() {
-            let Axis::Named(name) = axis else { continue };
-            if sizes.contains_key(name) {
-                continue;
-            }
-            let size = match (i, convolution, image) {
-                (0, ..) => BATCHES,
-                (1, Some(convolution), _) => [convolution.channels; 2],
-                (_, Some(_), Some(image)) => [image; 2],
-                _ => {
-                    others += 1;
-                    lengths[(others - 1).min(lengths.len() - 1)]
-                }
-            };
-            sizes.insert(name.clone(), size);
-        }
-    }
-    sizes
-}
-
-/// The shape of an input in one of the two runs.
-fn dims(input: &Input, sizes: &Sizes, run: usize) -> Result<Vec<usize>, Error> {
-    let length = |axis: &Axis| match axis {
-        Axis::Fixed(n) => *n,
-        Axis::Named(name) => sizes[name][run],
-    };
-    Ok(axes_of(input)?.iter().map(length).collect())
-}
-
-fn look(
-    session: &mut Session,
-    model: &Model,
-    inputs: &[Input],
-    values: &[ValueId],
-    sizes: &BTreeMap<String, [usize; 2]>,
-    run: usize,
-    mask: Option<&str>,
-) -> Result<HashMap<ValueId, Seen>, Error> {
-    let mut random = ChaCha8Rng::seed_from_u64(0);
-    let mut seen = HashMap::new();
-    let mut feeds = Vec::new();
-    for input in inputs {
-        let dims = dims(input, sizes, run)?;
-        let tensor = fill(model, input, &dims, mask.unwrap_or("attention_mask"), &mut random)?;
-        let integers = Seen::wants_integers(tensor.element(), tensor.count()).then(|| tensor.to_i64().ok()).flatten();
-        // What an input holds is chance: its integers are different in the two runs and so never fixed.
-        let integers = integers.map(|ints| ints + run as i64);
-        seen.insert(input.value, Seen { shape: dims, element: tensor.element(), integers });
-        feeds.push((input.name.as_str(), runtime::host(&tensor)?));
-    }
-    let results = session.run(feeds.iter().map(|(name, held)| (*name, held.value())))?;
-    for &value in values {
-        let Some(result) = results.get(model.graph.name(value)) else { continue };
-        let (Some(shape), Some(element)) = (result.dtype().tensor_shape(), runtime::element(result)) else { continue };
-        let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
-        let wanted = Seen::wants_integers(element, shape.iter().product());
-        let integers = wanted.then(|| runtime::integers(result).ok()).flatten();
-        seen.insert(value, Seen { shape, element, integers });
-    }
-    Ok(seen)
+/// Sizes of the second run.
+struct Moved {
+    samples: usize,
+    lengths: BTreeMap<String, usize>,
 }

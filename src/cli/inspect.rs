@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use kprune_passes::discover::Scope;
 
-use super::RuntimeArgs;
 use super::parse::{positive, scope};
+use super::{DataArgs, RuntimeArgs};
 use crate::options::Options;
 
 /// What to look at.
@@ -24,9 +24,13 @@ pub struct InspectArgs {
     #[arg(short, long, conflicts_with = "json")]
     pub verbose: bool,
 
-    /// Sequence length for which FLOPs are counted and latencies measured
-    #[arg(long, value_name = "N", default_value = "128", value_parser = positive)]
-    pub seq_len: usize,
+    /// Samples to look at the model with, as for pruning [default: inputs are made up]
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub calibration: Vec<PathBuf>,
+
+    /// Sequence length for which FLOPs are counted and latencies measured [default: the mean of the samples, or 128]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub seq_len: Option<usize>,
 
     /// What may be removed: heads and neurons of transformer sublayers, or all that ends in a matrix product
     #[arg(long, value_name = "WHICH", default_value = "transformer", value_parser = scope)]
@@ -35,10 +39,6 @@ pub struct InspectArgs {
     /// Give layers that share weights their own before looking
     #[arg(long)]
     pub untie: bool,
-
-    /// The input that holds 1 for real tokens and 0 for padding, or none [default: recognised by its numbers]
-    #[arg(long, value_name = "NAME")]
-    pub mask_input: Option<String>,
 
     /// Time the sublayers on this machine and write the table to FILE, for --latency-table of a run elsewhere
     #[arg(long, value_name = "FILE")]
@@ -50,15 +50,22 @@ pub struct InspectArgs {
 
     #[command(flatten)]
     #[allow(missing_docs)] // A line here would become the help of the command.
+    pub data: DataArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub runtime: RuntimeArgs,
 }
+
+/// The length of sequences that are made up.
+const MADE_UP_LENGTH: usize = 128;
 
 impl InspectArgs {
     /// The options that looking at a model needs.
     pub fn options(&self) -> Options {
         let mut options = Options::default();
-        options.data.calibration.mask_input.clone_from(&self.mask_input);
-        options.data.calibration.seq_len = Some(self.seq_len);
+        let length = self.seq_len.or_else(|| self.calibration.is_empty().then_some(MADE_UP_LENGTH));
+        options.data.calibration = self.data.sources(&self.calibration, length);
         options.aim.scope = self.units;
         options.aim.untie = self.untie;
         options.aim.latency_batch = self.latency_batch;

@@ -4,6 +4,8 @@
     reason = "rows are numbers of samples that were counted, and a mask has an entry for each"
 )]
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use kprune_passes::finite::Odd;
@@ -128,20 +130,20 @@ impl Dataset {
     /// Where there are too few samples for one batch.
     pub fn batches_within(&self, size: usize, most: usize, each: f64) -> Result<Vec<Batch>, Error> {
         let fixed = self.fixed_batch();
-        let mut order: Vec<usize> = (0..self.samples()).collect();
-        if let Some(mask) = &self.mask {
-            order.sort_by_key(|&i| std::cmp::Reverse(mask.lengths[i]));
-        }
-        let (step, usable) = fixed.map_or((1, order.len()), |n| (n, order.len() / n * n));
-        let mut batches = Vec::new();
-        for (mini_batch, rows) in order[..usable].chunks(size.min(usable.max(1)).next_multiple_of(step)).enumerate() {
-            let parts: Vec<&[usize]> = match (fixed, &self.mask) {
-                (Some(fixed), _) => rows.chunks(fixed).collect(),
-                (None, Some(mask)) => alike(&mask.lengths, rows, most),
-                (None, None) => rows.chunks(((most as f64 / each) as usize).max(1)).collect(),
-            };
-            for part in parts {
-                batches.push(Batch { mini_batch, mini_batch_samples: rows.len(), ..self.batch(part)? });
+        let step = fixed.unwrap_or(1);
+        let (mut batches, mut mini_batch) = (Vec::new(), 0);
+        for group in self.groups() {
+            let usable = group.len() / step * step;
+            for rows in group[..usable].chunks(size.min(usable.max(1)).next_multiple_of(step)) {
+                let parts: Vec<&[usize]> = match (fixed, &self.mask) {
+                    (Some(fixed), _) => rows.chunks(fixed).collect(),
+                    (None, Some(mask)) => alike(&mask.lengths, rows, most),
+                    (None, None) => rows.chunks(((most as f64 / each) as usize).max(1)).collect(),
+                };
+                for part in parts {
+                    batches.push(Batch { mini_batch, mini_batch_samples: rows.len(), ..self.batch(part)? });
+                }
+                mini_batch += 1;
             }
         }
         if batches.is_empty() {
@@ -160,12 +162,17 @@ impl Dataset {
     }
 
     fn batch(&self, rows: &[usize]) -> Result<Batch, Error> {
-        let longest = self.mask.as_ref().and_then(|m| rows.iter().map(|&r| m.lengths[r]).max()).map(|n| n.max(1));
+        let longest = self.mask.as_ref().and_then(|m| rows.iter().map(|&r| m.lengths[r]).max());
+        let longest = longest.map(|n| self.width(n.max(1)));
         let mut feeds = Vec::new();
-        for (input, array) in self.inputs.iter().zip(&self.arrays) {
-            let mut batch = select(array, 0, rows)?;
-            if let Some(longest) = longest.filter(|_| self.follows_mask(input, array)) {
-                batch = select(&batch, 1, &(0..longest).collect::<Vec<_>>())?;
+        for (k, (input, array)) in self.inputs.iter().zip(&self.arrays).enumerate() {
+            let mut batch = if array.dims().is_empty() { array.clone() } else { select(array, 0, rows)? };
+            for axis in 1..array.dims().len() {
+                let own = || self.shapes.as_ref().and_then(|shapes| shapes.length(*rows.first()?, k, axis));
+                let length = longest.filter(|_| self.follows_mask(input, array, axis)).or_else(own);
+                if let Some(length) = length.filter(|&n| n < array.dims()[axis]) {
+                    batch = select(&batch, axis, &(0..length).collect::<Vec<_>>())?;
+                }
             }
             feeds.push((input.name.clone(), runtime::host(&batch)?));
         }
@@ -185,13 +192,59 @@ impl Dataset {
         })
     }
 
-    /// Whether the second axis of an input runs over the same tokens as the mask.
-    fn follows_mask(&self, input: &Input, array: &Tensor) -> bool {
+    /// Samples that may share a batch, each group the longest first: those of one shape but for what the token mask masks.
+    fn groups(&self) -> Vec<Vec<usize>> {
+        let order = self.longest_first();
+        let Some(shapes) = &self.shapes else { return vec![order] };
+        let axes = self.inputs.iter().zip(&self.arrays).enumerate().flat_map(|(k, (input, array))| {
+            let others = (1..array.dims().len()).filter(move |&axis| !self.follows_mask(input, array, axis));
+            others.map(move |axis| (k, axis))
+        });
+        let axes: Vec<(usize, usize)> = axes.collect();
+        let mut groups: BTreeMap<Reverse<Vec<Option<usize>>>, Vec<usize>> = BTreeMap::new();
+        for row in order {
+            let shape = axes.iter().map(|&(k, axis)| shapes.length(row, k, axis)).collect();
+            groups.entry(Reverse(shape)).or_default().push(row);
+        }
+        groups.into_values().collect()
+    }
+
+    /// Whether an axis of an input runs over the same tokens as the mask.
+    pub(super) fn follows_mask(&self, input: &Input, array: &Tensor, axis: usize) -> bool {
         let Some(mask) = &self.mask else { return false };
-        let second = |input: &Input| input.axes.as_ref().and_then(|a| a.get(1).cloned());
-        let (axis, masked) = (second(input), second(&self.inputs[mask.input]));
-        let may_vary = !matches!(axis, Some(Axis::Fixed(_)) | None);
-        may_vary && axis == masked && array.dims().get(1) == self.arrays[mask.input].dims().get(1)
+        let named = |input: &Input, i: usize| input.axes.as_ref().and_then(|a| a.get(i).cloned());
+        let (name, masked) = (named(input, axis), named(&self.inputs[mask.input], 1));
+        let may_vary = axis > 0 && !matches!(name, Some(Axis::Fixed(_)) | None);
+        may_vary && name == masked && array.dims().get(axis) == self.arrays[mask.input].dims().get(1)
+    }
+
+    /// The least length from `longest` on that the model takes.
+    fn width(&self, longest: usize) -> usize {
+        let taken = self.lengths_taken.as_ref().and_then(|taken| taken.range(longest..).next());
+        taken.copied().unwrap_or(longest)
+    }
+
+    /// Finds out to what lengths samples can be cut: `runs` says whether the model runs on a batch.
+    ///
+    /// # Errors
+    /// Where an array cannot be taken apart.
+    pub fn try_cuts(&mut self, mut runs: impl FnMut(&Batch) -> bool) -> Result<(), Error> {
+        let Some(mask) = &self.mask else { return Ok(()) };
+        let lengths: BTreeMap<usize, usize> =
+            mask.lengths.iter().enumerate().map(|(row, &n)| (n.max(1), row)).collect();
+        let samples = self.fixed_batch().unwrap_or(1);
+        let mut taken = BTreeSet::from([self.arrays[mask.input].dims()[1]]);
+        for (&length, &row) in &lengths {
+            let is_taken = runs(&self.batch(&vec![row; samples])?);
+            match (is_taken, taken.len()) {
+                // What takes the shortest takes the others.
+                (true, 1) if lengths.keys().next() == Some(&length) => return Ok(()),
+                (true, _) => drop(taken.insert(length)),
+                (false, _) => {}
+            }
+        }
+        self.lengths_taken = Some(taken);
+        Ok(())
     }
 }
 

@@ -135,7 +135,7 @@ impl Samples for Images {
         let array = array.map_err(|e| wrong(e.to_string()))?;
         let element = self.input.element.unwrap_or(ElementType::F32);
         let array = converted(&array, element).ok_or_else(|| wrong(format!("gives no values of {element}")))?;
-        Ok(Part { arrays: vec![array], labels: self.labels.as_ref().map(|l| l.select(rows)) })
+        Ok(Part { arrays: vec![array], labels: self.labels.as_ref().map(|l| l.select(rows)), shapes: None })
     }
 }
 

@@ -42,24 +42,26 @@ impl Mask {
             }),
         };
         let found = input.and_then(|i| Some((i, inputs.get(i)?, arrays.get(i)?)));
-        found.map(|(i, input, array)| Self::of(i, &input.name, array, path)).transpose()
+        found.map(|(i, input, array)| Self::of(i, &input.name, array, given.is_some(), path)).transpose()
     }
 
-    fn of(input: usize, name: &str, array: &Tensor, path: &Path) -> Result<Self, Error> {
+    /// Where it was named, other numbers than 0 are real too: an input of ids can say where padding is.
+    fn of(input: usize, name: &str, array: &Tensor, is_named: bool, path: &Path) -> Result<Self, Error> {
         let wrong = |reason: String| Error::data(path, reason, "the mask holds 1 for real tokens and 0 for padding");
         let &[_, width] = array.dims() else {
             return Err(wrong(format!("the mask {name:?} has the shape {:?} and not [samples, tokens]", array.dims())));
         };
         let numbers = numbers(array).ok_or_else(|| wrong(format!("the mask {name:?} holds no numbers")))?;
-        if let Some(odd) = numbers.iter().find(|&&x| x != 0.0 && x != 1.0) {
+        let is_id = |x: f64| is_named && !array.element().is_float() && x > 0.0;
+        if let Some(odd) = numbers.iter().find(|&&x| x != 0.0 && x != 1.0 && !is_id(x)) {
             return Err(wrong(format!("the mask {name:?} holds {odd}")));
         }
         let rows = || numbers.chunks(width.max(1));
-        let tokens: Vec<_> = rows().map(|r| r.iter().filter(|&&x| x == 1.0).count()).collect();
+        let tokens: Vec<_> = rows().map(|r| r.iter().filter(|&&x| x > 0.0).count()).collect();
         if let Some(empty) = tokens.iter().position(|&n| n == 0) {
             return Err(wrong(format!("sample {empty} has no real token in {name:?}")));
         }
-        let lengths = rows().map(|r| r.iter().rposition(|&x| x == 1.0).map_or(0, |last| last + 1)).collect();
+        let lengths = rows().map(|r| r.iter().rposition(|&x| x > 0.0).map_or(0, |last| last + 1)).collect();
         Ok(Self { input, tokens, lengths })
     }
 }
@@ -151,6 +153,17 @@ mod tests {
         assert!(find(&[PADDED], Some("none")).unwrap().is_none());
         let refused = find(&[PADDED], Some("mask")).unwrap_err().to_string();
         assert!(refused.contains("it has valid"), "{refused}");
+    }
+
+    #[test]
+    fn an_input_of_ids_says_where_padding_is_if_it_is_named() {
+        let mut graph = Graph::new();
+        graph.add_input(declare("atoms", ElementType::I64, 2));
+        let inputs = signature::inputs(&Model::new(graph, 17));
+        let atoms = [Tensor::from_i64s(&[2, 3], &[7, 8, 0, 4, 5, 9])];
+        let found = |given| Mask::find(&inputs, &atoms, given, Path::new("data.npz")).unwrap();
+        assert_eq!(found(Some("atoms")).unwrap().lengths, [2, 3]);
+        assert!(found(None).is_none());
     }
 
     #[test]

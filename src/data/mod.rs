@@ -17,8 +17,10 @@ mod random;
 #[cfg(feature = "text")]
 mod rows;
 mod samples;
+mod shapes;
 #[cfg(feature = "text")]
 mod text;
+mod trial;
 
 use std::path::{Path, PathBuf};
 
@@ -29,7 +31,8 @@ use kprune_passes::signature::{self, Axis, Input};
 use crate::error::Error;
 use mask::Mask;
 use opener::Opener;
-use samples::{FEW, Part, Samples, drawn, read_drawn};
+use samples::{FEW, Part, Samples, drawn, read_drawn, samples};
+use shapes::Shapes;
 
 /// Where data come from.
 #[derive(Clone, Debug, Default)]
@@ -65,11 +68,15 @@ pub struct Columns {
 }
 
 /// Samples that fit a model: one array for every input, samples along the first axis.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Dataset {
     inputs: Vec<Input>,
     arrays: Vec<Tensor>,
     mask: Option<Mask>,
+    /// The shapes of the samples, where they are not all alike.
+    shapes: Option<Shapes>,
+    /// The lengths that the model takes, where it does not take all.
+    lengths_taken: Option<std::collections::BTreeSet<usize>>,
     /// What is right for the samples, where that is known.
     pub labels: Option<Labels>,
     /// Where the samples come from, for people.
@@ -83,6 +90,13 @@ pub struct Dataset {
 /// What made-up samples are called.
 const MADE_UP: &str = "random inputs";
 
+impl Sources {
+    /// Whether the user gave samples.
+    pub fn are_given(&self) -> bool {
+        !self.batches.is_empty() || !self.files.is_empty()
+    }
+}
+
 impl Dataset {
     /// Reads or makes the samples for the model at `path`; text is tokenized on so many `threads`.
     ///
@@ -91,7 +105,7 @@ impl Dataset {
     pub fn gather(model: &Model, path: &Path, sources: &Sources, threads: usize) -> Result<Self, Error> {
         let inputs = signature::inputs(model);
         let opener = Opener::new(&inputs, path, sources, threads);
-        let is_task_data = !sources.batches.is_empty() || !sources.files.is_empty();
+        let is_task_data = sources.are_given();
         let (opened, file, source): (Vec<Box<dyn Samples>>, _, _) = if !sources.batches.is_empty() {
             let given = arrays::Given::new(&sources.batches, &inputs)?;
             (vec![Box::new(given)], Path::new("given arrays"), "given arrays".to_string())
@@ -103,7 +117,7 @@ impl Dataset {
             (vec![texts], Path::new(""), "built-in English text".to_string())
         } else {
             let arrays = random::samples(model, &inputs, sources, random::SAMPLES)?;
-            let part = arrays::Given::of(Part { arrays, labels: None });
+            let part = arrays::Given::of(Part { arrays, labels: None, shapes: None });
             (vec![Box::new(part)], Path::new(""), MADE_UP.to_string())
         };
         let part = read_drawn(opened, &inputs, file, sources)?;
@@ -116,7 +130,7 @@ impl Dataset {
     /// Where inputs of a type cannot be made up.
     pub fn made_up(model: &Model, sources: &Sources) -> Result<Self, Error> {
         let inputs = signature::inputs(model);
-        let part = Part { arrays: random::samples(model, &inputs, sources, 1)?, labels: None };
+        let part = Part { arrays: random::samples(model, &inputs, sources, 1)?, labels: None, shapes: None };
         Self::new(model, inputs, part, Path::new(""), sources, MADE_UP.to_string(), false)
     }
 
@@ -129,16 +143,16 @@ impl Dataset {
         source: String,
         is_task_data: bool,
     ) -> Result<Self, Error> {
-        let Part { arrays, labels } = part;
+        let Part { arrays, labels, shapes } = part;
         check(model, &inputs, &arrays, path)?;
         let mask = Mask::find(&inputs, &arrays, sources.mask_input.as_deref(), path)?;
-        let samples = arrays.first().and_then(|a| a.dims().first().copied()).unwrap_or(0);
+        let samples = samples(&arrays);
         if let Some(labels) = labels.as_ref().filter(|l| l.len() != samples) {
             let reason = format!("holds {} labels and {samples} samples", labels.len());
             return Err(Error::data(path, reason, "give one label for every sample"));
         }
         let is_made_up = source == MADE_UP;
-        Ok(Self { inputs, arrays, mask, labels, source, is_task_data, is_made_up })
+        Ok(Self { inputs, arrays, mask, shapes, lengths_taken: None, labels, source, is_task_data, is_made_up })
     }
 
     /// The samples with these numbers, in that order.
@@ -148,14 +162,16 @@ impl Dataset {
     fn select(&self, rows: &[usize]) -> Result<Self, Error> {
         let of = |all: &[usize]| rows.iter().filter_map(|&r| all.get(r).copied()).collect();
         let mask = self.mask.as_ref();
-        let all = Part { arrays: self.arrays.clone(), labels: self.labels.clone() };
-        let Part { arrays, labels } = all.select(rows)?;
+        let all = Part { arrays: self.arrays.clone(), labels: self.labels.clone(), shapes: self.shapes.clone() };
+        let Part { arrays, labels, shapes } = all.select(rows)?;
         Ok(Self {
             inputs: self.inputs.clone(),
             arrays,
             mask: mask.map(|m| Mask { input: m.input, tokens: of(&m.tokens), lengths: of(&m.lengths) }),
+            shapes,
             labels,
             source: self.source.clone(),
+            lengths_taken: self.lengths_taken.clone(),
             ..*self
         })
     }
@@ -178,7 +194,7 @@ impl Dataset {
 
     /// Number of samples.
     pub fn samples(&self) -> usize {
-        self.arrays.first().and_then(|a| a.dims().first().copied()).unwrap_or(0)
+        samples(&self.arrays)
     }
 
     /// One more than the place of the last real token of a sample; `None` where nothing says which are real.
@@ -199,26 +215,33 @@ impl Dataset {
     /// How long every named axis of the inputs is: one sample, of mean length or of `seq_len`.
     pub fn lengths(&self, seq_len: Option<usize>) -> std::collections::BTreeMap<String, f64> {
         let mut lengths = std::collections::BTreeMap::new();
-        let padded = self.mask.as_ref().and_then(|m| self.arrays.get(m.input)?.dims().get(1));
-        for (input, array) in self.inputs.iter().zip(&self.arrays) {
+        for (k, (input, array)) in self.inputs.iter().zip(&self.arrays).enumerate() {
             for (i, axis) in input.axes.iter().flatten().enumerate() {
                 let Axis::Named(name) = axis else { continue };
-                let length = match (i, self.mean_length()) {
-                    (0, _) => 1.0,
-                    (1, Some(mean)) if array.dims().get(1) == padded => seq_len.map_or(mean, |s| s as f64),
-                    _ => array.dims().get(i).map_or(1.0, |&n| n as f64),
+                let length = match self.mean_length().filter(|_| self.follows_mask(input, array, i)) {
+                    _ if i == 0 => 1.0,
+                    Some(mean) => seq_len.map_or(mean, |s| s as f64),
+                    None => self.mean_extent(k, i).unwrap_or(1.0),
                 };
                 lengths.entry(name.clone()).or_insert(length);
             }
         }
         lengths
     }
+
+    /// How long an axis of an input is for a sample, in the mean.
+    fn mean_extent(&self, input: usize, axis: usize) -> Option<f64> {
+        let all = *self.arrays.get(input)?.dims().get(axis)? as f64;
+        let Some(shapes) = &self.shapes else { return Some(all) };
+        let sum: usize = (0..self.samples()).filter_map(|row| shapes.length(row, input, axis)).sum();
+        Some(sum as f64 / self.samples().max(1) as f64)
+    }
 }
 
 /// Checks that the arrays can be fed to the model.
 fn check(model: &Model, inputs: &[Input], arrays: &[Tensor], path: &Path) -> Result<(), Error> {
     let limits = signature::limits(&model.graph);
-    let samples = arrays.first().and_then(|a| a.dims().first().copied()).unwrap_or(0);
+    let samples = samples(arrays);
     if samples == 0 {
         return Err(Error::data(path, "holds no samples", FEW));
     }
@@ -242,12 +265,12 @@ fn check(model: &Model, inputs: &[Input], arrays: &[Tensor], path: &Path) -> Res
         if array.count() == 0 {
             return Err(wrong(format!("of shape {:?} holds no numbers", array.dims())));
         }
-        if array.dims().first() != Some(&samples) {
+        if array.dims().first().is_some_and(|&n| n != samples) {
             return Err(wrong(format!("holds {:?} samples, another array {samples}", array.dims().first())));
         }
         let odd = array.bytes().ok().and_then(|bytes| first_odd(array.element(), &bytes));
         if let Some(odd) = odd {
-            let sample = odd.place / (array.count() / samples).max(1);
+            let sample = odd.place / (array.count() / samples.max(1)).max(1);
             return Err(wrong(format!("holds {} in sample {sample}, which is not finite", odd.value)));
         }
         if let Some(&limit) = limits.get(&input.value) {

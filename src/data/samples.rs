@@ -10,6 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::Sources;
 use super::labels::Labels;
+use super::shapes::{self, Shapes};
 use crate::error::Error;
 
 /// The samples of one file or folder, counted and not read yet.
@@ -24,16 +25,19 @@ pub(super) trait Samples {
     fn read(self: Box<Self>, rows: &[usize]) -> Result<Part, Error>;
 }
 
-/// The samples of one file: the arrays of the inputs in their order, and labels.
+/// The samples of one file: the arrays of the inputs in their order, and labels. What is a single number is the same for
+/// all samples.
 pub(super) struct Part {
     pub(super) arrays: Vec<Tensor>,
     pub(super) labels: Option<Labels>,
+    /// The shapes of the samples, where they are not all alike.
+    pub(super) shapes: Option<Shapes>,
 }
 
 impl Part {
     /// Number of samples.
     pub(super) fn samples(&self) -> usize {
-        self.arrays.first().and_then(|a| a.dims().first().copied()).unwrap_or(0)
+        samples(&self.arrays)
     }
 
     /// The samples with these numbers, in that order.
@@ -41,10 +45,19 @@ impl Part {
     /// # Errors
     /// Where an array cannot be taken apart.
     pub(super) fn select(&self, rows: &[usize]) -> Result<Self, Error> {
-        let select = |a: &Tensor| a.select(0, rows).map_err(|e| Error::internal(e.to_string()));
+        let select = |a: &Tensor| match a.dims() {
+            [] => Ok(a.clone()),
+            _ => a.select(0, rows).map_err(|e| Error::internal(e.to_string())),
+        };
         let arrays = self.arrays.iter().map(select).collect::<Result<_, _>>()?;
-        Ok(Self { arrays, labels: self.labels.as_ref().map(|l| l.select(rows)) })
+        let shapes = self.shapes.as_ref().map(|s| s.select(rows));
+        Ok(Self { arrays, labels: self.labels.as_ref().map(|l| l.select(rows)), shapes })
     }
+}
+
+/// How many samples arrays hold.
+pub(super) fn samples(arrays: &[Tensor]) -> usize {
+    arrays.iter().find_map(|a| a.dims().first().copied()).unwrap_or(0)
 }
 
 /// Reads the samples, or as many of them as are wanted, drawn with the seed.
@@ -81,28 +94,25 @@ pub(super) fn drawn(all: usize, wanted: usize, seed: u64) -> Vec<usize> {
     rows
 }
 
-/// Joins the samples of several files; shorter sequences are filled with zeros.
+/// Joins the samples of several files; those that are shorter along an axis are filled with zeros there.
 ///
 /// # Errors
 /// Where their arrays have different numbers of axes, or are too large together.
-pub(super) fn join(parts: Vec<Part>, inputs: &[Input], path: &Path) -> Result<Part, Error> {
-    let (mut arrays, labels): (Vec<_>, Vec<_>) = parts.into_iter().map(|p| (p.arrays, p.labels)).unzip();
-    let labels = Labels::joined(labels);
-    match (arrays.pop(), arrays.is_empty()) {
-        (None, _) => Err(Error::data(path, "holds no samples", FEW)),
-        (Some(only), true) => Ok(Part { arrays: only, labels }),
-        (Some(last), false) => {
-            arrays.push(last);
-            let joined = inputs.iter().enumerate().map(|(i, input)| {
-                let pieces: Vec<&Tensor> = arrays.iter().filter_map(|part| part.get(i)).collect();
-                concatenate(&pieces, input).map_err(|reason| {
-                    let reason = format!("array {:?} of several files {reason}", input.name);
-                    Error::data(path, reason, "give files whose arrays have the same axes")
-                })
-            });
-            Ok(Part { arrays: joined.collect::<Result<_, _>>()?, labels })
-        }
+pub(super) fn join(mut parts: Vec<Part>, inputs: &[Input], path: &Path) -> Result<Part, Error> {
+    if parts.len() < 2 {
+        return parts.pop().ok_or_else(|| Error::data(path, "holds no samples", FEW));
     }
+    let pieces: Vec<_> = parts.iter().map(|p| (p.shapes.as_ref(), p.arrays.as_slice())).collect();
+    let shapes = Shapes::joined(&pieces);
+    let (arrays, labels): (Vec<_>, Vec<_>) = parts.into_iter().map(|p| (p.arrays, p.labels)).unzip();
+    let joined = inputs.iter().enumerate().map(|(i, input)| {
+        let pieces: Vec<&Tensor> = arrays.iter().filter_map(|part| part.get(i)).collect();
+        concatenate(&pieces, input).map_err(|reason| {
+            let reason = format!("array {:?} of several files {reason}", input.name);
+            Error::data(path, reason, "give files whose arrays have the same axes")
+        })
+    });
+    Ok(Part { arrays: joined.collect::<Result<_, _>>()?, labels: Labels::joined(labels), shapes })
 }
 
 /// What to do where there are no samples.
@@ -113,13 +123,23 @@ pub(super) const FEW: &str = "give at least a few dozen samples of the task";
 fn concatenate(pieces: &[&Tensor], input: &Input) -> Result<Tensor, String> {
     let first = pieces.first().ok_or("is missing")?;
     let (rank, element) = (first.dims().len(), first.element());
-    if rank == 0 || pieces.iter().any(|p| p.dims().len() != rank || p.element() != element) {
+    if pieces.iter().any(|p| p.dims().len() != rank || p.element() != element) {
         let shapes: Vec<_> = pieces.iter().map(|p| format!("{:?}", p.dims())).collect();
         return Err(format!("has the shapes {}", shapes.join(", ")));
     }
+    if rank == 0 {
+        let bytes = |p: &Tensor| p.bytes().map_err(|e| e.to_string());
+        let first_bytes = bytes(first)?;
+        let is_same = pieces.iter().map(|p| Ok(bytes(p)? == first_bytes)).collect::<Result<Vec<_>, String>>()?;
+        return match is_same.iter().all(|&same| same) {
+            true => Ok((*first).clone()),
+            false => Err("is another single number in each".into()),
+        };
+    }
     let longest = |axis: usize| pieces.iter().filter_map(|p| p.dims().get(axis).copied()).max().unwrap_or(0);
     let mut dims: Vec<usize> = (0..rank).map(longest).collect();
-    let row = |dims: &[usize]| dims.iter().skip(1).try_fold(element.bits() / 8, |n, &d| n.checked_mul(d));
+    let size = element.bits() / 8;
+    let row = |dims: &[usize]| dims.iter().skip(1).try_fold(size, |n, &d| n.checked_mul(d));
     let too_large = || "is too large".to_string();
     let full = row(&dims).ok_or_else(too_large)?;
     let samples: usize = pieces.iter().filter_map(|p| p.dims().first()).sum();
@@ -127,10 +147,11 @@ fn concatenate(pieces: &[&Tensor], input: &Input) -> Result<Tensor, String> {
     data.try_reserve_exact(full.checked_mul(samples).ok_or_else(too_large)?).map_err(|_| too_large())?;
     for piece in pieces {
         let bytes = piece.bytes().map_err(|e| e.to_string())?;
-        let own = row(piece.dims()).ok_or_else(too_large)?;
-        for row in bytes.chunks(own.max(1)) {
-            data.extend_from_slice(row);
-            data.resize(data.len() + full.saturating_sub(own), 0);
+        let (larger, own) = (dims.get(1..).unwrap_or_default(), piece.dims().get(1..).unwrap_or_default());
+        for row in bytes.chunks(row(piece.dims()).ok_or_else(too_large)?.max(1)) {
+            let start = data.len();
+            data.resize(start.saturating_add(full), 0);
+            shapes::place(data.get_mut(start..).unwrap_or_default(), larger, row, own, size);
         }
     }
     dims.splice(..1, [samples]);

@@ -134,7 +134,7 @@ impl Samples for Texts {
     }
 
     fn read(self: Box<Self>, rows: &[usize]) -> Result<Part, Error> {
-        Ok(Part { arrays: self.encode(rows)?, labels: self.labels.as_ref().map(|l| l.select(rows)) })
+        Ok(Part { arrays: self.encode(rows)?, labels: self.labels.as_ref().map(|l| l.select(rows)), shapes: None })
     }
 }
 

@@ -5,6 +5,7 @@ use kprune_passes::discover::{Discovery, Sublayer};
 use kprune_passes::ir::ValueId;
 use kprune_passes::plan::Plan;
 use kprune_passes::probe::Probes;
+use kprune_passes::signature;
 
 use super::make::{Maker, Original, Product};
 use crate::analysis::parameters;
@@ -119,6 +120,12 @@ impl Maker<'_> {
         if self.evaluation.is_some() && self.options.data.evaluation.is_empty() {
             let reason = "results were judged by samples of the calibration set that were set aside";
             warnings.push(format!("{reason}; labelled data of the task serve better (--eval FILE)"));
+        }
+        let first_axes = signature::inputs(&self.loaded.analysis.written.model);
+        let is_free = |i: &signature::Input| matches!(i.axes.iter().flatten().next(), Some(signature::Axis::Named(_)));
+        if self.loaded.calibration.fixed_batch() == Some(1) && first_axes.iter().any(is_free) {
+            let reason = "the model declares that it takes any number of samples, and runs on one at a time only";
+            warnings.push(format!("{reason}; it was measured so"));
         }
         warnings.extend(products.iter().filter_map(|p| p.made.as_ref()?.verified.warning.clone()));
         warnings.dedup();

@@ -139,7 +139,7 @@ impl Maker<'_> {
         let World { runtime, progress, .. } = self.world;
         progress.stage("timing");
         let analysis = &self.loaded.analysis;
-        let feeds = self.setting.feeds(&analysis.single, analysis.mask_input.as_deref())?;
+        let feeds = self.setting.feeds(&analysis.single)?;
         let timings = latency::compare(runtime, &self.models(&products.models), &feeds, &self.setting, TIMING)?;
         let mut timings = timings.into_iter();
         products.original.timing = timings.next();

@@ -3,13 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use kprune_passes::ir::Model;
-use kprune_passes::signature::{self, Axis};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
+use kprune_passes::ir::{Model, Tensor};
 use serde::Serialize;
 
-use crate::data::{Dataset, as_declared, fill, find};
+use crate::data::{Dataset, as_declared, find};
 use crate::error::Error;
 use crate::runtime::{self, Held, Runtime, Session};
 
@@ -30,6 +27,9 @@ pub struct Setting {
     pub threads: usize,
     /// The execution provider.
     pub provider: String,
+    /// What is fed.
+    #[serde(skip)]
+    samples: Vec<(String, Tensor)>,
 }
 
 /// How long a run takes, in milliseconds.
@@ -60,36 +60,31 @@ impl std::fmt::Display for Setting {
 }
 
 impl Setting {
-    /// Runs of `batch` samples like those of `data`, or of as many as the model takes; of length `seq_len`, or of
-    /// their mean length.
-    pub fn new(runtime: &Runtime, batch: usize, data: &Dataset, seq_len: Option<usize>) -> Self {
-        let lengths = data.lengths(seq_len);
-        let whole = |(name, &length): (&String, &f64)| (name.clone(), (length.round() as usize).max(1));
-        Self {
-            batch: data.fixed_batch().unwrap_or(batch),
-            lengths: lengths.iter().map(whole).collect(),
-            threads: runtime.threads(),
-            provider: runtime.provider().to_string(),
-        }
-    }
-
-    /// Made-up inputs of the model for one run: all tokens are real.
+    /// Runs of `batch` samples of `data`, or of as many as the model takes; of length `seq_len`, or of their mean length,
+    /// so that all tokens are real.
     ///
     /// # Errors
-    /// Where inputs of a type cannot be made up.
-    pub fn feeds(&self, model: &Model, mask: Option<&str>) -> Result<Vec<(String, Held)>, Error> {
-        let mut random = ChaCha8Rng::seed_from_u64(0);
-        let feed = |input: &signature::Input| {
-            let length = |(i, axis): (usize, &Axis)| match axis {
-                Axis::Fixed(n) => *n,
-                Axis::Named(_) if i == 0 => self.batch,
-                Axis::Named(name) => self.lengths.get(name).copied().unwrap_or(1),
-            };
-            let dims: Vec<usize> = input.axes.iter().flatten().enumerate().map(length).collect();
-            let tensor = fill(model, input, &dims, mask.unwrap_or("attention_mask"), &mut random)?;
-            Ok((input.name.clone(), runtime::host(&tensor)?))
-        };
-        signature::inputs(model).iter().map(feed).collect()
+    /// Where an array cannot be taken apart.
+    pub fn new(runtime: &Runtime, batch: usize, data: &Dataset, seq_len: Option<usize>) -> Result<Self, Error> {
+        let whole = |(name, length): (String, f64)| (name, (length.round() as usize).max(1));
+        let lengths: BTreeMap<String, usize> = data.lengths(seq_len).into_iter().map(whole).collect();
+        let batch = data.fixed_batch().unwrap_or(batch);
+        Ok(Self {
+            batch,
+            samples: data.cut(&data.longest_samples(batch), &lengths)?,
+            lengths,
+            threads: runtime.threads(),
+            provider: runtime.provider().to_string(),
+        })
+    }
+
+    /// The inputs of the model for one run.
+    ///
+    /// # Errors
+    /// Where ONNX Runtime makes no tensor.
+    pub fn feeds(&self, model: &Model) -> Result<Vec<(String, Held)>, Error> {
+        let feeds = self.samples.iter().map(|(name, tensor)| Ok((name.clone(), runtime::host(tensor)?)));
+        as_declared(&feeds.collect::<Result<Vec<_>, Error>>()?, model)
     }
 }
 

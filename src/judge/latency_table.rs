@@ -234,7 +234,7 @@ fn crossing_values(
 ) -> Result<Vec<(String, Held)>, Error> {
     let View { model: lowered, seen, .. } = &analysis.measured;
     let graph = &lowered.graph;
-    let mut feeds = setting.feeds(lowered, analysis.mask_input.as_deref())?;
+    let mut feeds = setting.feeds(lowered)?;
     let made: Vec<ValueId> = crossing.iter().copied().filter(|&v| graph.producer(v).is_some()).collect();
     if !made.is_empty() {
         let upstream = extract(lowered, seen, &[], &made);
@@ -259,7 +259,7 @@ fn whole_times(
     let View { model, seen, found } = &analysis.written;
     let pruned = remove(model, found, seen, &plan);
     let pruned = pruned.map_err(|e| Error::internal(e.to_string()))?;
-    let feeds = setting.feeds(&analysis.single, analysis.mask_input.as_deref())?;
+    let feeds = setting.feeds(&analysis.single)?;
     let feeds = as_declared(&feeds, model)?;
     let contender = |model| Ok(Contender { session: runtime.session(model, "timing the model", true)?, feeds: &feeds });
     let mut contenders = [model, &pruned].map(contender).into_iter().collect::<Result<Vec<_>, Error>>()?;

@@ -110,6 +110,12 @@ impl<'a> Emit<'a> {
         self.with(Operator::new("Gather").with(attribute::int("axis", 0)), &[shape, index])
     }
 
+    /// 1 where a mask, or an input of ids that serves as one, holds another number than 0, and 0 elsewhere.
+    pub fn real(&mut self, mask: ValueId, element: ElementType) -> ValueId {
+        let flags = self.cast(mask, ElementType::Bool);
+        self.cast(flags, element)
+    }
+
     /// Sums a value of dimensions `from` over the axes along which a value of dimensions `to` was
     /// repeated to give it: the reverse of broadcasting.
     pub fn unbroadcast(&mut self, value: ValueId, from: &[Dim], to: &[Dim]) -> ValueId {

@@ -246,11 +246,14 @@ pub fn append(
         let element = seen.element(output).unwrap_or(ElementType::F32);
         let name = teacher_input(emit.graph.name(output));
         let teacher = emit.graph.add_input(signature::declare(&name, element, rank));
-        let tokens = token_mask.filter(|&m| over_tokens(seen, output, m) && kind != OutputKind::SpanLogits);
+        let masked = token_mask.filter(|&m| over_tokens(seen, output, m));
+        let tokens = masked.filter(|_| kind != OutputKind::SpanLogits);
         let (loss, gradient) = match kind {
-            OutputKind::Logits | OutputKind::SpanLogits | OutputKind::TokenLogits => {
-                divergence(emit, output, teacher, element, tau)
+            OutputKind::SpanLogits => {
+                let [student, teacher] = [output, teacher].map(|logits| without_padding(emit, logits, masked, element));
+                divergence(emit, student, teacher, element, tau)
             }
+            OutputKind::Logits | OutputKind::TokenLogits => divergence(emit, output, teacher, element, tau),
             OutputKind::Regression | OutputKind::Hidden | OutputKind::Ignored => {
                 squared_error(emit, output, teacher, element)
             }
@@ -279,6 +282,20 @@ fn over_tokens(seen: &Observation, output: ValueId, token_mask: ValueId) -> bool
         _ => false,
     }
 }
+
+/// Logits over positions, [samples, positions], so far down where there is padding that it gets no probability.
+fn without_padding(emit: &mut Emit, logits: ValueId, mask: Option<ValueId>, element: ElementType) -> ValueId {
+    let Some(mask) = mask else { return logits };
+    let real = emit.real(mask, element);
+    let one = emit.number(element, 1.0);
+    let padding = emit.op("Sub", &[real, one]);
+    let far = emit.number(element, FAR);
+    let penalty = emit.op("Mul", &[padding, far]);
+    emit.op("Add", &[logits, penalty])
+}
+
+/// How far down.
+const FAR: f64 = 1e4;
 
 /// tau^2 p_T (log p_T - log p_S) and tau (p_S - p_T), element by element.
 fn divergence(
@@ -344,7 +361,7 @@ fn weight(
         }
         Positions::None => return each,
     };
-    let real = emit.cast(mask, element);
+    let real = emit.real(mask, element);
     let count = emit.reduce_sum(real, &[1], true);
     let part = emit.op("Div", &[real, count]);
     let trailing: Vec<i64> = (2..rank as i64).collect();

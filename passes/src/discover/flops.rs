@@ -32,18 +32,17 @@ pub fn total(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f64>) -> f
 
 /// Rows of a sublayer's features for one sample, for inputs whose named axes are as long as `at` says.
 pub fn rows(sublayer: &Sublayer, seen: &Observation, at: &BTreeMap<String, f64>) -> f64 {
-    let dims = seen.dims(sublayer.projection.features).unwrap_or_default();
-    dims.iter().rev().skip(1).map(|&d| seen.extent(d, at)).product()
+    let extents = seen.extents(sublayer.projection.features, at).unwrap_or_default();
+    extents.iter().rev().skip(1).product()
 }
 
 /// FLOPs of a matrix product; `None` where its shapes are not known.
 pub fn product(graph: &Graph, seen: &Observation, node: NodeId, at: &BTreeMap<String, f64>) -> Option<f64> {
     let operator = graph.operator(node);
-    let left = seen.dims(operator.input(0)?)?;
-    let output = seen.dims(operator.output(0)?)?;
+    let left = seen.extents(operator.input(0)?, at)?;
+    let output = seen.extents(operator.output(0)?, at)?;
     let inner = if operator.int("transA", 0) != 0 { left.first()? } else { left.last()? };
-    let size: f64 = output.iter().map(|&d| seen.extent(d, at)).product();
-    Some(2.0 * size * seen.extent(*inner, at))
+    Some(2.0 * output.iter().product::<f64>() * inner)
 }
 
 /// FLOPs of a convolution: every output sums up one kernel.
@@ -51,8 +50,8 @@ fn convolution(graph: &Graph, seen: &Observation, node: NodeId, at: &BTreeMap<St
     let operator = graph.operator(node);
     let slot = if operator.op_type == "QLinearConv" { 3 } else { 1 };
     let kernel: usize = graph.constant(operator.input(slot)?)?.dims().iter().skip(1).product();
-    let output = seen.dims(operator.output(0)?)?;
-    Some(2.0 * kernel as f64 * output.iter().map(|&d| seen.extent(d, at)).product::<f64>())
+    let output = seen.extents(operator.output(0)?, at)?;
+    Some(2.0 * kernel as f64 * output.iter().product::<f64>())
 }
 
 #[cfg(test)]

@@ -154,7 +154,7 @@ impl<'a> Probes<'a> {
     fn only_real(&self, emit: &mut Emit, value: ValueId, dims: &[Dim], token_mask: Option<ValueId>) -> ValueId {
         let Some((mask, tokens)) = token_mask.and_then(|m| Some((m, self.seen.dims(m)?))) else { return value };
         let Some(layout) = Layout::of(dims, &tokens) else { return value };
-        let real = emit.cast(mask, ElementType::F32);
+        let real = emit.real(mask, ElementType::F32);
         let real = layout.arrange(emit, real, dims.len());
         emit.op("Mul", &[value, real])
     }

@@ -98,12 +98,14 @@ impl Arrays {
         let size = file.metadata().map_err(Error::io("read", path))?.len();
         let mut bytes: u64 = 0;
         let is_input = |name: &str| inputs.iter().any(|i| i.name == name);
-        let first_input = described.iter().find(|d| is_input(&d.name));
+        let first_input = described.iter().find(|d| is_input(&d.name) && !d.dims.is_empty());
         let samples = first_input.and_then(|d| d.dims.first().copied()).unwrap_or(0);
         for array in &described {
             let Some(&first) = array.dims.first() else {
-                let reason = format!("array {:?} is a single number, and has no axis of samples", array.name);
-                return Err(Error::data(path, reason, "give one entry for every sample along the first axis"));
+                if is_single(&array.name, inputs) {
+                    continue;
+                }
+                return Err(no_samples(&array.name, inputs, path));
             };
             bytes = bytes.saturating_add(array.bytes().unwrap_or(u64::MAX));
             if first != samples && is_input(&array.name) {
@@ -166,8 +168,12 @@ impl Described {
             from.take(all as u64).read_to_end(&mut bytes).map_err(short)?;
             return self.tensor(&self.dims, bytes)?.select(0, rows).map_err(|e| e.to_string());
         }
-        let row = all.checked_div(count).unwrap_or(0);
         let mut bytes = Vec::new();
+        if self.dims.is_empty() {
+            from.take(all as u64).read_to_end(&mut bytes).map_err(short)?;
+            return self.tensor(&[], bytes);
+        }
+        let row = all.checked_div(count).unwrap_or(0);
         bytes.try_reserve_exact(row.saturating_mul(rows.len())).map_err(|e| format!("is too large: {e}"))?;
         let mut next = 0;
         for &wanted in rows {
@@ -225,6 +231,16 @@ impl Narrow {
     }
 }
 
+/// Whether an input is a single number, which all samples share.
+fn is_single(name: &str, inputs: &[Input]) -> bool {
+    inputs.iter().any(|i| i.name == name && i.axes.as_ref().is_some_and(Vec::is_empty))
+}
+
+fn no_samples(name: &str, inputs: &[Input], path: &Path) -> Error {
+    let reason = format!("array {name:?} is a single number, and has no axis of samples");
+    Error::data(path, reason, format!("give one entry for every sample along the first axis; {}", help(inputs)))
+}
+
 fn help(inputs: &[Input]) -> String {
     let expected: Vec<_> = inputs.iter().map(describe).collect();
     format!("the model takes {}", expected.join("; "))
@@ -252,9 +268,8 @@ pub(super) fn fit(arrays: Named, inputs: &[Input], path: &Path) -> Result<Part, 
     for input in inputs {
         let missing = || Error::data(path, format!("there is no array {:?}", input.name), help(inputs));
         let array = find(&input.name).ok_or_else(missing)?;
-        if array.dims().is_empty() {
-            let reason = format!("array {:?} is a single number, and has no axis of samples", input.name);
-            return Err(Error::data(path, reason, help(inputs)));
+        if array.dims().is_empty() && !is_single(&input.name, inputs) {
+            return Err(no_samples(&input.name, inputs, path));
         }
         let element = input.element.unwrap_or(array.element());
         let other = || {
@@ -265,7 +280,7 @@ pub(super) fn fit(arrays: Named, inputs: &[Input], path: &Path) -> Result<Part, 
     }
     let labels = Labels::from_arrays(|name| find(name).filter(|_| !is_input(name)).cloned());
     let labels = labels.map_err(|reason| Error::data(path, reason, "one label for every sample"))?;
-    Ok(Part { arrays: fitting, labels })
+    Ok(Part { arrays: fitting, labels, shapes: None })
 }
 
 /// Arrays that a caller gives, batch by batch.
