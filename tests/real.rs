@@ -216,3 +216,59 @@ fn every_axis_that_runs_over_tokens_is_cut() {
     let done = kprune(arguments.into_iter().chain(["-q".as_ref()]));
     assert!(done.status.success(), "{}", text(&done.stderr));
 }
+
+#[test]
+fn weights_that_are_expressions_of_constants_are_computed_and_nothing_grows() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["constweight_cast", "constweight_reshape", "constweight_scale"] {
+        let report = prune(&case(&format!("{name}.onnx")), &folder.path().join(name), &[]).unwrap();
+        assert_eq!(report["sublayers"].as_array().unwrap().len(), 4, "{name}");
+        assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4, "{name}");
+        let bytes = |side: &str| report[side]["bytes"].as_f64().unwrap();
+        assert!(bytes("output") < 0.75 * bytes("input"), "{name}: {} of {}", bytes("output"), bytes("input"));
+    }
+}
+
+#[test]
+fn adapters_are_merged_into_the_weights_beside_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = prune(&case("lora_all.onnx"), &folder.path().join("out.onnx"), &[]).unwrap();
+    assert_eq!(report["sublayers"].as_array().unwrap().len(), 4);
+    assert!(report["warnings"].to_string().contains("10 low-rank branches"), "{}", report["warnings"]);
+    assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4);
+}
+
+/// Neurons whose outputs are channels of heads: an adapter with a nonlinearity beside a value projection.
+#[test]
+fn a_sublayer_within_a_sublayer_is_cut_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = case("nested.plan.json");
+    let arguments = ["--plan", plan.to_str().unwrap()];
+    let (model, output) = (case("nested.onnx"), folder.path().join("out.onnx"));
+    let done = program().arg(&model).arg(&output).args(arguments).arg("-q").output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+}
+
+#[test]
+fn einsum_is_a_product_like_others() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["einsum3d", "einsum_scores", "sam_einsum"] {
+        let report = prune(&case(&format!("{name}.onnx")), &folder.path().join(name), &[]).unwrap();
+        let sublayers = report["sublayers"].as_array().unwrap();
+        let heads = sublayers.iter().filter(|s| s["unit"] == "head").count();
+        assert_eq!((sublayers.len(), heads), (4, 2), "{name}");
+        assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4, "{name}");
+    }
+}
+
+#[test]
+fn older_operator_sets_are_upgraded_and_give_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    for set in [7, 9, 11, 12] {
+        let model = fixtures().join(format!("old_sets/set{set}.onnx"));
+        let report = prune(&model, &folder.path().join("out.onnx"), &[]).unwrap_or_else(|e| panic!("{set}: {e}"));
+        assert_eq!(report["sublayers"].as_array().unwrap().len(), 4, "{set}");
+        assert!(report["warnings"].to_string().contains(&format!("operator set {set} was upgraded to 13")));
+        assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4, "{set}");
+    }
+}

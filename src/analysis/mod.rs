@@ -1,5 +1,7 @@
 //! From a file to a model whose sublayers are known, step by step: open, observe, simplify, discover.
 
+mod changes;
+mod constants;
 mod observation;
 mod sizes;
 mod supported;
@@ -11,7 +13,9 @@ use kprune_passes::discover::{Discovery, discover_units, flops};
 use kprune_passes::ir::{ElementType, Model, Tensor, ValueId};
 use kprune_passes::observe::Observation;
 use kprune_passes::signature;
+use kprune_passes::simplify::einsum;
 use kprune_passes::simplify::fold::{fold_constants, untie};
+use kprune_passes::simplify::low_rank;
 use kprune_passes::simplify::lower::{self, Lowered};
 
 pub use observation::observe;
@@ -22,7 +26,7 @@ use crate::error::Error;
 use crate::options::Aim;
 use crate::runtime::Runtime;
 use crate::store;
-use observation::count;
+use observation::{count, feeds};
 
 /// A model with what is known of it.
 pub struct View {
@@ -46,6 +50,8 @@ pub struct Analysis {
     pub mask_input: Option<String>,
     /// Fused operators that could not be taken apart, and why.
     pub fused: Vec<(String, String)>,
+    /// What was changed before anything was looked for, in words.
+    pub changes: Vec<String>,
 }
 
 /// A model with data to measure it on.
@@ -59,13 +65,18 @@ pub struct Loaded {
 /// A model that was read.
 pub struct Opened {
     path: PathBuf,
+    /// The model of the file.
+    original: Model,
     model: Model,
+    /// What was changed since, in words.
+    changes: Vec<String>,
 }
 
 /// A model that was read and run.
 pub struct Observed {
     path: PathBuf,
     model: Model,
+    changes: Vec<String>,
     single: Model,
     seen: Observation,
     /// The user's samples.
@@ -76,6 +87,7 @@ pub struct Observed {
 /// A model whose fused operators were taken apart.
 pub struct Simplified {
     model: Model,
+    changes: Vec<String>,
     single: Model,
     lowered: Lowered,
     seen: Observation,
@@ -91,7 +103,10 @@ impl Opened {
         let mut model = store::read_inlined(path)?;
         supported::check_domains(&model, path)?;
         fold_constants(&mut model.graph);
-        Ok(Self { path: path.to_path_buf(), model })
+        let original = model.clone();
+        let products = einsum::as_products(&mut model.graph);
+        let changed = (products > 0).then(|| format!("{products} Einsum operators were written as matrix products"));
+        Ok(Self { path: path.to_path_buf(), original, model, changes: changed.into_iter().collect() })
     }
 
     /// The model, which can be pruned: layers that share weights have their own where `aim` wants it.
@@ -103,6 +118,10 @@ impl Opened {
             untie(&mut self.model.graph);
         }
         supported::check(&self.model, &self.path)?;
+        let merged = low_rank::merge(&mut self.model.graph);
+        if merged > 0 {
+            self.changes.push(format!("{merged} low-rank branches (LoRA) were merged into the weights beside them"));
+        }
         Ok(self)
     }
 
@@ -121,24 +140,32 @@ impl Opened {
     /// # Errors
     /// Where the model does not run, or the samples do not fit it.
     pub fn observe_on(
-        self,
+        mut self,
         runtime: &Runtime,
         given: Option<Dataset>,
         sources: &Sources,
         clock: &Clock,
     ) -> Result<Observed, Error> {
+        let mask_input = given.as_ref().and_then(Dataset::mask_input).map(str::to_string);
+        let mask_input = mask_input.or_else(|| sources.mask_input.clone());
+        let mask = mask_input.as_deref();
+        self.changes.extend(changes::upgraded(runtime, &mut self.model, &self.path, given.as_ref(), mask)?);
+        constants::compute(runtime, &mut self.model)?;
         let mut single = lower::in_single_precision(&self.model);
         if let Some(samples) = &given {
             signature::declare_ranks(&mut single.graph, |name| samples.rank(name));
         }
         let given = given.map(|samples| samples.fitted(&single)).transpose()?;
         clock.stage("import");
-        let mask_input = given.as_ref().and_then(Dataset::mask_input).map(str::to_string);
-        let mask_input = mask_input.or_else(|| sources.mask_input.clone());
-        let seen = observe(runtime, &single, given.as_ref(), mask_input.as_deref()).map_err(|e| e.about(&self.path))?;
+        let seen = observe(runtime, &single, given.as_ref(), mask).map_err(|e| e.about(&self.path))?;
+        if !self.changes.is_empty() {
+            let feeds = feeds(&single, &seen, given.as_ref(), mask)?;
+            changes::check(runtime, [&self.original, &self.model], &self.path, &feeds, &self.changes)?;
+        }
         signature::fix_axes(&mut single.graph, seen.sizes());
         let given = given.map(|samples| samples.fitted(&single)).transpose()?;
-        Ok(Observed { path: self.path, model: self.model, single, seen, given, mask_input })
+        let Self { path, model, changes, .. } = self;
+        Ok(Observed { path, model, changes, single, seen, given, mask_input })
     }
 }
 
@@ -177,7 +204,7 @@ impl Observed {
         seq_len: Option<usize>,
         clock: &Clock,
     ) -> Result<Simplified, Error> {
-        let Self { model, single, seen, mask_input, .. } = self;
+        let Self { model, changes, single, seen, mask_input, .. } = self;
         let (lowered, mut seen) = match lower::has_fused(&single) {
             true => {
                 let lowered = lower::lower(single.clone(), &seen);
@@ -189,7 +216,7 @@ impl Observed {
         };
         count(runtime, &lowered.model, &mut seen, samples, seq_len)?;
         clock.stage("observe");
-        Ok(Simplified { model, single, lowered, seen, mask_input })
+        Ok(Simplified { model, changes, single, lowered, seen, mask_input })
     }
 }
 
@@ -211,12 +238,12 @@ impl Simplified {
 
     /// Finds the sublayers; `lengths` are those of the inputs' named axes that FLOPs are counted for.
     pub fn discover(self, aim: &Aim, lengths: &BTreeMap<String, f64>, clock: &Clock) -> Analysis {
-        let Self { model, single, lowered, seen, mask_input } = self;
+        let Self { model, changes, single, lowered, seen, mask_input } = self;
         let found = discover_units(&lowered.model.graph, &seen, lengths, aim.scope);
         let written = View { found: lowered.bring_back(&found, &model.graph), seen: seen.of(&model.graph), model };
         clock.stage("discover");
         let measured = View { model: lowered.model, seen, found };
-        Analysis { written, measured, single, mask_input, fused: lowered.declined }
+        Analysis { written, measured, single, mask_input, fused: lowered.declined, changes }
     }
 }
 

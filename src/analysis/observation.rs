@@ -21,7 +21,7 @@ const MEMORY: u64 = 1 << 30;
 const MEMORY_TIMES: u64 = 16;
 
 /// What is fed to a run.
-type Feeds = Vec<(String, Tensor)>;
+pub(super) type Feeds = Vec<(String, Tensor)>;
 
 /// What a run showed.
 type Run = HashMap<ValueId, Seen>;
@@ -68,6 +68,27 @@ pub(super) fn count(
         Err(_) => {}
     }
     Ok(())
+}
+
+/// Inputs of the sizes of the first run.
+///
+/// # Errors
+/// Where an array cannot be taken apart, or made up.
+pub(super) fn feeds(
+    model: &Model,
+    seen: &Observation,
+    given: Option<&Dataset>,
+    mask: Option<&str>,
+) -> Result<Feeds, Error> {
+    let sizes = seen.sizes();
+    match given {
+        Some(samples) => {
+            let lengths = sizes.iter().map(|(name, size)| (name.clone(), size[0])).collect();
+            let batch = samples.sample_axes().find_map(|name| sizes.get(name)).map(|size| size[0]);
+            samples.cut(&samples.mixed(0, batch.or(samples.fixed_batch()).unwrap_or(1)), &lengths)
+        }
+        None => MadeUp { model, inputs: &signature::inputs(model), mask }.feeds(sizes, 0),
+    }
 }
 
 /// A model of which every value can be looked at.
@@ -171,7 +192,13 @@ impl<'a> Looker<'a> {
     fn at_made_up(&mut self, mask: Option<&str>) -> Result<Observation, Error> {
         let made_up = MadeUp { model: self.model, inputs: &self.inputs.clone(), mask };
         let mut impossible = None;
-        for sizes in made_up.attempts() {
+        let [several, one] = made_up.attempts();
+        let several = several.into_iter().map(|sizes| (sizes, true));
+        for (sizes, is_several) in several.chain(one.into_iter().map(|sizes| (sizes, false))) {
+            // One sample may fit where several are too large for anybody, and would tell too little.
+            if !is_several && impossible.is_some() {
+                break;
+            }
             let feeds = [0, 1].map(|nth| made_up.feeds(&sizes, nth));
             let feeds = match feeds {
                 [Ok(first), Ok(second)] => [first, second],

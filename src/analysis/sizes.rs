@@ -40,7 +40,7 @@ pub(super) fn batches(samples: &Dataset) -> Vec<[usize; 2]> {
 /// Other lengths of an axis that is so long in the data, to try in turn: shorter ones, then longer ones.
 pub(super) fn others(length: usize) -> Vec<usize> {
     let all = [length / 2, length - length / 4, length.saturating_sub(1), length + 1, 2 * length];
-    let mut others: Vec<usize> = all.into_iter().filter(|&n| n != length && (n > 1 || length == 1)).collect();
+    let mut others: Vec<usize> = all.into_iter().filter(|&n| n != length && n > 1).collect();
     others.dedup();
     others
 }
@@ -68,8 +68,8 @@ pub(super) struct MadeUp<'a> {
 }
 
 impl MadeUp<'_> {
-    /// The sizes to try in turn, from those that tell most.
-    pub(super) fn attempts(&self) -> Vec<Sizes> {
+    /// The sizes to try in turn, from those that tell most: of several samples, and of one for graphs that take no more.
+    pub(super) fn attempts(&self) -> [Vec<Sizes>; 2] {
         let convolved = signature::convolved(&self.model.graph);
         let [several, one] = BATCHES;
         let sizes = |lengths: &[[usize; 2]], image, batch| self.sizes(lengths, &convolved, image, batch);
@@ -82,8 +82,7 @@ impl MadeUp<'_> {
         attempts.extend(images.into_iter().map(|n| sizes(TRIED[0], Some(n), several)));
         // An exporter may have written down the length that it saw of an axis that it declares as free.
         attempts.extend(numbers(self.model).into_iter().map(|n| sizes(&[[n, n]], None, several)));
-        attempts.extend(TRIED.iter().map(|lengths| sizes(lengths, None, one)));
-        attempts
+        [attempts, TRIED.iter().map(|lengths| sizes(lengths, None, one)).collect()]
     }
 
     /// Lengths of every named axis: batches on first axes, what a convolution demands on second ones, `image`

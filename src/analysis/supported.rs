@@ -5,6 +5,7 @@ use std::path::Path;
 use kprune_passes::finite;
 use kprune_passes::ir::{ElementType, Graph, Model, NodeId, ValueId};
 use kprune_passes::limits;
+use kprune_passes::simplify::upgrade;
 
 use crate::error::Error;
 use crate::runtime;
@@ -15,9 +16,10 @@ pub(super) fn check(model: &Model, path: &Path) -> Result<(), Error> {
         Err(Error::Unsupported { path: path.to_path_buf(), reason, help: help.to_string() })
     };
     let opset = model.opset("").unwrap_or(0);
-    if opset < OLDEST_OPSET {
+    if opset < upgrade::OLDEST {
         let reason = format!(
-            "the model uses version {opset} of the standard operators, and {OLDEST_OPSET} is the oldest supported"
+            "the model uses version {opset} of the standard operators, and {} is the oldest supported",
+            upgrade::OLDEST
         );
         return refuse(reason, "convert it with onnx.version_converter, or export it with opset_version=17");
     }
@@ -124,9 +126,6 @@ fn unknown_type(graph: &Graph) -> Option<(String, ElementType)> {
     let unknown = constants.into_iter().find(|(_, element)| !runtime::knows(*element));
     unknown.map(|(value, element)| (graph.name(value).to_string(), element))
 }
-
-/// The oldest version of the standard operators whose meaning for inference is that of later ones.
-const OLDEST_OPSET: i64 = 13;
 
 /// Operators of quantised graphs.
 const QUANTISED: &[&str] = &[

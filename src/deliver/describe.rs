@@ -121,6 +121,7 @@ impl Maker<'_> {
             let reason = "results were judged by samples of the calibration set that were set aside";
             warnings.push(format!("{reason}; labelled data of the task serve better (--eval FILE)"));
         }
+        warnings.extend(self.loaded.analysis.changes.iter().cloned());
         let first_axes = signature::inputs(&self.loaded.analysis.written.model);
         let is_free = |i: &signature::Input| matches!(i.axes.iter().flatten().next(), Some(signature::Axis::Named(_)));
         if self.loaded.calibration.fixed_batch() == Some(1) && first_axes.iter().any(is_free) {

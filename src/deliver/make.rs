@@ -7,6 +7,7 @@ use kprune_passes::calculus::loss::OutputKind;
 use kprune_passes::ir::Model;
 use kprune_passes::methods::Outcome;
 use kprune_passes::remove::remove;
+use kprune_passes::simplify::expressions::narrow;
 
 use super::dump;
 use super::targets::targets;
@@ -99,7 +100,8 @@ impl Maker<'_> {
         let World { runtime, progress, clock, batches, .. } = self.world;
         progress.stage("removing");
         let pruned = remove(model, found, seen, &outcome.plan);
-        let pruned = pruned.map_err(|e| Error::internal(e.to_string()))?;
+        let mut pruned = pruned.map_err(|e| Error::internal(e.to_string()))?;
+        narrow(&mut pruned).map_err(|e| Error::internal(e.to_string()))?;
         clock.stage("remove");
         progress.stage("verifying");
         let folder = match &target {

@@ -175,8 +175,8 @@ impl Walk for Calibrated<'_> {
 
     fn projection(&self, t: usize) -> Result<Stored, Failure> {
         let written = &self.world.written.found.sublayers[t];
-        let graph = &self.world.written.model.graph;
-        let element = graph.constant(written.projection.weight).map_or(ElementType::F32, Tensor::element);
+        let model = &self.world.written.model;
+        let (graph, element) = (&model.graph, model.stored(written.projection.weight).unwrap_or(ElementType::F32));
         let weight = original_weight(self.probes.model, self.sublayer(t))?;
         Ok(Stored { weight, element, has_bias: bias_of(graph, written).is_some() })
     }

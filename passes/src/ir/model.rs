@@ -40,11 +40,26 @@ impl Model {
             .and_then(|o| o.version)
     }
 
+    /// The element type in which a constant is stored in the file.
+    pub fn stored(&self, value: ValueId) -> Option<super::ElementType> {
+        self.graph.constant(value).map(|tensor| tensor.stored().unwrap_or(tensor.element()))
+    }
+
     /// This model with another operator set imported.
     pub fn importing(mut self, domain: &str, version: i64) -> Self {
         let import = OperatorSetIdProto { domain: Some(domain.to_string()), version: Some(version) };
         self.header.opset_import.push(import);
         self
+    }
+
+    /// Imports version `opset` of the standard operator set, as all its operators are written for it now.
+    pub(crate) fn raise_opset_to(&mut self, opset: i64) {
+        for import in &mut self.header.opset_import {
+            if matches!(import.domain.as_deref().unwrap_or(""), "" | "ai.onnx") {
+                import.version = Some(opset);
+            }
+        }
+        self.header.ir_version = self.header.ir_version.map(|v| v.max(7));
     }
 
     /// Imports at least version `opset` of the standard operator set.

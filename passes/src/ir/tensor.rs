@@ -54,9 +54,21 @@ pub struct Tensor {
     external: Option<Bytes>,
     element: ElementType,
     dims: Vec<usize>,
+    stored: Option<ElementType>,
 }
 
 impl Tensor {
+    /// Notes that the file stores these numbers in a narrower element type.
+    pub fn stored_as(mut self, element: Option<ElementType>) -> Self {
+        self.stored = element;
+        self
+    }
+
+    /// The narrower element type in which the file stores these numbers.
+    pub fn stored(&self) -> Option<ElementType> {
+        self.stored
+    }
+
     /// Takes a tensor message; `external` are its bytes where the message points to another file.
     ///
     /// # Errors
@@ -68,7 +80,7 @@ impl Tensor {
         let dims =
             proto.dims.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>().map_err(|_| impossible())?;
         let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or_else(impossible)?;
-        let tensor = Self { element, dims, external, proto };
+        let tensor = Self { element, dims, external, proto, stored: None };
         tensor.check_length(count)?;
         Ok(tensor)
     }

@@ -180,13 +180,14 @@ impl Tensor {
     /// This tensor, to be kept in the same external file as `other`, if that is in one.
     pub fn placed_like(self, other: &Tensor) -> Tensor {
         let (Some(place), Ok(bytes)) = (location(other.proto()).filter(|_| other.is_external()), self.bytes()) else {
-            return self;
+            return self.stored_as(other.stored());
         };
         let mut proto = self.proto().clone();
         proto.raw_data = None;
         proto.data_location = Some(EXTERNAL);
         proto.external_data = vec![new_entry("location", place.to_string()), new_entry(NEW, String::new())];
-        Tensor::from_proto(proto, Some(bytes)).expect("only the place of the data has changed")
+        let placed = Tensor::from_proto(proto, Some(bytes)).expect("only the place of the data has changed");
+        placed.stored_as(other.stored())
     }
 }
 

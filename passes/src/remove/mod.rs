@@ -50,10 +50,10 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
     let graph = &mut pruned.graph;
     let constant = |source| RemoveError::Constant { name: "of a projection".into(), source };
     write_projections(graph, discovery, plan).map_err(constant)?;
-    let mut removed = HashSet::new();
+    let (mut removed, mut bypassed) = (HashSet::new(), Vec::new());
     for (sublayer, decision) in plan.each(discovery) {
         if decision.kept() == 0 && sublayer.can_go_whole() {
-            bypass(graph, sublayer, decision).map_err(constant)?;
+            bypassed.extend(bypass(graph, sublayer, decision).map_err(constant)?);
         } else {
             let gone = sublayer.units.iter().zip(&decision.keep).filter(|(_, keep)| !**keep);
             removed.extend(gone.map(|(unit, _)| unit.class));
@@ -70,14 +70,19 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
         rewrite::rewrite(graph, node, &cut)?;
     }
     cut.slice_uses(graph)?;
+    cut.slice_bypassed(graph, &bypassed)?;
     cut.declare_shapes(graph)?;
     graph.remove_dead();
     graph.checked("removal");
     Ok(pruned)
 }
 
+/// A constant that was put in the place of what a projection gave: who reads it, and the projection's output.
+type Bypassed = (NodeId, usize, ValueId);
+
 /// Takes a sublayer that lost all its units out of the graph: what stays is its bias.
-fn bypass(graph: &mut Graph, sublayer: &Sublayer, decision: &Decision) -> Result<(), TensorError> {
+fn bypass(graph: &mut Graph, sublayer: &Sublayer, decision: &Decision) -> Result<Vec<Bypassed>, TensorError> {
+    let mut bypassed = Vec::new();
     let element = graph.constant(sublayer.projection.weight).map_or(ElementType::F32, Tensor::element);
     for (projection, residual) in sublayer.sites() {
         let Some((node, slot)) = residual.joint else { continue };
@@ -99,9 +104,10 @@ fn bypass(graph: &mut Graph, sublayer: &Sublayer, decision: &Decision) -> Result
             let shape = graph.add(Operator::new("Shape"), &[like], "bias_shape");
             graph.add(Operator::new("Expand"), &[value, shape], "bias_expanded")
         });
+        bypassed.extend(graph.operator(projection.node).output(0).map(|output| (node, slot, output)));
         graph.set_input(node, slot, Some(value));
     }
-    Ok(())
+    Ok(bypassed)
 }
 
 /// Which channels go.
@@ -201,6 +207,21 @@ impl Cut<'_> {
                 }
             };
             graph.set_input(node, slot, Some(new));
+        }
+        Ok(())
+    }
+
+    /// Cuts the biases of sublayers that went whole, where their outputs are channels of others: sublayers within
+    /// sublayers.
+    fn slice_bypassed(&self, graph: &mut Graph, bypassed: &[Bypassed]) -> Result<(), RemoveError> {
+        for &(node, slot, output) in bypassed {
+            let planes = self.provenance.planes(output);
+            let last = planes.first().map_or(0, |p| p.0.ndim().saturating_sub(1));
+            let bias = graph.operator(node).input(slot).filter(|&v| graph.constant(v).is_some());
+            if let (Some(bias), Some(keep)) = (bias, self.kept(planes, last)) {
+                let new = slice_constant(graph, bias, &BTreeMap::from([(0, keep)]))?;
+                graph.set_input(node, slot, Some(new));
+            }
         }
         Ok(())
     }
