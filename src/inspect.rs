@@ -45,6 +45,8 @@ pub struct Inspection {
     pub inputs: Vec<String>,
     /// The outputs, with what they are taken for.
     pub outputs: Vec<Output>,
+    /// What was changed before anything was looked for, in words.
+    pub changes: Vec<String>,
     /// Numbers in constants, floating-point or quantised.
     pub parameters: usize,
     /// Those that belong to units.
@@ -150,6 +152,7 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
         opsets: opsets.collect(),
         inputs: signature::inputs(model).iter().map(describe).collect(),
         outputs: model.graph.outputs().iter().map(output).collect(),
+        changes: analysis.changes.clone(),
         parameters: parameters(model),
         prunable_parameters: sublayers.iter().map(|s| s.parameters).sum(),
         sequence_length: sources.seq_len.unwrap_or_else(|| samples.mean_length().unwrap_or(0.0).round() as usize),
@@ -190,6 +193,7 @@ impl Inspection {
         };
         let opsets: Vec<_> = self.opsets.iter().map(opset).collect();
         line("written by", format!("{exporter}, ONNX IR {}, operator sets {}", self.ir_version, opsets.join(", ")));
+        self.changes.iter().for_each(|change| line("changed", change.clone()));
         self.inputs.iter().for_each(|input| line("input", input.clone()));
         self.outputs.iter().for_each(|o| line("output", format!("{:?}, taken for {}", o.name, o.kind)));
         let part = |all: f64, prunable: f64| {
@@ -208,7 +212,7 @@ impl Inspection {
             text.push_str("\nWhat stays, and why:\n");
         }
         for declined in &self.declined {
-            let _ = writeln!(text, "  {} channels of {}: {}", declined.channels, declined.place, declined.why);
+            let _ = writeln!(text, "  {declined}");
         }
         if verbose {
             text.push_str("\nWhat rules said, operator by operator:\n");

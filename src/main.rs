@@ -117,10 +117,7 @@ fn show(report: &Report, verbose: bool) -> Result<(), Error> {
             text.push_str(&format!("output {:?} taken for {}\n", output.name, output.kind));
         }
         for declined in &report.declined {
-            text.push_str(&format!(
-                "not pruned: {} channels of {}: {}\n",
-                declined.channels, declined.place, declined.why
-            ));
+            text.push_str(&format!("not pruned: {declined}\n"));
         }
     }
     text.push_str(&report.table());

@@ -24,6 +24,7 @@ use crate::clock::Clock;
 use crate::data::{Dataset, Sources};
 use crate::error::Error;
 use crate::options::Aim;
+use crate::report::DeclinedReport;
 use crate::runtime::Runtime;
 use crate::store;
 use observation::{count, feeds};
@@ -308,8 +309,7 @@ fn gather(runtime: &Runtime, model: &Model, path: &Path, sources: &Sources) -> R
 const SHORTER: &[usize] = &[32, 16, 8];
 
 fn nothing_to_prune(path: &Path, discovery: &Discovery) -> Error {
-    let looked: Vec<_> =
-        discovery.declined.iter().map(|d| format!("{} channels of {}: {}", d.channels, d.place, d.why)).collect();
+    let looked: Vec<_> = discovery.declined.iter().map(|d| DeclinedReport::from(d).to_string()).collect();
     let help = if looked.is_empty() {
         "no matrix product with a constant weight was found; is this a transformer?".to_string()
     } else {

@@ -174,7 +174,7 @@ impl Report {
                 h2 { "What was not pruned, and why" }
                 ul {
                     @for declined in &self.declined {
-                        li { (declined.channels) " channels of " code { (declined.place) } ": " (declined.why) }
+                        li { (declined) }
                     }
                 }
             }

@@ -181,10 +181,19 @@ pub struct SublayerReport {
 pub struct DeclinedReport {
     /// Where they end.
     pub place: String,
-    /// How many there are.
+    /// How many there are; 0 where they were not looked at.
     pub channels: usize,
     /// Why they stay.
     pub why: String,
+}
+
+impl std::fmt::Display for DeclinedReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.channels {
+            0 => write!(f, "{}: {}", self.place, self.why),
+            channels => write!(f, "{channels} channels of {}: {}", self.place, self.why),
+        }
+    }
 }
 
 impl From<&Declined> for DeclinedReport {

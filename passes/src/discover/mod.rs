@@ -114,7 +114,7 @@ impl Sublayer {
 pub struct Declined {
     /// The projection at which they end.
     pub place: String,
-    /// Number of channels.
+    /// Number of channels; 0 where they were not looked at.
     pub channels: usize,
     /// Why they stay.
     pub why: String,
@@ -142,6 +142,42 @@ pub enum Scope {
     All,
 }
 
+/// Why the features of a product carry no channels: the operator upstream where channels end.
+fn untracked(graph: &Graph, provenance: &Provenance, product: NodeId) -> String {
+    let reasons = provenance.channels.reasons();
+    let mut values: Vec<ValueId> = graph.operator(product).input(0).into_iter().collect();
+    let mut visited = HashSet::new();
+    while let Some(value) = values.pop() {
+        let Some((node, _)) = graph.producer(value).filter(|_| visited.insert(value)) else { continue };
+        let label = graph.label(node);
+        if let Some(reason) = reasons.iter().find(|r| r.place == label) {
+            return format!("the channels of its features end at {label}, which {}", reason.why);
+        }
+        let inputs: Vec<ValueId> = graph.operator(node).inputs().iter().flatten().copied().collect();
+        if inputs.iter().any(|&v| graph.constant(v).is_none() && !provenance.planes(v).is_empty()) {
+            return format!("the channels of its features end at {label}");
+        }
+        values.extend(inputs);
+    }
+    "its features do not come from a weight".to_string()
+}
+
+/// Operators with products in their subgraphs, where nothing is looked for.
+fn bodies(graph: &Graph) -> Vec<Declined> {
+    fn products(graph: &crate::ir::schema::GraphProto) -> usize {
+        let own = graph.node.iter().filter(|n| matches!(n.op_type.as_deref(), Some("MatMul" | "Gemm"))).count();
+        let inner = graph.node.iter().flat_map(|n| &n.attribute).flat_map(|a| a.g.iter().chain(&a.graphs));
+        own + inner.map(products).sum::<usize>()
+    }
+    let found = graph.sorted().into_iter().filter_map(|node| {
+        let bodies = graph.operator(node).attributes.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
+        let count: usize = bodies.map(products).sum();
+        let why = format!("the {count} matrix products in its subgraphs are not looked at");
+        (count > 0).then(|| Declined { place: graph.label(node), channels: 0, why })
+    });
+    found.collect()
+}
+
 /// Finds the units of the transformer sublayers of `graph`; `at` gives the lengths of the inputs' named
 /// axes that FLOPs are counted for.
 pub fn discover(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f64>) -> Discovery {
@@ -163,9 +199,10 @@ pub fn discover_units(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f
     let mut sublayers = Vec::new();
     let mut declined = Vec::new();
     for &(node, channels) in &provenance.untracked {
-        let why = "its features do not come from a weight".to_string();
+        let why = untracked(graph, &provenance, node);
         declined.push(Declined { place: graph.label(node), channels, why });
     }
+    declined.extend(bodies(graph));
     let mut reported = HashSet::new();
     for i in 0..provenance.contractions.len() {
         let classes = finder.classes(i);
