@@ -203,6 +203,15 @@ fn products() {
 }
 
 #[test]
+fn convolutions() {
+    for (kernel, group, pads) in [(&[4, 1, 3, 3][..], 4, 1), (&[6, 2, 3, 2], 2, 0), (&[5, 4, 1, 1], 1, 0)] {
+        let case = Case { opset: 17, shapes: &[&[2, 4, 5, 6], kernel], by: &[0], positive: false };
+        let conv = op("Conv").with(attribute::int("group", group)).with(attribute::ints("pads", &[pads; 4]));
+        case.check("Conv", &|g, v| g.add(conv.clone(), v, "y"));
+    }
+}
+
+#[test]
 fn normalisations() {
     let case = Case { opset: 17, shapes: &[&[2, 4, 3]], by: &[0], positive: false };
     for axis in [-1, 1] {

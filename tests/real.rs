@@ -272,3 +272,12 @@ fn older_operator_sets_are_upgraded_and_give_the_same() {
         assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4, "{set}");
     }
 }
+
+#[test]
+fn neurons_go_through_a_convolution_of_every_channel_for_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = prune(&case("mixffn.onnx"), &folder.path().join("out.onnx"), &[]).unwrap();
+    let sublayers = report["sublayers"].as_array().unwrap();
+    assert_eq!(sublayers.iter().filter(|s| s["unit"] == "neuron").count(), 2);
+    assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4);
+}

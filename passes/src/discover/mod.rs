@@ -144,14 +144,21 @@ pub enum Scope {
 
 /// Why the features of a product carry no channels: the operator upstream where channels end.
 fn untracked(graph: &Graph, provenance: &Provenance, product: NodeId) -> String {
+    let operator = graph.operator(product);
+    if operator.input(1).and_then(|w| graph.constant(w)).is_some_and(|t| t.dims().len() > 2) {
+        return "its weight is a stack of matrices, such as of experts, for which there is no rule".into();
+    }
     let reasons = provenance.channels.reasons();
-    let mut values: Vec<ValueId> = graph.operator(product).input(0).into_iter().collect();
+    let mut values: Vec<ValueId> = operator.input(0).into_iter().collect();
     let mut visited = HashSet::new();
     while let Some(value) = values.pop() {
         let Some((node, _)) = graph.producer(value).filter(|_| visited.insert(value)) else { continue };
         let label = graph.label(node);
         if let Some(reason) = reasons.iter().find(|r| r.place == label) {
             return format!("the channels of its features end at {label}, which {}", reason.why);
+        }
+        if !provenance.planes(value).is_empty() {
+            return format!("channels lie on several axes of what {label} makes");
         }
         let inputs: Vec<ValueId> = graph.operator(node).inputs().iter().flatten().copied().collect();
         if inputs.iter().any(|&v| graph.constant(v).is_none() && !provenance.planes(v).is_empty()) {

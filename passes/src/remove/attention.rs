@@ -66,7 +66,7 @@ fn scaled(heads: i64, kept: usize, all: usize) -> Result<i64, Decline> {
     }
 }
 
-fn set(graph: &mut Graph, node: NodeId, new: crate::ir::schema::AttributeProto) {
+pub(super) fn set(graph: &mut Graph, node: NodeId, new: crate::ir::schema::AttributeProto) {
     let attributes = &mut graph.operator_mut(node).attributes;
     attributes.retain(|a| a.name != new.name);
     attributes.push(new);

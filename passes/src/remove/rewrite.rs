@@ -19,6 +19,7 @@ const RULES: Table<Rule> = &[
     (&["Split"], split),
     (&["Slice"], slice),
     (&["Gather"], gather),
+    (&["Conv"], conv),
 ];
 
 /// The operators that have a rule, each with whether it is a standard one.
@@ -43,6 +44,16 @@ fn resize(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), Decline> {
         Some(_) => retarget(graph, node, 3, cut),
         None => Ok(()),
     }
+}
+
+/// One that convolves every channel for itself has as many groups as channels are left.
+fn conv(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), Decline> {
+    let operator = graph.operator(node);
+    let left = operator.output(0).filter(|_| operator.int("group", 1) > 1).and_then(|output| cut.new_len(output, 1));
+    if let Some(left) = left {
+        attention::set(graph, node, attribute::int("group", left as i64));
+    }
+    Ok(())
 }
 
 /// One element of a target shape.

@@ -4,7 +4,7 @@ use super::{Decline, Inputs, Rule, Scene};
 use crate::ir::{Operator, ValueId, attribute};
 use crate::rules::Table;
 
-pub(super) const RULES: Table<Rule> = &[(&["MatMul"], matmul), (&["Gemm"], gemm)];
+pub(super) const RULES: Table<Rule> = &[(&["MatMul"], matmul), (&["Gemm"], gemm), (&["Conv"], conv)];
 
 fn swapped(rank: usize) -> Vec<i64> {
     let mut order: Vec<i64> = (0..rank as i64).collect();
@@ -68,4 +68,22 @@ fn gemm(scene: &mut Scene) -> Result<Inputs, Decline> {
         inputs.push(scene.fit(scaled, 2)?);
     }
     Ok(inputs)
+}
+
+/// With respect to what it reads: the transposed convolution with the same weight.
+fn conv(scene: &mut Scene) -> Result<Inputs, Decline> {
+    let operator = scene.operator.clone();
+    let is_given = |name: &str| matches!(operator.text(name, "NOTSET"), "NOTSET" | "VALID");
+    if operator.ints("strides").is_some_and(|s| s.iter().any(|&s| s != 1)) || !is_given("auto_pad") {
+        return Err("it convolves with strides, or with padding that it works out itself".into());
+    }
+    if scene.wants(1) || (operator.input(2).is_some() && scene.wants(2)) {
+        return Err("its weight is computed".into());
+    }
+    let mut transposed = Operator::new("ConvTranspose").with(attribute::int("group", operator.int("group", 1)));
+    for name in ["pads", "dilations"] {
+        transposed.attributes.extend(operator.attribute(name).cloned());
+    }
+    let (g, weight) = (scene.gradient()?, scene.input(1)?);
+    Ok(vec![(0, scene.emit.with(transposed, &[g, weight]))])
 }

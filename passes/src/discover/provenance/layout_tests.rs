@@ -62,13 +62,21 @@ fn convolutions_start_and_end_channels_on_their_second_axis() {
 }
 
 #[test]
-fn a_convolution_in_groups_freezes_what_it_reads() {
-    let mut g = Sketch::default();
-    let x = g.input("x", &[B, n(3), n(8), n(8)]);
-    let (first, second) = (g.weight("a", &[6, 3, 1, 1]), g.weight("b", &[6, 1, 1, 1]));
-    let y = g.op(op("Conv"), &[x, first], &[B, n(6), n(8), n(8)]);
-    g.op(op("Conv").with(attribute::int("group", 6)), &[y, second], &[B, n(6), n(8), n(8)]);
-    assert!(is_frozen(&g.trace(), y));
+fn a_convolution_of_every_channel_for_itself_hands_channels_on_and_one_in_groups_freezes() {
+    for (kernel, group, free) in [([6, 1, 3, 3], 6, true), ([6, 2, 3, 3], 3, false), ([6, 3, 3, 3], 2, false)] {
+        let mut g = Sketch::default();
+        let x = g.input("x", &[B, n(3), n(8), n(8)]);
+        let (first, second, bias) = (g.weight("a", &[6, 3, 1, 1]), g.weight("b", &kernel), g.weight("bias", &[6]));
+        let y = g.op(op("Conv"), &[x, first], &[B, n(6), n(8), n(8)]);
+        let groups = op("Conv").with(attribute::int("group", group));
+        let z = g.op(groups, &[y, second, bias], &[B, n(6), n(6), n(6)]);
+        let p = g.trace();
+        assert_eq!(!is_frozen(&p, y), free, "{kernel:?}");
+        if free {
+            assert_eq!(classes(&p, y), classes(&p, z));
+            assert_eq!(distinct(classes(&p, z)), 6);
+        }
+    }
 }
 
 #[test]

@@ -92,8 +92,9 @@ fn gemm(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
 
 /// Ends the channels of its input on the second axis of its weight; the first one makes new ones.
 fn conv(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
-    if scene.operator().int("group", 1) != 1 {
-        return Err("is a convolution in groups".into());
+    let group = scene.operator().int("group", 1);
+    if group != 1 {
+        return depthwise(scene, group as usize);
     }
     let (x, weight) = (scene.operand(0)?, scene.operand(1)?);
     let shape = scene.output_shape(0)?;
@@ -130,4 +131,35 @@ fn conv(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
         }
     }
     Ok(vec![vec![made]])
+}
+
+/// Convolves every channel for itself: what goes in comes out, with a row of the weight and a bias.
+fn depthwise(scene: &mut Scene, group: usize) -> Result<Vec<Planes>, Decline> {
+    let (x, weight) = (scene.operand(0)?, scene.operand(1)?);
+    let rank = scene.output_shape(0)?.len();
+    if weight.shape.len() != rank || weight.shape[0] != group || weight.shape[1] != 1 {
+        return Err("is a convolution in groups of several channels".into());
+    }
+    let spatial: Vec<usize> = (2..rank).collect();
+    scene.freeze_varying(&x.planes, &spatial, "mixes neighbours on it");
+    scene.freeze_varying(&weight.planes, &spatial, "mixes neighbours on it");
+    let along = |planes: &Planes, axis: usize| planes.iter().find(|p| p.axes() == [axis]).cloned();
+    let (features, rows) = match (along(&x.planes, 1), along(&weight.planes, 0)) {
+        (Some(features), Some(rows)) => (features, rows),
+        (features, rows) => {
+            let reason = "reads a value or a weight that cannot be cut";
+            features.iter().chain(&rows).for_each(|plane| scene.freeze(plane, reason));
+            return Ok(vec![Planes::new()]);
+        }
+    };
+    let mut made = vec![1; rank];
+    made[1] = group;
+    let rows = rows.reshaped(rows.0.shape(), &made);
+    let joined = plane::pair(&features, &rows, &mut scene.provenance.channels);
+    if scene.has_input(2) {
+        for plane in &scene.operand(2)?.planes {
+            plane::pair(&joined, &plane.reshaped(plane.0.shape(), &made), &mut scene.provenance.channels);
+        }
+    }
+    Ok(vec![vec![joined]])
 }
