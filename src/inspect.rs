@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::analysis::{Analysis, Opened, View, parameters};
 use crate::clock::Clock;
 use crate::data::describe;
-use crate::deliver::targets::source_ledger;
+use crate::deliver::targets::{source_ledger, with_samples};
 use crate::error::Error;
 use crate::judge::latency::Setting;
 use crate::judge::latency_table::LatencyTable;
@@ -111,7 +111,7 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
     let (clock, aim, sources) = (Clock::start(), &options.aim, &options.data.calibration);
     let table = options.files.latency_table.as_deref();
     let source = Source::find(input)?;
-    let ledger = source_ledger(&source).writing_all("--latency-table", table);
+    let ledger = with_samples(source_ledger(&source), sources).writing_all("--latency-table", table);
     ledger.check()?;
     let opened = Opened::read(&source.model)?.prunable(aim)?;
     let mut observed = opened.observe(runtime, sources, &clock)?;

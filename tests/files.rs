@@ -84,6 +84,7 @@ fn what_is_read_is_never_written() {
         (&["in.onnx", "o.onnx", "--report", "o.onnx.bert.ts17.external.data"], "which is written too"),
         (&["inspect", "in.onnx", "--latency-table", "in.onnx", "--seq-len", "16"], read),
         (&["inspect", "in.onnx", "--latency-table", DATA, "--seq-len", "16"], "external data of IN"),
+        (&["inspect", "in.onnx", "--latency-table", "data.npz", "--calibration", "data.npz"], "--calibration"),
     ] {
         refused(folder.path(), arguments, words);
     }

@@ -8,7 +8,7 @@ use kprune_passes::simplify::{lower, upgrade};
 use ndarray::ArrayD;
 
 use super::observation::{Feeds, observe};
-use crate::data::Dataset;
+use crate::data::{Dataset, as_declared};
 use crate::error::Error;
 use crate::runtime::{self, Runtime};
 
@@ -76,9 +76,9 @@ pub(super) fn check(
 /// The floating-point outputs of a model, by name.
 fn outputs(runtime: &Runtime, model: &Model, feeds: &Feeds) -> Result<HashMap<String, ArrayD<f64>>, Error> {
     let mut session = runtime.session(model, "comparing the model before and after it was changed", false)?;
-    let held = feeds.iter().map(|(name, tensor)| Ok((name.as_str(), runtime::host(tensor)?)));
-    let held: Vec<_> = held.collect::<Result<_, Error>>()?;
-    let values = session.run(held.iter().map(|(name, held)| (*name, held.value())))?;
+    let held = feeds.iter().map(|(name, tensor)| Ok((name.clone(), runtime::host(tensor)?)));
+    let held = as_declared(&held.collect::<Result<Vec<_>, Error>>()?, model)?;
+    let values = session.run(held.iter().map(|(name, held)| (name.as_str(), held.value())))?;
     let is_float = |value: &ort::value::DynValue| runtime::element(value).is_some_and(ElementType::is_float);
     let floats = values.into_iter().filter(|(_, value)| is_float(value));
     floats.map(|(name, value)| Ok((name, runtime::scalars(&value)?))).collect()

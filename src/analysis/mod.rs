@@ -180,8 +180,10 @@ impl Observed {
             Some(samples) => samples,
             None => gather(runtime, &self.single, &self.path, sources)?,
         };
-        let mut session = runtime.session(&self.single, "trying the model", false)?;
-        samples.try_cuts(|batch| session.run(batch.feeds()).is_ok())?;
+        if samples.mask_input().is_some() {
+            let mut session = runtime.session(&self.single, "trying the model", false)?;
+            samples.try_cuts(|batch| session.run(batch.feeds()).is_ok())?;
+        }
         Ok(samples)
     }
 

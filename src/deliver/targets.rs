@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use kprune_passes::onnx::external_locations;
 
 use crate::analysis::Analysis;
+use crate::data::Sources;
 use crate::options::{Amount, Options};
 use crate::store::{Ledger, Source, Target, external_files};
 
@@ -30,12 +31,8 @@ pub(crate) fn ledger(source: &Source, target: Option<&Target>, options: &Options
         _ => ledger,
     };
     let (data, files) = (&options.data, &options.files);
-    let sources = &data.calibration;
-    ledger = ledger
-        .reading_all("--calibration", &sources.files)
+    ledger = with_samples(ledger, &data.calibration)
         .reading_all("--eval", &data.evaluation)
-        .reading_all("--tokenizer", &sources.tokenizer)
-        .reading_all("--preprocessor", &sources.preprocessor)
         .reading_all("--plan", &files.plan)
         .writing_all("--report", &files.reports)
         .writing_all("--save-plan", &files.save_plan);
@@ -44,6 +41,14 @@ pub(crate) fn ledger(source: &Source, target: Option<&Target>, options: &Options
         Some(table) if table.is_file() => ledger.reading("--latency-table", table),
         table => ledger.writing_all("--latency-table", table),
     }
+}
+
+/// The same with the files of samples, and with what they are read by.
+pub(crate) fn with_samples(ledger: Ledger, sources: &Sources) -> Ledger {
+    ledger
+        .reading_all("--calibration", &sources.files)
+        .reading_all("--tokenizer", &sources.tokenizer)
+        .reading_all("--preprocessor", &sources.preprocessor)
 }
 
 /// The model, and what lies beside it.
