@@ -52,24 +52,14 @@ impl Model {
         self
     }
 
-    /// Imports version `opset` of the standard operator set, as all its operators are written for it now.
-    pub(crate) fn raise_opset_to(&mut self, opset: i64) {
-        for import in &mut self.header.opset_import {
-            if matches!(import.domain.as_deref().unwrap_or(""), "" | "ai.onnx") {
-                import.version = Some(opset);
-            }
-        }
-        self.header.ir_version = self.header.ir_version.map(|v| v.max(7));
-    }
-
-    /// Imports at least version `opset` of the standard operator set.
-    pub(crate) fn raise_opset(&mut self, opset: i64) {
+    /// Imports at least version `opset` of the standard operator set, in at least version `format` of the format.
+    pub(crate) fn raise_opset(&mut self, opset: i64, format: i64) {
         for import in &mut self.header.opset_import {
             if matches!(import.domain.as_deref().unwrap_or(""), "" | "ai.onnx") {
                 import.version = import.version.map(|v| v.max(opset));
             }
         }
-        self.header.ir_version = self.header.ir_version.map(|v| v.max(8));
+        self.header.ir_version = self.header.ir_version.map(|v| v.max(format));
     }
 
     /// Makes initializers that are listed as inputs too initializers only. Before version 4 of the format every

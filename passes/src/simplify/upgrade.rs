@@ -16,6 +16,9 @@ pub const OLDEST: i64 = 7;
 /// The set that it becomes.
 pub const NEW: i64 = 13;
 
+/// The version of the format that came with it.
+const FORMAT: i64 = 7;
+
 type Rule = fn(&mut Old) -> Result<(), Decline>;
 
 /// Operators that mean something else from a set on, and how they are written there.
@@ -52,7 +55,7 @@ pub fn upgrade(model: &mut Model, seen: &Observation) -> Result<Option<i64>, (St
             rule(&mut Old { graph, seen, node, operator }).map_err(|Decline(why)| (label, why))?;
         }
     }
-    model.raise_opset_to(NEW);
+    model.raise_opset(NEW, FORMAT);
     model.graph.remove_dead();
     model.graph.checked("upgrading operators");
     Ok(Some(old))

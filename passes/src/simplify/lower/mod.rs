@@ -25,6 +25,9 @@ use crate::rules::{Decline, Table, find};
 /// version 13 means the same for inference.
 const OPSET: i64 = 17;
 
+/// The version of the format that came with it.
+const FORMAT: i64 = 8;
+
 /// A lowered model, and where its parts come from.
 pub struct Lowered {
     /// The model in f32, of primitive operators. Values of the original keep their ids and names.
@@ -45,7 +48,7 @@ pub fn has_fused(model: &Model) -> bool {
 pub fn in_single_precision(model: &Model) -> Model {
     let mut single = model.clone();
     single.repeated.clear();
-    single.raise_opset(OPSET);
+    single.raise_opset(OPSET, FORMAT);
     precision::to_single(&mut single);
     single.graph.checked("making single precision");
     single
