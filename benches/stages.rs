@@ -46,7 +46,7 @@ impl Setting {
     /// A walk that has met the teacher.
     fn walk(&self) -> Calibrated<'_> {
         let View { model, seen, found } = &self.loaded.analysis.measured;
-        let probes = Probes::new(model, seen, found, model.graph.find("attention_mask"));
+        let probes = Probes::new(model, seen, found, model.graph.find("attention_mask").map(Into::into));
         let Self { runtime, batches, clock, lengths, .. } = self;
         let world =
             World { runtime, written: &self.loaded.analysis.written, batches, lengths, progress: &Silent, clock };

@@ -30,6 +30,8 @@ const TIMING: Duration = Duration::from_secs(6);
 pub struct Comparison {
     /// Where the samples come from.
     pub data: String,
+    /// What should be known about the samples.
+    pub notes: Vec<String>,
     /// What latencies were measured at.
     pub setting: Setting,
     /// The first model.
@@ -132,7 +134,7 @@ pub fn compare_with(runtime: &Runtime, a: &Path, b: &Path, options: &Options) ->
         )));
     }
     let lowered = a.simplified.lowered();
-    let kinds = kinds(lowered, a.simplified.seen(), data.mask_input(), &options.data.outputs)?;
+    let kinds = kinds(lowered, a.simplified.seen(), data.token_mask(&lowered.graph), &options.data.outputs)?;
     let models = [a.model(), b.model()];
     let mut judgements = judge(runtime, &models, &kinds, &data)?.into_iter();
     let lengths = data.lengths(sources.seq_len);
@@ -144,7 +146,9 @@ pub fn compare_with(runtime: &Runtime, a: &Path, b: &Path, options: &Options) ->
         let measured = timing.zip(judgement).ok_or_else(|| Error::internal("a model was not measured"));
         measured.map(|(latency, quality)| subject.side(&lengths, latency, quality))
     };
-    Ok(Comparison { data: data.source.clone(), a: side(&a)?, b: side(&b)?, setting })
+    let (a, b) = (side(&a)?, side(&b)?);
+    let notes = data.notes.iter().cloned().chain(a.quality.unused_labels(&data)).collect();
+    Ok(Comparison { data: data.source.clone(), notes, a, b, setting })
 }
 
 impl Comparison {
@@ -191,8 +195,9 @@ impl Comparison {
         table.add_row(["10 % to 90 %".into(), spread(&a.latency), spread(&b.latency), String::new()]);
         let rate = |t: &Timing| format!("{:.1} samples/s", t.throughput);
         table.add_row(["throughput".into(), rate(&a.latency), rate(&b.latency), String::new()]);
+        let notes: String = self.notes.iter().map(|note| format!("note         {note}\n")).collect();
         format!(
-            "A            {}\nB            {}\nquality      on {} samples of {}\nlatency      of {}, {} rounds in turns\n\n{table}\n",
+            "A            {}\nB            {}\nquality      on {} samples of {}\n{notes}latency      of {}, {} rounds in turns\n\n{table}\n",
             a.path, b.path, b.quality.samples, self.data, self.setting, b.latency.rounds
         )
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 use comfy_table::Table;
+use kprune_passes::calculus::TokenMask;
 use kprune_passes::discover::flops;
 use kprune_passes::ir::ValueId;
 use kprune_passes::probe::Probes;
@@ -47,6 +48,8 @@ pub struct Inspection {
     pub outputs: Vec<Output>,
     /// What was changed before anything was looked for, in words.
     pub changes: Vec<String>,
+    /// What should be known about the samples.
+    pub notes: Vec<String>,
     /// Numbers in constants, floating-point or quantised.
     pub parameters: usize,
     /// Those that belong to units.
@@ -115,7 +118,7 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
     ledger.check()?;
     let opened = Opened::read(&source.model)?.prunable(aim)?;
     let mut observed = opened.observe(runtime, sources, &clock)?;
-    let samples = observed.sample(sources)?;
+    let samples = observed.sample(runtime, sources)?;
     let lengths = samples.lengths(sources.seq_len);
     let simplified = observed.simplify(runtime, &samples, sources.seq_len, &clock)?;
     let analysis = simplified.discover(aim, &lengths, &clock);
@@ -138,7 +141,7 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
         shared: sublayer.also.len(),
     };
     let sublayers: Vec<Part> = found.sublayers.iter().map(part).collect();
-    let kinds = kinds(lowered, seen, analysis.mask_input.as_deref(), &options.data.outputs)?;
+    let kinds = kinds(lowered, seen, token_mask(&analysis), &options.data.outputs)?;
     let output = |&value: &ValueId| {
         let name = model.graph.name(value).to_string();
         let kind = kinds.iter().find(|(n, _)| *n == name).map_or("not compared".into(), |(_, kind)| kind.to_string());
@@ -153,6 +156,7 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
         inputs: signature::inputs(model).iter().map(describe).collect(),
         outputs: model.graph.outputs().iter().map(output).collect(),
         changes: analysis.changes.clone(),
+        notes: samples.notes.clone(),
         parameters: parameters(model),
         prunable_parameters: sublayers.iter().map(|s| s.parameters).sum(),
         sequence_length: sources.seq_len.unwrap_or_else(|| samples.mean_length().unwrap_or(0.0).round() as usize),
@@ -164,13 +168,18 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
     })
 }
 
+/// The token mask of a model; the usual one where there are no samples that show it.
+fn token_mask(analysis: &Analysis) -> Option<TokenMask> {
+    let name = analysis.mask_input.as_deref().unwrap_or("attention_mask");
+    analysis.measured.model.graph.find(name).map(TokenMask::from)
+}
+
 /// What rules said of the operators of a model.
 fn reasons(analysis: &Analysis) -> Vec<Reason> {
     let View { model, seen, found } = &analysis.measured;
     let reason = |pass| move |(place, why): (String, String)| Reason { pass, place, why };
     let channels = found.provenance.channels.reasons().into_iter().map(|f| (f.place.clone(), f.why.clone()));
-    let token_mask = model.graph.find(analysis.mask_input.as_deref().unwrap_or("attention_mask"));
-    let gradient = match Probes::new(model, seen, found, token_mask).reach_outputs() {
+    let gradient = match Probes::new(model, seen, found, token_mask(analysis)).reach_outputs() {
         Ok(opaque) => opaque,
         Err(error) => vec![(error.node, error.why)],
     };
@@ -194,6 +203,7 @@ impl Inspection {
         let opsets: Vec<_> = self.opsets.iter().map(opset).collect();
         line("written by", format!("{exporter}, ONNX IR {}, operator sets {}", self.ir_version, opsets.join(", ")));
         self.changes.iter().for_each(|change| line("changed", change.clone()));
+        self.notes.iter().for_each(|note| line("note", note.clone()));
         self.inputs.iter().for_each(|input| line("input", input.clone()));
         self.outputs.iter().for_each(|o| line("output", format!("{:?}, taken for {}", o.name, o.kind)));
         let part = |all: f64, prunable: f64| {

@@ -108,7 +108,8 @@ fn evaluation(
     }
     let files = options.data.evaluation.clone();
     let sources = Sources { files, batches: Vec::new(), samples: None, ..calibration.clone() };
-    Dataset::gather(&loaded.analysis.single, model, &sources, runtime.threads()).map(Some)
+    let data = Dataset::gather(&loaded.analysis.single, model, &sources, runtime.threads())?;
+    data.with_mask_of(&loaded.calibration).map(Some)
 }
 
 /// One of so many samples is set aside to judge by, where no other data are given.
@@ -119,14 +120,14 @@ const MOST_SET_ASIDE: usize = 512;
 
 /// What the outputs are taken for.
 fn kinds_of(loaded: &Loaded, options: &Options) -> Result<Vec<(String, OutputKind)>, Error> {
-    let (view, mask_input) = (&loaded.analysis.measured, loaded.calibration.mask_input());
-    kinds(&view.model, &view.seen, mask_input, &options.data.outputs)
+    let view = &loaded.analysis.measured;
+    kinds(&view.model, &view.seen, loaded.calibration.token_mask(&view.model.graph), &options.data.outputs)
 }
 
 /// What may be asked of runs of the model; outputs are what the user says.
 fn probes<'a>(loaded: &'a Loaded, options: &Options) -> Result<Probes<'a>, Error> {
     let view = &loaded.analysis.measured;
-    let token_mask = loaded.calibration.mask_input().and_then(|name| view.model.graph.find(name));
+    let token_mask = loaded.calibration.token_mask(&view.model.graph);
     let mut probes = Probes::new(&view.model, &view.seen, &view.found, token_mask);
     overrule(&mut probes.objective, &view.model, &options.data.outputs)?;
     Ok(probes)

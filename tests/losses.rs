@@ -31,7 +31,7 @@ fn build(kind: OutputKind, shape: &[usize], tau: f64, is_masked: bool) -> (Model
     let seen = Observation::new(&graph, Sizes::new(), [run.clone(), run]);
     let objective = Objective { outputs: vec![(output, kind)] };
     let mut emit = Emit::new(&mut graph, 17, "test");
-    let loss = loss::append(&mut emit, &seen, &objective, Criterion::Teacher { tau }, is_masked.then_some(mask));
+    let loss = loss::append(&mut emit, &seen, &objective, Criterion::Teacher { tau }, is_masked.then(|| mask.into()));
     let gradient = loss.seeds[0].1;
     graph.set_outputs(&[loss.value, gradient]);
     graph.remove_unread_inputs();

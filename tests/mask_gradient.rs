@@ -43,7 +43,7 @@ impl Setting {
 
     fn probes(&self) -> Probes<'_> {
         let mask = self.model.graph.find("attention_mask");
-        Probes::new(&self.model, &self.seen, &self.discovery, mask)
+        Probes::new(&self.model, &self.seen, &self.discovery, mask.map(Into::into))
     }
 
     fn teacher(&self) -> Held {

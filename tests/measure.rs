@@ -39,7 +39,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
         let seen = observe(&cpu, &model, None, calibration.mask_input()).unwrap();
         let discovery = discover(&model.graph, &seen, &calibration.lengths(None));
         let mask = model.graph.find("attention_mask");
-        let probes = Probes::new(&model, &seen, &discovery, mask);
+        let probes = Probes::new(&model, &seen, &discovery, mask.map(Into::into));
         // A batch of samples of different lengths, so that there is padding.
         let batches = calibration.batches(64).unwrap();
         let batch = &batches[0];

@@ -281,3 +281,27 @@ fn neurons_go_through_a_convolution_of_every_channel_for_itself() {
     assert_eq!(sublayers.iter().filter(|s| s["unit"] == "neuron").count(), 2);
     assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4);
 }
+
+#[test]
+fn what_a_mask_means_is_tried_on_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out.onnx");
+    let text = case("text");
+    for (model, input) in [("padmask.onnx", "src_key_padding_mask"), ("fairseq.onnx", "padding_mask")] {
+        let model = case(model);
+        let of = |more: &[&str]| prune(&model, &output, more).unwrap_or_else(|e| panic!("{input}: {e}"));
+        let report = of(&[]);
+        assert_eq!(report["calibration"]["mask_input"], input);
+        let said = format!("{input:?} holds 1 for padding");
+        assert!(report["warnings"].to_string().replace('\\', "").contains(&said), "{}", report["warnings"]);
+        let tokens = report["calibration"]["tokens"].as_u64().unwrap();
+        assert!(tokens < of(&["--mask-input", "none"])["calibration"]["tokens"].as_u64().unwrap(), "padding is none");
+    }
+    // The same where the masks are the program's own: of text, and of made-up inputs.
+    let model = text.join("padmask.onnx");
+    let kept = |report: &Value| report["sublayers"].as_array().unwrap().iter().map(|s| s["kept"].clone()).collect();
+    let [ours, right]: [Vec<Value>; 2] = ["upper.csv", "right_padmask.npz"]
+        .map(|data| kept(&prune(&model, &output, &["--calibration", text.join(data).to_str().unwrap()]).unwrap()));
+    assert_eq!(ours, right);
+    prune(&model, &output, &[]).unwrap();
+}

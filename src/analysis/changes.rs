@@ -1,6 +1,5 @@
 //! What is changed in a model before anything is looked for, and the proof that it computes the same.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use kprune_passes::ir::{ElementType, Model};
@@ -8,9 +7,9 @@ use kprune_passes::simplify::{lower, upgrade};
 use ndarray::ArrayD;
 
 use super::observation::{Feeds, observe};
-use crate::data::{Dataset, as_declared};
+use crate::data::{Dataset, Outputs, as_declared};
 use crate::error::Error;
-use crate::runtime::{self, Runtime};
+use crate::runtime::{self, Runtime, Session};
 
 /// How much outputs may differ, relative to the largest: weights that are merged are rounded once more.
 const TOLERANCE: f64 = 1e-4;
@@ -74,8 +73,16 @@ pub(super) fn check(
 }
 
 /// The floating-point outputs of a model, by name.
-fn outputs(runtime: &Runtime, model: &Model, feeds: &Feeds) -> Result<HashMap<String, ArrayD<f64>>, Error> {
+fn outputs(runtime: &Runtime, model: &Model, feeds: &Feeds) -> Result<Outputs, Error> {
     let mut session = runtime.session(model, "comparing the model before and after it was changed", false)?;
+    outputs_of(&mut session, model, feeds)
+}
+
+/// The floating-point outputs of a model in a session, by name.
+///
+/// # Errors
+/// Where it does not run.
+pub(super) fn outputs_of(session: &mut Session, model: &Model, feeds: &Feeds) -> Result<Outputs, Error> {
     let held = feeds.iter().map(|(name, tensor)| Ok((name.clone(), runtime::host(tensor)?)));
     let held = as_declared(&held.collect::<Result<Vec<_>, Error>>()?, model)?;
     let values = session.run(held.iter().map(|(name, held)| (name.as_str(), held.value())))?;

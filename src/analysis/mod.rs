@@ -180,6 +180,7 @@ impl Observed {
             Some(samples) => samples,
             None => gather(runtime, &self.single, &self.path, sources)?,
         };
+        self.settle_mask(runtime, &mut samples, sources)?;
         if samples.mask_input().is_some() {
             let mut session = runtime.session(&self.single, "trying the model", false)?;
             samples.try_cuts(|batch| session.run(batch.feeds()).is_ok())?;
@@ -187,12 +188,31 @@ impl Observed {
         Ok(samples)
     }
 
+    /// Tries on the model what its token mask means.
+    fn settle_mask(&mut self, runtime: &Runtime, samples: &mut Dataset, sources: &Sources) -> Result<(), Error> {
+        let mut session = None;
+        samples.settle_mask(sources.mask_input.as_deref(), |feeds| {
+            let session = match &mut session {
+                Some(session) => session,
+                none => none.insert(runtime.session(&self.single, "trying the model", false)?),
+            };
+            match changes::outputs_of(session, &self.single, feeds) {
+                Err(error @ Error::Interrupted) => Err(error),
+                outputs => Ok(outputs.ok()),
+            }
+        })?;
+        self.mask_input = samples.mask_input().map(str::to_string).or_else(|| sources.mask_input.clone());
+        Ok(())
+    }
+
     /// The samples that were given, or else a single one that is made up.
     ///
     /// # Errors
     /// Where it cannot be made up.
-    pub fn sample(&mut self, sources: &Sources) -> Result<Dataset, Error> {
-        self.given.take().map_or_else(|| Dataset::made_up(&self.single, sources), Ok)
+    pub fn sample(&mut self, runtime: &Runtime, sources: &Sources) -> Result<Dataset, Error> {
+        let Some(mut samples) = self.given.take() else { return Dataset::made_up(&self.single, sources) };
+        self.settle_mask(runtime, &mut samples, sources)?;
+        Ok(samples)
     }
 
     /// Takes fused operators apart, and counts for `samples`, of which one has `seq_len` tokens or as many as they have in

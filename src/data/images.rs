@@ -10,8 +10,9 @@ use kprune_passes::signature::{Axis, Input};
 use ndarray::Array4;
 use serde::Deserialize;
 
+use super::config::Config;
 use super::fence::fenced;
-use super::labels::{Labels, class_of, converted};
+use super::labels::{Labels, converted};
 use super::samples::{Part, Samples};
 use crate::error::Error;
 use crate::store;
@@ -63,6 +64,7 @@ pub(super) struct Images {
     folder: PathBuf,
     files: Vec<PathBuf>,
     labels: Option<Labels>,
+    notes: Vec<String>,
     input: Input,
     preprocessor: Preprocessor,
 }
@@ -88,8 +90,9 @@ impl Images {
             Error::data(folder, reason, "name one with --preprocessor PATH")
         };
         let preprocessor = Preprocessor::read(preprocessor.ok_or_else(missing)?)?;
-        let labels = classes(folder, &files, class_of(model));
-        Ok(Self { folder: folder.to_path_buf(), files, labels, input: input.clone(), preprocessor })
+        let mut notes = Vec::new();
+        let labels = classes(folder, &files, &Config::beside(model), &mut notes);
+        Ok(Self { folder: folder.to_path_buf(), files, labels, notes, input: input.clone(), preprocessor })
     }
 
     /// The pixels of some images: [samples, 3, height, width].
@@ -135,7 +138,8 @@ impl Samples for Images {
         let array = array.map_err(|e| wrong(e.to_string()))?;
         let element = self.input.element.unwrap_or(ElementType::F32);
         let array = converted(&array, element).ok_or_else(|| wrong(format!("gives no values of {element}")))?;
-        Ok(Part { arrays: vec![array], labels: self.labels.as_ref().map(|l| l.select(rows)), shapes: None })
+        let labels = self.labels.as_ref().map(|l| l.select(rows));
+        Ok(Part { arrays: vec![array], labels, notes: self.notes, ..Part::default() })
     }
 }
 
@@ -187,13 +191,13 @@ fn images_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 /// The names of the folders that the images lie in, where all lie in one.
-fn classes(folder: &Path, files: &[PathBuf], id: impl Fn(&str) -> Option<i64>) -> Option<Labels> {
+fn classes(folder: &Path, files: &[PathBuf], config: &Config, notes: &mut Vec<String>) -> Option<Labels> {
     let class = |file: &PathBuf| {
         let parent = file.strip_prefix(folder).ok()?.parent()?;
         parent.file_name().map(|n| n.to_string_lossy().into_owned())
     };
     let names: Vec<String> = files.iter().map(class).collect::<Option<_>>()?;
-    Some(Labels::from_words(&names, id))
+    Labels::from_words(&names, config, notes)
 }
 
 fn takes_channels_last(input: &Input) -> bool {

@@ -3,6 +3,9 @@
 use kprune_passes::ir::{ElementType, Tensor};
 use ndarray::{Array2, Ix2};
 
+#[cfg(any(feature = "text", feature = "images"))]
+use super::config::Config;
+
 /// What is right for every sample.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Labels {
@@ -52,26 +55,34 @@ impl Labels {
         Ok(Some(Self::Tokens(classes.into_dimensionality::<Ix2>().map_err(|_| shape)?)))
     }
 
-    /// Labels from words: whole numbers are classes, other numbers are numbers, and anything else is the name of
-    /// a class. `id` gives the class that a model calls so; without it, names are counted in alphabetic order.
+    /// Labels from words: whole numbers are classes, other numbers are numbers, and anything else is the name of a class,
+    /// as the model's `config` has it; where it has none, names are counted in alphabetic order, and that is noted. Names
+    /// that the model does not know are no labels, and a note says so.
     #[cfg(any(feature = "text", feature = "images"))]
-    pub(super) fn from_words(words: &[String], id: impl Fn(&str) -> Option<i64>) -> Self {
-        let all = |parsed: Vec<Option<i64>>| parsed.into_iter().collect::<Option<Vec<i64>>>();
-        if let Some(classes) = all(words.iter().map(|w| w.parse().ok()).collect()) {
-            return Self::Classes(classes);
+    pub(super) fn from_words(words: &[String], config: &Config, notes: &mut Vec<String>) -> Option<Self> {
+        let classes: Option<Vec<i64>> = words.iter().map(|w| w.trim().parse().ok()).collect();
+        let numbers = || words.iter().map(|w| w.trim().parse().ok()).collect::<Option<Vec<f64>>>();
+        if let Some(labels) = classes.map(Self::Classes).or_else(|| numbers().map(Self::Numbers)) {
+            return Some(labels);
         }
-        let numbers: Option<Vec<f64>> = words.iter().map(|w| w.parse().ok()).collect();
-        if let Some(numbers) = numbers {
-            return Self::Numbers(numbers);
-        }
-        if let Some(classes) = all(words.iter().map(|w| id(w)).collect()) {
-            return Self::Classes(classes);
+        if config.names().next().is_some() {
+            let classes: Result<Vec<i64>, &String> = words.iter().map(|w| config.class(w).ok_or(w)).collect();
+            let noted = |word: &String| {
+                let known: Vec<_> = config.names().take(MOST_NAMED).collect();
+                let known = known.join(", ");
+                notes.push(format!("the labels are not used: {word:?} is none of the classes of config.json, {known}"));
+            };
+            return classes.map_err(noted).ok().map(Self::Classes);
         }
         let mut names: Vec<&String> = words.iter().collect();
         names.sort();
         names.dedup();
+        let numbered: Vec<_> =
+            names.iter().take(MOST_NAMED).enumerate().map(|(i, n)| format!("{n:?} is {i}")).collect();
+        let numbered = numbered.join(", ");
+        notes.push(format!("no config.json names the classes, so labels count in alphabetic order: {numbered}"));
         let place = |w: &String| names.binary_search(&w).unwrap_or_default() as i64;
-        Self::Classes(words.iter().map(place).collect())
+        Some(Self::Classes(words.iter().map(place).collect()))
     }
 
     /// Number of samples.
@@ -122,13 +133,9 @@ impl Labels {
     }
 }
 
-/// The class that the `config.json` beside a model calls by a name.
+/// So many classes are named in messages.
 #[cfg(any(feature = "text", feature = "images"))]
-pub(super) fn class_of(model: &std::path::Path) -> impl Fn(&str) -> Option<i64> {
-    let config = crate::store::read(&model.with_file_name("config.json")).unwrap_or_default();
-    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
-    move |name| config.get("label2id")?.get(name)?.as_i64()
-}
+const MOST_NAMED: usize = 8;
 
 /// A tensor with the same numbers in another element type; `None` where that is not possible without a loss that
 /// nobody would expect.
@@ -169,12 +176,21 @@ mod tests {
 
     #[test]
     fn words_are_numbers_or_names_of_classes() {
-        let nobody = |_: &str| None;
-        assert_eq!(Labels::from_words(&words(&["1", "0"]), nobody), Labels::Classes(vec![1, 0]));
-        assert_eq!(Labels::from_words(&words(&["1", "0.5"]), nobody), Labels::Numbers(vec![1.0, 0.5]));
-        assert_eq!(Labels::from_words(&words(&["no", "yes", "no"]), nobody), Labels::Classes(vec![0, 1, 0]));
-        let named = |w: &str| Some(if w == "no" { 7 } else { 3 });
-        assert_eq!(Labels::from_words(&words(&["no", "yes"]), named), Labels::Classes(vec![7, 3]));
+        let of = |labels: &[&str], config: serde_json::Value| {
+            let mut notes = Vec::new();
+            (Labels::from_words(&words(labels), &Config::of(&config), &mut notes), notes.join("; "))
+        };
+        let none = serde_json::Value::Null;
+        assert_eq!(of(&["1", "0"], none.clone()).0, Some(Labels::Classes(vec![1, 0])));
+        assert_eq!(of(&["1", "0.5"], none.clone()).0, Some(Labels::Numbers(vec![1.0, 0.5])));
+        let (labels, notes) = of(&["no", "yes", "no"], none);
+        assert_eq!(labels, Some(Labels::Classes(vec![0, 1, 0])));
+        assert!(notes.contains("alphabetic order: \"no\" is 0, \"yes\" is 1"), "{notes}");
+        let config = serde_json::json!({"label2id": {"no": 7, "yes": 3}});
+        assert_eq!(of(&["no", "Yes"], config.clone()), (Some(Labels::Classes(vec![7, 3])), String::new()));
+        let (labels, notes) = of(&["no", "maybe"], config);
+        assert_eq!(labels, None);
+        assert!(notes.contains("\"maybe\" is none of the classes of config.json, yes, no"), "{notes}");
     }
 
     #[test]

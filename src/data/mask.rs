@@ -5,12 +5,15 @@ use std::path::Path;
 use kprune_passes::ir::Tensor;
 use kprune_passes::signature::Input;
 
+use super::labels::converted;
 use crate::error::Error;
 
 /// Which tokens are real.
 #[derive(Clone, Debug)]
 pub(super) struct Mask {
     pub(super) input: usize,
+    /// Whether 1 stands for padding and 0 for real tokens.
+    pub(super) marks_padding: bool,
     /// Real tokens of every sample.
     pub(super) tokens: Vec<usize>,
     /// One more than the place of the last real token of every sample.
@@ -18,7 +21,7 @@ pub(super) struct Mask {
 }
 
 /// What is written instead of a name where there is no token mask.
-const NONE: &str = "none";
+pub(super) const NONE: &str = "none";
 
 /// What the token mask is called nearly everywhere.
 const USUAL: &str = "attention_mask";
@@ -42,12 +45,26 @@ impl Mask {
             }),
         };
         let found = input.and_then(|i| Some((i, inputs.get(i)?, arrays.get(i)?)));
-        found.map(|(i, input, array)| Self::of(i, &input.name, array, given.is_some(), path)).transpose()
+        found.map(|(i, input, array)| Self::of(i, &input.name, array, (given.is_some(), false), path)).transpose()
     }
 
-    /// Where it was named, other numbers than 0 are real too: an input of ids can say where padding is.
-    fn of(input: usize, name: &str, array: &Tensor, is_named: bool, path: &Path) -> Result<Self, Error> {
-        let wrong = |reason: String| Error::data(path, reason, "the mask holds 1 for real tokens and 0 for padding");
+    /// The mask in an input. Where it was named, other numbers than 0 are real too: an input of ids can say where padding
+    /// is.
+    ///
+    /// # Errors
+    /// Where it holds other numbers, or a sample has no real token.
+    pub(super) fn of(
+        input: usize,
+        name: &str,
+        array: &Tensor,
+        (is_named, marks_padding): (bool, bool),
+        path: &Path,
+    ) -> Result<Self, Error> {
+        let help = match marks_padding {
+            true => "the mask holds 0 for real tokens and 1 for padding",
+            false => "the mask holds 1 for real tokens and 0 for padding",
+        };
+        let wrong = |reason: String| Error::data(path, reason, help);
         let &[_, width] = array.dims() else {
             return Err(wrong(format!("the mask {name:?} has the shape {:?} and not [samples, tokens]", array.dims())));
         };
@@ -57,12 +74,13 @@ impl Mask {
             return Err(wrong(format!("the mask {name:?} holds {odd}")));
         }
         let rows = || numbers.chunks(width.max(1));
-        let tokens: Vec<_> = rows().map(|r| r.iter().filter(|&&x| x > 0.0).count()).collect();
+        let is_real = |x: &f64| (*x > 0.0) != marks_padding;
+        let tokens: Vec<_> = rows().map(|r| r.iter().filter(|x| is_real(x)).count()).collect();
         if let Some(empty) = tokens.iter().position(|&n| n == 0) {
             return Err(wrong(format!("sample {empty} has no real token in {name:?}")));
         }
-        let lengths = rows().map(|r| r.iter().rposition(|&x| x > 0.0).map_or(0, |last| last + 1)).collect();
-        Ok(Self { input, tokens, lengths })
+        let lengths = rows().map(|r| r.iter().rposition(is_real).map_or(0, |last| last + 1)).collect();
+        Ok(Self { input, marks_padding, tokens, lengths })
     }
 }
 
@@ -74,15 +92,38 @@ fn no_such_input(name: &str, inputs: &[Input]) -> Error {
     ))
 }
 
-fn numbers(array: &Tensor) -> Option<Vec<f64>> {
+pub(super) fn numbers(array: &Tensor) -> Option<Vec<f64>> {
     match array.to_i64() {
         Ok(ints) => Some(ints.iter().map(|&x| x as f64).collect()),
         Err(_) => Some(array.to_f64().ok()?.iter().copied().collect()),
     }
 }
 
+/// Ones and zeros in the element type of `like`.
+///
+/// # Errors
+/// Where that type has none.
+pub(super) fn flags(like: &Tensor, dims: &[usize], flags: &[i64]) -> Result<Tensor, Error> {
+    let odd = || Error::internal(format!("no mask is made of {}", like.element()));
+    converted(&Tensor::from_i64s(dims, flags), like.element()).ok_or_else(odd)
+}
+
+/// A mask of [samples, tokens] that calls the first `real` tokens real, in the element type of `like`.
+///
+/// # Errors
+/// Where that type has no ones and zeros.
+pub(super) fn marking(
+    like: &Tensor,
+    (samples, tokens): (usize, usize),
+    real: usize,
+    marks_padding: bool,
+) -> Result<Tensor, Error> {
+    let marks: Vec<i64> = (0..samples * tokens).map(|i| ((i % tokens < real) != marks_padding) as i64).collect();
+    flags(like, &[samples, tokens], &marks)
+}
+
 /// Whether an array is [samples, tokens] of ones and zeros.
-fn is_of_ones_and_zeros(array: &Tensor) -> bool {
+pub(super) fn is_of_ones_and_zeros(array: &Tensor) -> bool {
     let is_flag = |x: &f64| *x == 0.0 || *x == 1.0;
     array.dims().len() == 2 && numbers(array).is_some_and(|all| all.iter().all(is_flag))
 }

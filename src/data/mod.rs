@@ -3,16 +3,22 @@
 
 pub use batches::{Batch, as_declared, find};
 pub use labels::Labels;
+pub use polarity::Outputs;
 pub(crate) use random::{axes_of, fill, room_for};
 
 mod arrays;
 mod batches;
+#[cfg(any(feature = "text", feature = "images"))]
+mod config;
+#[cfg(feature = "text")]
+mod decoding;
 mod fence;
 #[cfg(feature = "images")]
 mod images;
 mod labels;
 mod mask;
 mod opener;
+mod polarity;
 mod random;
 #[cfg(feature = "text")]
 mod rows;
@@ -24,8 +30,9 @@ mod trial;
 
 use std::path::{Path, PathBuf};
 
+use kprune_passes::calculus::TokenMask;
 use kprune_passes::finite::first_odd;
-use kprune_passes::ir::{Model, Tensor};
+use kprune_passes::ir::{Graph, Model, Tensor};
 use kprune_passes::signature::{self, Axis, Input};
 
 use crate::error::Error;
@@ -77,6 +84,10 @@ pub struct Dataset {
     shapes: Option<Shapes>,
     /// The lengths that the model takes, where it does not take all.
     lengths_taken: Option<std::collections::BTreeSet<usize>>,
+    /// Whether the program filled the masks itself.
+    masks_are_ours: bool,
+    /// What a user should know about how the samples were read.
+    pub notes: Vec<String>,
     /// What is right for the samples, where that is known.
     pub labels: Option<Labels>,
     /// Where the samples come from, for people.
@@ -117,7 +128,7 @@ impl Dataset {
             (vec![texts], Path::new(""), "built-in English text".to_string())
         } else {
             let arrays = random::samples(model, &inputs, sources, random::SAMPLES)?;
-            let part = arrays::Given::of(Part { arrays, labels: None, shapes: None });
+            let part = arrays::Given::of(Part { arrays, masks_are_ours: true, ..Part::default() });
             (vec![Box::new(part)], Path::new(""), MADE_UP.to_string())
         };
         let part = read_drawn(opened, &inputs, file, sources)?;
@@ -130,7 +141,8 @@ impl Dataset {
     /// Where inputs of a type cannot be made up.
     pub fn made_up(model: &Model, sources: &Sources) -> Result<Self, Error> {
         let inputs = signature::inputs(model);
-        let part = Part { arrays: random::samples(model, &inputs, sources, 1)?, labels: None, shapes: None };
+        let arrays = random::samples(model, &inputs, sources, 1)?;
+        let part = Part { arrays, masks_are_ours: true, ..Part::default() };
         Self::new(model, inputs, part, Path::new(""), sources, MADE_UP.to_string(), false)
     }
 
@@ -143,7 +155,7 @@ impl Dataset {
         source: String,
         is_task_data: bool,
     ) -> Result<Self, Error> {
-        let Part { arrays, labels, shapes } = part;
+        let Part { arrays, labels, shapes, notes, masks_are_ours } = part;
         check(model, &inputs, &arrays, path)?;
         let mask = Mask::find(&inputs, &arrays, sources.mask_input.as_deref(), path)?;
         let samples = samples(&arrays);
@@ -152,7 +164,19 @@ impl Dataset {
             return Err(Error::data(path, reason, "give one label for every sample"));
         }
         let is_made_up = source == MADE_UP;
-        Ok(Self { inputs, arrays, mask, shapes, lengths_taken: None, labels, source, is_task_data, is_made_up })
+        Ok(Self {
+            inputs,
+            arrays,
+            mask,
+            shapes,
+            lengths_taken: None,
+            masks_are_ours,
+            notes,
+            labels,
+            source,
+            is_task_data,
+            is_made_up,
+        })
     }
 
     /// The samples with these numbers, in that order.
@@ -162,16 +186,17 @@ impl Dataset {
     fn select(&self, rows: &[usize]) -> Result<Self, Error> {
         let of = |all: &[usize]| rows.iter().filter_map(|&r| all.get(r).copied()).collect();
         let mask = self.mask.as_ref();
-        let all = Part { arrays: self.arrays.clone(), labels: self.labels.clone(), shapes: self.shapes.clone() };
-        let Part { arrays, labels, shapes } = all.select(rows)?;
+        let (arrays, labels, shapes) = (self.arrays.clone(), self.labels.clone(), self.shapes.clone());
+        let Part { arrays, labels, shapes, .. } = Part { arrays, labels, shapes, ..Part::default() }.select(rows)?;
         Ok(Self {
             inputs: self.inputs.clone(),
             arrays,
-            mask: mask.map(|m| Mask { input: m.input, tokens: of(&m.tokens), lengths: of(&m.lengths) }),
+            mask: mask.map(|m| Mask { tokens: of(&m.tokens), lengths: of(&m.lengths), ..*m }),
             shapes,
             labels,
             source: self.source.clone(),
             lengths_taken: self.lengths_taken.clone(),
+            notes: self.notes.clone(),
             ..*self
         })
     }
@@ -200,6 +225,13 @@ impl Dataset {
     /// One more than the place of the last real token of a sample; `None` where nothing says which are real.
     pub fn length(&self, row: usize) -> Option<usize> {
         self.mask.as_ref().and_then(|m| m.lengths.get(row).copied())
+    }
+
+    /// The token mask in a graph that has the same inputs.
+    pub fn token_mask(&self, graph: &Graph) -> Option<TokenMask> {
+        let mask = self.mask.as_ref()?;
+        let input = graph.find(&self.inputs.get(mask.input)?.name)?;
+        Some(TokenMask { input, marks_padding: mask.marks_padding })
     }
 
     /// The name of the input that says which tokens are real.

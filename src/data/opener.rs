@@ -4,9 +4,16 @@ use std::path::{Path, PathBuf};
 
 use kprune_passes::signature::Input;
 
+#[cfg(feature = "text")]
+use super::config::Config;
 use super::samples::Samples;
 use super::{Sources, arrays};
 use crate::error::Error;
+
+/// What a file is by the end of its name, in small letters.
+pub(super) fn kind(file: &Path) -> String {
+    file.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
+}
 
 /// Opens samples for one model.
 pub(super) struct Opener<'a> {
@@ -56,13 +63,13 @@ impl<'a> Opener<'a> {
                 false => Ok(Box::new(arrays::Sets::new(file, self.inputs)?)),
             };
         }
-        match file.extension().and_then(|e| e.to_str()).unwrap_or("") {
+        match kind(file).as_str() {
             "npz" => arrays::npz(file, self.inputs),
             "safetensors" => arrays::safetensors(file, self.inputs),
-            "txt" | "jsonl" | "csv" | "tsv" => self.texts(file),
+            "txt" | "jsonl" | "json" | "csv" | "tsv" => self.texts(file),
             other => {
                 let reason = format!("is of the unknown kind {other:?}");
-                let help = "give .npz or .safetensors (one array per input), .jsonl, .csv, .tsv or .txt, a folder of \
+                let help = "give .npz or .safetensors (one array per input), .jsonl, .json, .csv, .tsv or .txt, a folder of \
                             images, or a folder with test_data_set_*";
                 Err(Error::data(file, reason, help))
             }
@@ -88,13 +95,7 @@ impl<'a> Opener<'a> {
         };
         let tokenizer = self.tokenizer.as_deref().ok_or_else(missing)?;
         let columns = (&self.sources.columns, self.threads);
-        Ok(Box::new(super::text::Texts::read(
-            file,
-            self.inputs,
-            tokenizer,
-            columns,
-            super::labels::class_of(self.model),
-        )?))
+        Ok(Box::new(super::text::Texts::read(file, self.inputs, tokenizer, columns, &Config::beside(self.model))?))
     }
 
     #[cfg(not(feature = "text"))]
@@ -106,7 +107,8 @@ impl<'a> Opener<'a> {
     #[cfg(feature = "text")]
     pub(super) fn built_in(&self) -> Option<Box<dyn Samples>> {
         let tokenizer = self.tokenizer.as_deref()?;
-        Some(Box::new(super::text::Texts::built_in(self.inputs, tokenizer, self.threads)))
+        let config = Config::beside(self.model);
+        Some(Box::new(super::text::Texts::built_in(self.inputs, tokenizer, self.threads, &config)))
     }
 
     #[cfg(not(feature = "text"))]

@@ -1,17 +1,20 @@
-//! Rows of texts and labels: `.jsonl`, `.csv`, `.tsv` and `.txt` files.
+//! Rows of texts and labels: `.jsonl`, `.json`, `.csv`, `.tsv` and `.txt` files.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use super::Columns;
+use super::decoding::text_of;
+use super::samples::FEW;
 use crate::error::Error;
-use crate::store;
 
 /// Texts, with a second one where the task takes pairs, and their labels as they are written.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     pub(super) texts: Vec<(String, Option<String>)>,
     pub(super) labels: Option<Vec<String>>,
+    /// What a user should know about how they were read.
+    pub(super) notes: Vec<String>,
 }
 
 /// Names of text columns that data sets use, pairs first.
@@ -30,9 +33,11 @@ const TEXTS: &[&[&str]] = &[
 const LABELS: &[&str] = &["label", "labels"];
 
 /// A table: the names of its columns, and its rows.
+#[derive(Default)]
 struct Table {
     names: Vec<String>,
     rows: Vec<Row>,
+    notes: Vec<String>,
 }
 
 /// A row: the number of its line, and its cells with the numbers of their columns. Objects in JSON may each have
@@ -54,11 +59,16 @@ impl Row {
 
 /// Reads the rows of a file.
 pub(super) fn read(path: &Path, columns: &Columns) -> Result<Rows, Error> {
-    let table = match path.extension().and_then(|e| e.to_str()).unwrap_or("") {
-        "jsonl" => json_lines(path)?,
-        "csv" => separated(path, b',')?,
-        "tsv" => separated(path, b'\t')?,
-        _ => lines(path, columns)?,
+    let content = text_of(path)?;
+    if content.trim().is_empty() {
+        return Err(Error::data(path, "holds no samples", FEW));
+    }
+    let table = match super::opener::kind(path).as_str() {
+        "jsonl" | "json" if content.trim_start().starts_with('[') => json_list(path, &content)?,
+        "jsonl" | "json" => json_lines(path, &content)?,
+        "csv" => separated(path, &content, separator(&content))?,
+        "tsv" => separated(path, &content, b'\t')?,
+        _ => lines(&content, columns),
     };
     table.pick(path, columns)
 }
@@ -67,7 +77,12 @@ impl Table {
     /// The columns that were named, or that have the usual names.
     fn pick(self, path: &Path, columns: &Columns) -> Result<Rows, Error> {
         let places: HashMap<&str, usize> = self.names.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
-        let place = |name: &str| places.get(name).copied();
+        // As it is written; or else the only one that differs in capitals alone.
+        let place = |name: &str| {
+            let mut alike = self.names.iter().enumerate().filter(|(_, n)| n.trim().eq_ignore_ascii_case(name.trim()));
+            let alike = alike.next().filter(|_| alike.next().is_none());
+            places.get(name).copied().or(alike.map(|(i, _)| i))
+        };
         let named = |option: &str, name: &String| {
             let help = format!("name a column with {option}; there are: {}", some(&self.names));
             place(name).ok_or_else(|| Error::data(path, format!("has no column {name:?}"), help))
@@ -84,7 +99,7 @@ impl Table {
             Some(name) => Some(named("--label-column", name)?),
             None => LABELS.iter().find_map(|n| place(n)),
         };
-        let mut rows = Rows { texts: Vec::new(), labels: label.map(|_| Vec::new()) };
+        let mut rows = Rows { texts: Vec::new(), labels: label.map(|_| Vec::new()), notes: self.notes };
         for row in &self.rows {
             let cell = |place: usize| {
                 let help = "every row needs a value in each of its columns";
@@ -109,16 +124,31 @@ fn some(names: &[String]) -> String {
     format!("{}{rest}", first.join(", "))
 }
 
+type Object = serde_json::Map<String, serde_json::Value>;
+
 /// One JSON object a line.
-fn json_lines(path: &Path) -> Result<Table, Error> {
-    let content = store::read_text(path).map_err(Error::io("read", path))?;
-    let mut table = Table { names: Vec::new(), rows: Vec::new() };
+fn json_lines(path: &Path, content: &str) -> Result<Table, Error> {
+    let help = "every line is an object such as {\"text\": \"...\"}, or the file is one list of such objects";
+    let lines = content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let objects = lines.map(|(i, line)| {
+        let wrong = |e| Error::data(path, format!("line {} is no JSON object: {e}", i + 1), help);
+        Ok((i + 1, serde_json::from_str::<Object>(line).map_err(wrong)?))
+    });
+    Ok(table_of(objects.collect::<Result<_, Error>>()?))
+}
+
+/// One list of JSON objects.
+fn json_list(path: &Path, content: &str) -> Result<Table, Error> {
+    let wrong =
+        |e| Error::data(path, format!("is no list of JSON objects: {e}"), "its entries are as {\"text\": \"...\"}");
+    let objects: Vec<Object> = serde_json::from_str(content).map_err(wrong)?;
+    Ok(table_of(objects.into_iter().enumerate().map(|(i, object)| (i + 1, object)).collect()))
+}
+
+fn table_of(objects: Vec<(usize, Object)>) -> Table {
+    let mut table = Table::default();
     let mut places: HashMap<String, usize> = HashMap::new();
-    for (i, line) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let help = "every line is an object such as {\"text\": \"...\"}";
-        let wrong = |reason: String| Error::data(path, format!("line {} {reason}", i + 1), help);
-        let object: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_str(line).map_err(|e| wrong(format!("is no JSON object: {e}")))?;
+    for (line, object) in objects {
         let mut cells = Vec::new();
         for (name, value) in object {
             let next = places.len();
@@ -134,21 +164,32 @@ fn json_lines(path: &Path) -> Result<Table, Error> {
             };
             cells.push((place, text));
         }
-        table.rows.push(Row { line: i + 1, cells });
+        table.rows.push(Row { line, cells });
     }
-    Ok(table)
+    table
+}
+
+/// What stands between the values of a table: the comma, but where the first line has none and something else instead.
+fn separator(content: &str) -> u8 {
+    let names = content.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let other = b";\t".iter().copied().find(|&s| !names.contains(',') && names.contains(s as char));
+    other.unwrap_or(b',')
 }
 
 /// Values with separators between them, names in the first line.
-fn separated(path: &Path, separator: u8) -> Result<Table, Error> {
+fn separated(path: &Path, content: &str, separator: u8) -> Result<Table, Error> {
     let help = "the first line names the columns, and every other line has as many";
     let wrong = |e: csv::Error| match e.into_kind() {
         csv::ErrorKind::Io(source) => Error::io("read", path)(source),
-        kind => Error::data(path, format!("is no readable table: {:?}", kind), help),
+        csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
+            let line = pos.map_or(0, |p| p.line());
+            Error::data(path, format!("line {line} has {len} values, and others {expected_len}"), help)
+        }
+        kind => Error::data(path, format!("is no readable table: {kind:?}"), help),
     };
     // Tab-separated data sets do not quote.
-    let file = store::open(path).map_err(Error::io("read", path))?;
-    let mut reader = csv::ReaderBuilder::new().delimiter(separator).quoting(separator == b',').from_reader(file);
+    let mut reader = csv::ReaderBuilder::new();
+    let mut reader = reader.delimiter(separator).quoting(separator != b'\t').from_reader(content.as_bytes());
     let names = reader.headers().map_err(wrong)?.iter().map(str::to_string).collect();
     let mut rows = Vec::new();
     for record in reader.records() {
@@ -156,20 +197,21 @@ fn separated(path: &Path, separator: u8) -> Result<Table, Error> {
         let number = record.position().map_or(0, |p| p.line() as usize);
         rows.push(Row::new(number, record.iter().map(str::to_string)));
     }
-    Ok(Table { names, rows })
+    Ok(Table { names, rows, notes: Vec::new() })
 }
 
 /// One text a line; columns with tabs between them where columns are asked for by number.
-fn lines(path: &Path, columns: &Columns) -> Result<Table, Error> {
-    let content = store::read_text(path).map_err(Error::io("read", path))?;
+fn lines(content: &str, columns: &Columns) -> Table {
     let full = content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     if columns.texts.is_empty() && columns.label.is_none() {
-        let rows = full.map(|(i, line)| Row::new(i + 1, [line.to_string()])).collect();
-        return Ok(Table { names: vec!["text".into()], rows });
+        let rows: Vec<Row> = full.map(|(i, line)| Row::new(i + 1, [line.to_string()])).collect();
+        let is_table = content.lines().all(|line| line.contains('\t') || line.trim().is_empty());
+        let note = "every line has a tab and was taken for one text; name columns by number with --text-columns 1";
+        return Table { names: vec!["text".into()], rows, notes: is_table.then(|| note.into()).into_iter().collect() };
     }
     let rows: Vec<Row> = full.map(|(i, line)| Row::new(i + 1, line.split('\t').map(str::to_string))).collect();
     let width = rows.iter().map(|row| row.cells.len()).max().unwrap_or(0);
-    Ok(Table { names: (1..=width).map(|n| n.to_string()).collect(), rows })
+    Table { names: (1..=width).map(|n| n.to_string()).collect(), rows, notes: Vec::new() }
 }
 
 #[cfg(test)]

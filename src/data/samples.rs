@@ -27,9 +27,14 @@ pub(super) trait Samples {
 
 /// The samples of one file: the arrays of the inputs in their order, and labels. What is a single number is the same for
 /// all samples.
+#[derive(Default)]
 pub(super) struct Part {
     pub(super) arrays: Vec<Tensor>,
     pub(super) labels: Option<Labels>,
+    /// What a user should know about how they were read.
+    pub(super) notes: Vec<String>,
+    /// Whether masks among the arrays are the program's own.
+    pub(super) masks_are_ours: bool,
     /// The shapes of the samples, where they are not all alike.
     pub(super) shapes: Option<Shapes>,
 }
@@ -51,7 +56,8 @@ impl Part {
         };
         let arrays = self.arrays.iter().map(select).collect::<Result<_, _>>()?;
         let shapes = self.shapes.as_ref().map(|s| s.select(rows));
-        Ok(Self { arrays, labels: self.labels.as_ref().map(|l| l.select(rows)), shapes })
+        let labels = self.labels.as_ref().map(|l| l.select(rows));
+        Ok(Self { arrays, labels, shapes, notes: self.notes.clone(), ..*self })
     }
 }
 
@@ -104,6 +110,8 @@ pub(super) fn join(mut parts: Vec<Part>, inputs: &[Input], path: &Path) -> Resul
     }
     let pieces: Vec<_> = parts.iter().map(|p| (p.shapes.as_ref(), p.arrays.as_slice())).collect();
     let shapes = Shapes::joined(&pieces);
+    let masks_are_ours = parts.iter().all(|p| p.masks_are_ours);
+    let notes = parts.iter().flat_map(|p| p.notes.iter().cloned()).collect();
     let (arrays, labels): (Vec<_>, Vec<_>) = parts.into_iter().map(|p| (p.arrays, p.labels)).unzip();
     let joined = inputs.iter().enumerate().map(|(i, input)| {
         let pieces: Vec<&Tensor> = arrays.iter().filter_map(|part| part.get(i)).collect();
@@ -112,7 +120,8 @@ pub(super) fn join(mut parts: Vec<Part>, inputs: &[Input], path: &Path) -> Resul
             Error::data(path, reason, "give files whose arrays have the same axes")
         })
     });
-    Ok(Part { arrays: joined.collect::<Result<_, _>>()?, labels: Labels::joined(labels), shapes })
+    let arrays = joined.collect::<Result<_, _>>()?;
+    Ok(Part { arrays, labels: Labels::joined(labels), notes, masks_are_ours, shapes })
 }
 
 /// What to do where there are no samples.

@@ -7,9 +7,10 @@ use base64::prelude::BASE64_STANDARD;
 use kprune_passes::ir::{ElementType, Tensor};
 use kprune_passes::signature::{Axis, Input};
 use serde_json::Value;
-use tokenizers::{EncodeInput, Encoding, Tokenizer};
+use tokenizers::{EncodeInput, Encoding, PaddingDirection, PaddingStrategy, Tokenizer};
 
 use super::Columns;
+use super::config::Config;
 use super::fence::fenced;
 use super::labels::Labels;
 use super::rows::{self, Rows};
@@ -33,41 +34,62 @@ pub(super) struct Texts {
     inputs: Vec<Input>,
     texts: Vec<(String, Option<String>)>,
     labels: Option<Labels>,
+    /// The padding token, where the model's settings name it.
+    padding: Option<u32>,
+    notes: Vec<String>,
     threads: usize,
 }
 
 impl Texts {
-    /// Reads a file of rows of text from these columns, to be tokenized on so many threads; `id` gives the class that
-    /// the model calls by a name.
+    /// Reads a file of rows of text from these columns, to be tokenized on so many threads, for a model with these
+    /// settings.
     pub(super) fn read(
         path: &Path,
         inputs: &[Input],
         tokenizer: &Path,
         (columns, threads): (&Columns, usize),
-        id: impl Fn(&str) -> Option<i64>,
+        config: &Config,
     ) -> Result<Self, Error> {
-        let Rows { texts, labels } = rows::read(path, columns)?;
-        let labels = labels.as_ref().map(|words| Labels::from_words(words, id));
+        let Rows { texts, labels, mut notes } = rows::read(path, columns)?;
+        let labels = labels.and_then(|words| Labels::from_words(&words, config, &mut notes));
         let (path, tokenizer) = (path.to_path_buf(), tokenizer.to_path_buf());
-        Ok(Self { path, tokenizer, inputs: inputs.to_vec(), texts, labels, threads })
+        Ok(Self { path, tokenizer, inputs: inputs.to_vec(), texts, labels, padding: config.padding, notes, threads })
     }
 
     /// The text that is built into the program.
-    pub(super) fn built_in(inputs: &[Input], tokenizer: &Path, threads: usize) -> Self {
+    pub(super) fn built_in(inputs: &[Input], tokenizer: &Path, threads: usize, config: &Config) -> Self {
         let texts = ENGLISH.lines().map(|line| (line.to_string(), None)).collect();
         let (path, tokenizer) = (PathBuf::new(), tokenizer.to_path_buf());
-        Self { path, tokenizer, inputs: inputs.to_vec(), texts, labels: None, threads }
+        let (inputs, padding) = (inputs.to_vec(), config.padding);
+        Self { path, tokenizer, inputs, texts, labels: None, padding, notes: Vec::new(), threads }
     }
 
     /// The arrays of all inputs, for some of the texts.
     fn encode(&self, rows: &[usize]) -> Result<Vec<Tensor>, Error> {
         let tokens = self.tokenizer()?;
-        let padding = tokens.get_padding().map_or(0, |p| i64::from(p.pad_id));
+        let padding = self.padding(&tokens);
         let fixed = self.fixed_length();
         let longest = fixed.or(tokens.get_truncation().map(|t| t.max_length)).unwrap_or(LONGEST);
         let encodings = self.tokenized(tokens, longest, rows)?;
-        let length = fixed.unwrap_or_else(|| encodings.iter().map(|e| e.len()).max().unwrap_or(0));
-        self.inputs.iter().map(|input| array(&self.path, input, &encodings, length, padding)).collect()
+        let most = encodings.iter().map(|e| e.len()).max().unwrap_or(0);
+        let length = fixed.unwrap_or_else(|| padding.length(most));
+        let meanings = meanings(&self.inputs);
+        let meant = self.inputs.iter().zip(meanings);
+        meant.map(|(input, meaning)| array(&self.path, (input, meaning), &encodings, length, &padding)).collect()
+    }
+
+    /// How texts are filled up: as the tokenizer says, or else at their end with the padding token of the model's settings,
+    /// or with what the vocabulary calls so.
+    fn padding(&self, tokens: &Tokenizer) -> Padding {
+        let given = tokens.get_padding();
+        let usual = || ["[PAD]", "<pad>"].iter().find_map(|token| tokens.token_to_id(token));
+        let id = given.map(|p| p.pad_id).or(self.padding).or_else(usual).unwrap_or(0);
+        Padding {
+            id: id.into(),
+            is_left: given.is_some_and(|p| matches!(p.direction, PaddingDirection::Left)),
+            least: given.map_or(0, |p| if let PaddingStrategy::Fixed(n) = p.strategy { n } else { 0 }),
+            multiple: given.and_then(|p| p.pad_to_multiple_of).unwrap_or(1).max(1),
+        }
     }
 
     fn tokenizer(&self) -> Result<Tokenizer, Error> {
@@ -101,7 +123,8 @@ impl Texts {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build();
         let pool = pool.map_err(|e| Error::internal(e.to_string()))?;
         fenced(&self.tokenizer, || {
-            let truncation = tokenizers::TruncationParams { max_length: longest, ..Default::default() };
+            let given = tokens.get_truncation().cloned().unwrap_or_default();
+            let truncation = tokenizers::TruncationParams { max_length: longest, ..given };
             tokens.with_truncation(Some(truncation)).map_err(|e| self.unusable(e))?;
             tokens.with_padding(None);
             pool.install(|| tokens.encode_batch(texts, true)).map_err(|e| self.unusable(e))
@@ -134,23 +157,85 @@ impl Samples for Texts {
     }
 
     fn read(self: Box<Self>, rows: &[usize]) -> Result<Part, Error> {
-        Ok(Part { arrays: self.encode(rows)?, labels: self.labels.as_ref().map(|l| l.select(rows)), shapes: None })
+        let labels = self.labels.as_ref().map(|l| l.select(rows));
+        let arrays = self.encode(rows)?;
+        Ok(Part { arrays, labels, notes: self.notes, masks_are_ours: true, shapes: None })
     }
 }
 
-/// The array of one input, recognised by what tokenizers call their outputs.
-fn array(path: &Path, input: &Input, encodings: &[Encoding], length: usize, padding: i64) -> Result<Tensor, Error> {
+/// How texts are filled up to one length.
+struct Padding {
+    /// The padding token.
+    id: i64,
+    is_left: bool,
+    /// No text is shorter than this, with padding.
+    least: usize,
+    /// Lengths are multiples of this.
+    multiple: usize,
+}
+
+impl Padding {
+    /// The length of texts of which the longest has so many tokens.
+    fn length(&self, most: usize) -> usize {
+        most.max(self.least).next_multiple_of(self.multiple)
+    }
+
+    /// The values of a text and what fills the rest of the row.
+    fn filled(&self, values: Vec<i64>, fill: i64, length: usize) -> impl Iterator<Item = i64> {
+        let missing = vec![fill; length.saturating_sub(values.len())];
+        let [first, second] = if self.is_left { [missing, values] } else { [values, missing] };
+        first.into_iter().chain(second).take(length)
+    }
+}
+
+/// What a tokenizer gives for a text.
+#[derive(Clone, Copy, PartialEq)]
+enum Meaning {
+    Ids,
+    Mask,
+    Types,
+    Positions,
+}
+
+/// What every input takes, by what tokenizers call their outputs; where no input is called so, ids are what the only other
+/// input of whole numbers takes.
+fn meanings(inputs: &[Input]) -> Vec<Option<Meaning>> {
+    let by_name = |input: &Input| match input.name.to_lowercase() {
+        name if name.contains("position") => Some(Meaning::Positions),
+        name if name.contains("mask") => Some(Meaning::Mask),
+        name if name.contains("type") || name.contains("segment") => Some(Meaning::Types),
+        name if name.contains("ids") || name.contains("token") => Some(Meaning::Ids),
+        _ => None,
+    };
+    let mut meanings: Vec<Option<Meaning>> = inputs.iter().map(by_name).collect();
+    let is_whole = |input: &Input| matches!(input.element, Some(ElementType::I64 | ElementType::I32));
+    let mut open = meanings.iter_mut().zip(inputs).filter(|(m, input)| m.is_none() && is_whole(input));
+    if let (Some((only, _)), None) = (open.next(), open.next())
+        && !inputs.iter().any(|input| by_name(input) == Some(Meaning::Ids))
+    {
+        *only = Some(Meaning::Ids);
+    }
+    meanings
+}
+
+/// The array of one input.
+fn array(
+    path: &Path,
+    (input, meaning): (&Input, Option<Meaning>),
+    encodings: &[Encoding],
+    length: usize,
+    padding: &Padding,
+) -> Result<Tensor, Error> {
     let name = input.name.as_str();
     // The values of a text, and what fills the rest of the row.
     let values = |e: &Encoding| -> Option<(Vec<i64>, i64)> {
         let wide = |ids: &[u32]| ids.iter().map(|&i| i.into()).collect();
-        match name {
-            _ if name.contains("position") => Some(((0..e.len() as i64).collect(), 0)),
-            _ if name.contains("mask") => Some((wide(e.get_attention_mask()), 0)),
-            _ if name.contains("type") || name.contains("segment") => Some((wide(e.get_type_ids()), 0)),
-            _ if name.contains("ids") || name.contains("token") => Some((wide(e.get_ids()), padding)),
-            _ => None,
-        }
+        Some(match meaning? {
+            Meaning::Positions => ((0..e.len() as i64).collect(), 0),
+            Meaning::Mask => (wide(e.get_attention_mask()), 0),
+            Meaning::Types => (wide(e.get_type_ids()), 0),
+            Meaning::Ids => (wide(e.get_ids()), padding.id),
+        })
     };
     let wrong = |reason: String| Error::data(path, reason, "give arrays with --calibration FILE.npz");
     if length == 0 {
@@ -166,7 +251,7 @@ fn array(path: &Path, input: &Input, encodings: &[Encoding], length: usize, padd
     for encoding in encodings {
         let missing = || wrong(format!("text gives no values for the input {name:?}"));
         let (ids, fill) = values(encoding).ok_or_else(missing)?;
-        flat.extend(ids.into_iter().chain(std::iter::repeat(fill)).take(length));
+        flat.extend(padding.filled(ids, fill, length));
     }
     let bytes: Vec<u8> = match input.element {
         Some(ElementType::I64) => flat.iter().flat_map(|i| i.to_le_bytes()).collect(),

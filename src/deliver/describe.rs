@@ -27,6 +27,10 @@ impl Maker<'_> {
         let found = &self.loaded.analysis.measured.found;
         let models: Vec<ModelReport> = products.iter().map(|p| model_report(found, budget, p)).collect();
         let mut warnings = self.warnings(products);
+        if let (Some(data), Some(judgement)) = (&self.evaluation, &original.judgement) {
+            warnings.extend(data.notes.iter().filter(|note| !self.loaded.calibration.notes.contains(note)).cloned());
+            warnings.extend(judgement.unused_labels(data));
+        }
         warnings.extend(budget.forecast(found, &products[chosen].outcome.plan, &self.setting));
         let output = |&(v, kind): &(ValueId, OutputKind)| report::Output {
             name: probes.model.graph.name(v).into(),
@@ -122,6 +126,7 @@ impl Maker<'_> {
             warnings.push(format!("{reason}; labelled data of the task serve better (--eval FILE)"));
         }
         warnings.extend(self.loaded.analysis.changes.iter().cloned());
+        warnings.extend(self.loaded.calibration.notes.iter().cloned());
         let first_axes = signature::inputs(&self.loaded.analysis.written.model);
         let is_free = |i: &signature::Input| matches!(i.axes.iter().flatten().next(), Some(signature::Axis::Named(_)));
         if self.loaded.calibration.fixed_batch() == Some(1) && first_axes.iter().any(is_free) {

@@ -1,5 +1,8 @@
 //! How good models are: on labels, and against another model.
 
+use std::path::Path;
+
+use kprune_passes::calculus::TokenMask;
 use kprune_passes::calculus::loss::{Objective, OutputKind};
 use kprune_passes::ir::{ElementType, Model};
 use kprune_passes::observe::Observation;
@@ -88,6 +91,14 @@ impl Fidelity {
     }
 }
 
+impl Judgement {
+    /// That there are labels which say nothing about the outputs, in words.
+    pub fn unused_labels(&self, data: &Dataset) -> Option<String> {
+        let is_unused = data.labels.is_some() && self.scores.is_empty();
+        is_unused.then(|| format!("the labels of {} suit no output of the model and were not used", data.source))
+    }
+}
+
 /// What the outputs of a model are, by name: guessed, but for what is `given`.
 ///
 /// # Errors
@@ -95,10 +106,9 @@ impl Fidelity {
 pub fn kinds(
     model: &Model,
     seen: &Observation,
-    mask_input: Option<&str>,
+    token_mask: Option<TokenMask>,
     given: &[(String, OutputKind)],
 ) -> Result<Vec<(String, OutputKind)>, Error> {
-    let token_mask = model.graph.find(mask_input.unwrap_or("attention_mask"));
     let mut objective = Objective::guess(model, seen, token_mask);
     overrule(&mut objective, model, given)?;
     Ok(objective.outputs.iter().map(|&(v, kind)| (model.graph.name(v).to_string(), kind)).collect())
@@ -144,7 +154,10 @@ pub fn judge(
             let values = session.run_with(|name| find(&feeds, name))?;
             let outputs = outputs(&values, kinds, data, &batch, i)?;
             if let Some(labels) = &data.labels {
-                predictions.add(&outputs, &labels.select(&batch.rows));
+                predictions.add(&outputs, &labels.select(&batch.rows)).map_err(|reason| {
+                    let help = "labels are counted from 0; give those that belong to the model";
+                    Error::data(Path::new(&data.source), reason, help)
+                })?;
             }
             match &first {
                 Some(first) => nearness.add(first, &outputs),
@@ -229,44 +242,61 @@ struct Predictions {
 }
 
 impl Predictions {
-    fn add(&mut self, outputs: &[Output], labels: &Labels) {
+    /// Adds a batch; the reason where a label is of no class of the output.
+    fn add(&mut self, outputs: &[Output], labels: &Labels) -> Result<(), String> {
         let of = |kind: OutputKind| outputs.iter().find(|o| o.kind == kind && !o.is_whole);
         let best = |rows: &Vec<f64>| argmax(rows.iter().copied());
         match labels {
             Labels::Classes(right) => {
                 if let Some(logits) = of(OutputKind::Logits) {
-                    self.class_count = logits.samples[0][0].len();
-                    self.classes.0.extend(logits.samples.iter().map(|rows| best(&rows[0])));
-                    self.classes.1.extend(right);
+                    for (rows, &right) in logits.samples.iter().zip(right) {
+                        self.add_class(&rows[0], right)?;
+                    }
                 } else {
-                    self.add(outputs, &Labels::Numbers(right.iter().map(|&c| c as f64).collect()));
+                    self.add(outputs, &Labels::Numbers(right.iter().map(|&c| c as f64).collect()))?;
                 }
             }
             Labels::Numbers(right) => {
+                let classes: Option<Vec<i64>> = right.iter().map(|&x| (x.fract() == 0.0).then_some(x as i64)).collect();
                 if let Some(numbers) = of(OutputKind::Regression) {
                     self.numbers.0.extend(numbers.samples.iter().map(|rows| rows[0][0]));
                     self.numbers.1.extend(right);
+                } else if let (Some(classes), Some(_)) = (classes, of(OutputKind::Logits)) {
+                    self.add(outputs, &Labels::Classes(classes))?;
                 }
             }
             Labels::Tokens(right) => {
-                let Some(logits) = of(OutputKind::TokenLogits) else { return };
+                let Some(logits) = of(OutputKind::TokenLogits) else { return Ok(()) };
                 for (rows, right) in logits.samples.iter().zip(right.rows()) {
-                    self.class_count = rows.first().map_or(0, Vec::len);
-                    for (row, &right) in rows.iter().zip(right).filter(|(_, r)| **r >= 0) {
-                        self.classes.0.push(best(row));
-                        self.classes.1.push(right);
+                    for (row, &right) in rows.iter().zip(right) {
+                        self.add_class(row, right)?;
                     }
                 }
             }
             Labels::Spans(right) => {
                 let end_of =
                     |is_end: bool| outputs.iter().find(|o| o.kind == OutputKind::SpanLogits && o.is_end == is_end);
-                let (Some(start), Some(end)) = (end_of(false), end_of(true)) else { return };
+                let (Some(start), Some(end)) = (end_of(false), end_of(true)) else { return Ok(()) };
                 let spans = start.samples.iter().zip(&end.samples).map(|(s, e)| [best(&s[0]), best(&e[0])]);
                 self.spans.0.extend(spans);
                 self.spans.1.extend(right);
             }
         }
+        Ok(())
+    }
+
+    /// Adds a prediction; what is right is unknown where it is negative.
+    fn add_class(&mut self, scores: &[f64], right: i64) -> Result<(), String> {
+        if right < 0 {
+            return Ok(());
+        }
+        if right as usize >= scores.len() {
+            return Err(format!("holds the label {right}, and the model has {} classes", scores.len()));
+        }
+        self.class_count = scores.len();
+        self.classes.0.push(argmax(scores.iter().copied()));
+        self.classes.1.push(right);
+        Ok(())
     }
 
     fn scores(&self) -> Vec<Score> {

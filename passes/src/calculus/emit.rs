@@ -2,6 +2,7 @@
 
 use ndarray::{ArrayD, arr0};
 
+use crate::calculus::TokenMask;
 use crate::ir::{ElementType, Graph, Operator, Tensor, ValueId, attribute};
 use crate::observe::Dim;
 
@@ -110,10 +111,11 @@ impl<'a> Emit<'a> {
         self.with(Operator::new("Gather").with(attribute::int("axis", 0)), &[shape, index])
     }
 
-    /// 1 where a mask, or an input of ids that serves as one, holds another number than 0, and 0 elsewhere.
-    pub fn real(&mut self, mask: ValueId, element: ElementType) -> ValueId {
-        let flags = self.cast(mask, ElementType::Bool);
-        self.cast(flags, element)
+    /// 1 where a mask says that a token is real, and 0 elsewhere.
+    pub fn real(&mut self, mask: TokenMask, element: ElementType) -> ValueId {
+        let flags = self.cast(mask.input, ElementType::Bool);
+        let real = if mask.marks_padding { self.op("Not", &[flags]) } else { flags };
+        self.cast(real, element)
     }
 
     /// Sums a value of dimensions `from` over the axes along which a value of dimensions `to` was

@@ -14,6 +14,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
+use crate::calculus::TokenMask;
 use crate::calculus::differentiate::Seed;
 use crate::calculus::emit::Emit;
 use crate::ir::{ElementType, Graph, Model, NodeId, Operator, ValueId, attribute};
@@ -165,7 +166,7 @@ impl Objective {
     }
 
     /// Guesses the kind of every floating-point output from its name, its rank and what makes it.
-    pub fn guess(model: &Model, seen: &Observation, token_mask: Option<ValueId>) -> Self {
+    pub fn guess(model: &Model, seen: &Observation, token_mask: Option<TokenMask>) -> Self {
         let graph = &model.graph;
         let floats = |v: &&ValueId| seen.element(**v).is_some_and(ElementType::is_float);
         let mut listed = HashSet::new();
@@ -189,11 +190,11 @@ impl Objective {
     }
 }
 
-fn guess_kind(model: &Model, seen: &Observation, output: ValueId, token_mask: Option<ValueId>) -> Option<OutputKind> {
+fn guess_kind(model: &Model, seen: &Observation, output: ValueId, token_mask: Option<TokenMask>) -> Option<OutputKind> {
     let graph = &model.graph;
     let dims = seen.dims(output)?;
     let named_logits = graph.name(output).to_lowercase().contains("logit");
-    let tokens = token_mask.and_then(|m| seen.dims(m)).and_then(|d| d.get(1).copied());
+    let tokens = token_mask.and_then(|m| seen.dims(m.input)).and_then(|d| d.get(1).copied());
     Some(match dims.as_slice() {
         [] => return None,
         [_, last] if last.fixed() == Some(1) => OutputKind::Regression,
@@ -228,13 +229,13 @@ pub fn teacher_input(output: &str) -> String {
 
 /// Appends the loss to a graph: new inputs are the teacher's outputs and [`SAMPLES`].
 ///
-/// `token_mask` is the value, [samples, tokens], that says which tokens are real.
+/// `token_mask` says which tokens are real.
 pub fn append(
     emit: &mut Emit,
     seen: &Observation,
     objective: &Objective,
     criterion: Criterion,
-    token_mask: Option<ValueId>,
+    token_mask: Option<TokenMask>,
 ) -> Loss {
     let Criterion::Teacher { tau } = criterion;
     let samples = emit.graph.add_input(signature::declare(SAMPLES, ElementType::F32, 0));
@@ -246,7 +247,7 @@ pub fn append(
         let element = seen.element(output).unwrap_or(ElementType::F32);
         let name = teacher_input(emit.graph.name(output));
         let teacher = emit.graph.add_input(signature::declare(&name, element, rank));
-        let masked = token_mask.filter(|&m| over_tokens(seen, output, m));
+        let masked = token_mask.filter(|&m| over_tokens(seen, output, m.input));
         let tokens = masked.filter(|_| kind != OutputKind::SpanLogits);
         let (loss, gradient) = match kind {
             OutputKind::SpanLogits => {
@@ -284,7 +285,7 @@ fn over_tokens(seen: &Observation, output: ValueId, token_mask: ValueId) -> bool
 }
 
 /// Logits over positions, [samples, positions], so far down where there is padding that it gets no probability.
-fn without_padding(emit: &mut Emit, logits: ValueId, mask: Option<ValueId>, element: ElementType) -> ValueId {
+fn without_padding(emit: &mut Emit, logits: ValueId, mask: Option<TokenMask>, element: ElementType) -> ValueId {
     let Some(mask) = mask else { return logits };
     let real = emit.real(mask, element);
     let one = emit.number(element, 1.0);
@@ -330,7 +331,7 @@ fn squared_error(emit: &mut Emit, student: ValueId, teacher: ValueId, element: E
 /// Which positions of a sample an output is averaged over.
 enum Positions {
     /// Those that this mask says to be real.
-    Real(ValueId),
+    Real(TokenMask),
     /// All of this value: the axes between the first and the last.
     All(ValueId),
     /// It has none.

@@ -1,6 +1,7 @@
 //! Mask gradients and squared features of the units of a sublayer and of all downstream of it, column by column.
 
 use super::{Graph, Probes, add};
+use crate::calculus::TokenMask;
 use crate::calculus::differentiate::{DifferentiateError, differentiate};
 use crate::calculus::emit::Emit;
 use crate::calculus::loss::{self, Criterion};
@@ -67,7 +68,7 @@ impl Probes<'_> {
         &self,
         t: usize,
         part: &mut Model,
-        token_mask: Option<ValueId>,
+        token_mask: Option<TokenMask>,
         gradients: Vec<Option<ValueId>>,
     ) -> (Vec<ColumnSums>, Vec<ValueId>) {
         let mut gradients = gradients.into_iter();
@@ -99,7 +100,7 @@ impl Probes<'_> {
         emit: &mut Emit,
         features: ValueId,
         gradient: Option<ValueId>,
-        token_mask: Option<ValueId>,
+        token_mask: Option<TokenMask>,
     ) -> [Option<ValueId>; 2] {
         let dims = self.seen.dims(features).unwrap_or_default();
         let leading: Vec<i64> = (0..dims.len() as i64 - 1).collect();

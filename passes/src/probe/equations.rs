@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{Graph, Probes, add};
+use crate::calculus::TokenMask;
 use crate::calculus::differentiate::{DifferentiateError, differentiate};
 use crate::calculus::emit::Emit;
 use crate::discover::provenance::Channel;
@@ -115,7 +116,7 @@ impl Probes<'_> {
         graph: &mut ir::Graph,
         projection: &Projection,
         columns: Option<ValueId>,
-        token_mask: Option<ValueId>,
+        token_mask: Option<TokenMask>,
     ) -> [ValueId; 2] {
         let features = graph.operator(projection.node).input(projection.features_slot).unwrap_or(projection.features);
         let mut emit = Emit::new(graph, self.opset(), "measure");
@@ -151,7 +152,7 @@ impl Probes<'_> {
         site: usize,
         projection: &Projection,
         residual: &Residual,
-        token_mask: Option<ValueId>,
+        token_mask: Option<TokenMask>,
     ) -> Result<ValueId, DifferentiateError> {
         let without = self.stream_without(graph, projection, residual);
         let mut emit = Emit::new(graph, self.opset(), "measure");
@@ -212,7 +213,7 @@ impl Probes<'_> {
         value: ValueId,
         dims: &[Dim],
         width: usize,
-        token_mask: Option<ValueId>,
+        token_mask: Option<TokenMask>,
     ) -> ValueId {
         let real = self.only_real(emit, value, dims, token_mask);
         let shape = emit.integers(&[-1, width as i64]);

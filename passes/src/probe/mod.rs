@@ -27,6 +27,7 @@ pub use step::{FEATURES, RegionOutputs, WEIGHT};
 
 use std::collections::BTreeMap;
 
+use crate::calculus::TokenMask;
 use crate::calculus::differentiate::DifferentiateError;
 use crate::calculus::emit::Emit;
 use crate::calculus::loss::{Criterion, Objective};
@@ -55,7 +56,7 @@ pub struct Probes<'a> {
     /// What the loss compares.
     pub objective: Objective,
     /// The token mask: the input that says which tokens are real.
-    pub token_mask: Option<ValueId>,
+    pub token_mask: Option<TokenMask>,
 }
 
 /// A graph with its outputs' names.
@@ -68,7 +69,12 @@ pub struct Graph<T> {
 
 impl<'a> Probes<'a> {
     /// The probes of `model`, of which nothing is pruned yet; `token_mask` says which tokens are real.
-    pub fn new(model: &'a Model, seen: &'a Observation, discovery: &'a Discovery, token_mask: Option<ValueId>) -> Self {
+    pub fn new(
+        model: &'a Model,
+        seen: &'a Observation,
+        discovery: &'a Discovery,
+        token_mask: Option<TokenMask>,
+    ) -> Self {
         let crossings = Crossings::find(&model.graph, discovery);
         let objective = Objective::guess(model, seen, token_mask);
         Self { model, student: model.clone(), seen: seen.clone(), discovery, crossings, objective, token_mask }
@@ -129,10 +135,10 @@ impl<'a> Probes<'a> {
     }
 
     /// The token mask is an input of the model, also where a part of the graph does not read it.
-    fn restore_token_mask(&self, part: &mut Model) -> Option<ValueId> {
+    fn restore_token_mask(&self, part: &mut Model) -> Option<TokenMask> {
         let mask = self.token_mask?;
-        if !part.graph.inputs().contains(&mask) {
-            let info = self.model.graph.info(mask)?.clone();
+        if !part.graph.inputs().contains(&mask.input) {
+            let info = self.model.graph.info(mask.input)?.clone();
             part.graph.make_input(info);
         }
         Some(mask)
@@ -141,7 +147,7 @@ impl<'a> Probes<'a> {
     /// Whether the rows of sublayer `t`'s features follow the token mask.
     pub fn follows_token_mask(&self, t: usize) -> bool {
         let dims = self.seen.dims(self.discovery.sublayers[t].projection.features).unwrap_or_default();
-        let mask = self.token_mask.and_then(|m| self.seen.dims(m));
+        let mask = self.token_mask.and_then(|m| self.seen.dims(m.input));
         mask.is_some_and(|mask| Layout::of(&dims, &mask).is_some())
     }
 
@@ -151,8 +157,8 @@ impl<'a> Probes<'a> {
     }
 
     /// The value with the positions of padding tokens set to zero, where its axes show which those are.
-    fn only_real(&self, emit: &mut Emit, value: ValueId, dims: &[Dim], token_mask: Option<ValueId>) -> ValueId {
-        let Some((mask, tokens)) = token_mask.and_then(|m| Some((m, self.seen.dims(m)?))) else { return value };
+    fn only_real(&self, emit: &mut Emit, value: ValueId, dims: &[Dim], token_mask: Option<TokenMask>) -> ValueId {
+        let Some((mask, tokens)) = token_mask.and_then(|m| Some((m, self.seen.dims(m.input)?))) else { return value };
         let Some(layout) = Layout::of(dims, &tokens) else { return value };
         let real = emit.real(mask, ElementType::F32);
         let real = layout.arrange(emit, real, dims.len());

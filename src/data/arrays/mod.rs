@@ -280,7 +280,7 @@ pub(super) fn fit(arrays: Named, inputs: &[Input], path: &Path) -> Result<Part, 
     }
     let labels = Labels::from_arrays(|name| find(name).filter(|_| !is_input(name)).cloned());
     let labels = labels.map_err(|reason| Error::data(path, reason, "one label for every sample"))?;
-    Ok(Part { arrays: fitting, labels, shapes: None })
+    Ok(Part { arrays: fitting, labels, ..Part::default() })
 }
 
 /// Arrays that a caller gives, batch by batch.
