@@ -21,7 +21,7 @@ use crate::deliver::targets::{source_ledger, with_samples};
 use crate::error::Error;
 use crate::judge::latency::Setting;
 use crate::judge::latency_table::LatencyTable;
-use crate::judge::quality::kinds;
+use crate::judge::quality::objective;
 use crate::options::Options;
 use crate::report::table::{count, percent, plain};
 use crate::report::{DeclinedReport, Output, unit_name};
@@ -141,11 +141,16 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
         shared: sublayer.also.len(),
     };
     let sublayers: Vec<Part> = found.sublayers.iter().map(part).collect();
-    let kinds = kinds(lowered, seen, token_mask(&analysis), &options.data.outputs)?;
+    let objective = objective(lowered, seen, token_mask(&analysis), &options.data.outputs)?;
     let output = |&value: &ValueId| {
         let name = model.graph.name(value).to_string();
-        let kind = kinds.iter().find(|(n, _)| *n == name).map_or("not compared".into(), |(_, kind)| kind.to_string());
-        Output { name, kind }
+        let place = lowered.graph.find(&name);
+        let compared = objective.outputs.iter().find(|c| Some(c.output) == place);
+        let left_out = || objective.left_out.iter().find(|(v, _)| Some(*v) == place).map(|(_, why)| why.clone());
+        match compared {
+            Some(compared) => Output { name, kind: compared.kind.to_string(), why: compared.why.clone() },
+            None => Output { name, kind: "not compared".into(), why: left_out().unwrap_or_default() },
+        }
     };
     Ok(Inspection {
         path: source.model.display().to_string(),
@@ -205,7 +210,7 @@ impl Inspection {
         self.changes.iter().for_each(|change| line("changed", change.clone()));
         self.notes.iter().for_each(|note| line("note", note.clone()));
         self.inputs.iter().for_each(|input| line("input", input.clone()));
-        self.outputs.iter().for_each(|o| line("output", format!("{:?}, taken for {}", o.name, o.kind)));
+        self.outputs.iter().for_each(|o| line("output", format!("{:?}, {}: {}", o.name, o.kind, o.why)));
         let part = |all: f64, prunable: f64| {
             format!("{}, of them {} ({}) in what can be pruned", count(all), count(prunable), percent(prunable, all))
         };

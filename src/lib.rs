@@ -41,7 +41,7 @@ pub mod walk;
 pub use compare::compare;
 pub use error::Error;
 pub use inspect::inspect;
-pub use kprune_passes::calculus::loss::OutputKind;
+pub use kprune_passes::calculus::objective::OutputKind;
 pub use kprune_passes::discover::Scope;
 pub use kprune_passes::ir::Tensor;
 pub use kprune_passes::methods;

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use kprune_passes::calculus::loss::OutputKind;
+use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::discover::Scope;
 use kprune_passes::discover::cost::Alignment;
 use kprune_passes::methods::Settings;
 
 use crate::data::Sources;
 use crate::error::Error;
+use crate::judge::quality::Kind;
 use crate::machine::quarter_of_memory;
 use crate::runtime::{Choice, Runtime};
 
@@ -149,8 +150,8 @@ impl Default for RuntimeOptions {
 
 impl Data {
     /// Samples in a mini-batch, for outputs of these kinds.
-    pub(crate) fn mini_batch(&self, kinds: &[(String, OutputKind)]) -> usize {
-        let is_span = kinds.iter().any(|(_, kind)| *kind == OutputKind::SpanLogits);
+    pub(crate) fn mini_batch(&self, kinds: &[Kind]) -> usize {
+        let is_span = kinds.iter().any(|k| k.kind == OutputKind::SpanLogits);
         self.batch_size.unwrap_or(if is_span { SPANS } else { SAMPLES })
     }
 }

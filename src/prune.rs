@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use kprune_passes::calculus::loss::OutputKind;
 use kprune_passes::probe::Probes;
 
 use crate::analysis::Loaded;
@@ -13,7 +12,7 @@ use crate::data::{Dataset, Sources};
 use crate::deliver::{Maker, dump, targets};
 use crate::error::Error;
 use crate::judge::latency::Setting;
-use crate::judge::quality::{kinds, overrule};
+use crate::judge::quality::{Kind, kinds, overrule};
 use crate::options::Options;
 use crate::progress::Progress;
 use crate::report::Report;
@@ -119,7 +118,7 @@ const SET_ASIDE: usize = 8;
 const MOST_SET_ASIDE: usize = 512;
 
 /// What the outputs are taken for.
-fn kinds_of(loaded: &Loaded, options: &Options) -> Result<Vec<(String, OutputKind)>, Error> {
+fn kinds_of(loaded: &Loaded, options: &Options) -> Result<Vec<Kind>, Error> {
     let view = &loaded.analysis.measured;
     kinds(&view.model, &view.seen, loaded.calibration.token_mask(&view.model.graph), &options.data.outputs)
 }

@@ -4,7 +4,8 @@
 mod support;
 
 use kprune_passes::calculus::emit::Emit;
-use kprune_passes::calculus::loss::{self, Criterion, Objective, OutputKind, SAMPLES, teacher_input};
+use kprune_passes::calculus::loss::{self, Criterion, SAMPLES, teacher_input};
+use kprune_passes::calculus::objective::{Compared, Form, Objective, OutputKind};
 use kprune_passes::ir::{ElementType, Graph, Model, Operator, ValueId};
 use kprune_passes::observe::{Observation, Seen, Sizes};
 use kprune_passes::signature::declare;
@@ -29,7 +30,8 @@ fn build(kind: OutputKind, shape: &[usize], tau: f64, is_masked: bool) -> (Model
     let see = |shape: &[usize]| Seen { shape: shape.to_vec(), element: ElementType::F32, integers: None };
     let run = std::collections::HashMap::from([(output, see(shape)), (mask, see(&[SAMPLES_PER_BATCH, TOKENS]))]);
     let seen = Observation::new(&graph, Sizes::new(), [run.clone(), run]);
-    let objective = Objective { outputs: vec![(output, kind)] };
+    let compared = Compared { value: output, output, kind, form: Form::Scores, why: String::new() };
+    let objective = Objective { outputs: vec![compared], left_out: Vec::new() };
     let mut emit = Emit::new(&mut graph, 17, "test");
     let loss = loss::append(&mut emit, &seen, &objective, Criterion::Teacher { tau }, is_masked.then(|| mask.into()));
     let gradient = loss.seeds[0].1;
@@ -108,6 +110,21 @@ fn squared_errors() {
     let (loss, _) = check(OutputKind::Regression, &[2, 1], 2.0);
     let (z, teacher) = (array(&[2, 1], 1), array(&[2, 1], 2));
     assert!((loss - (z - teacher).mapv(|d| d * d).sum() / 2.0).abs() < 1e-5);
+}
+
+#[test]
+fn scores_of_labels_that_are_right_or_not_for_themselves() {
+    let (loss, _) = check(OutputKind::MultiLabel, &[2, 4], 1.0);
+    let p = |seed: usize| array(&[2, 4], seed).mapv(|z| 1.0 / (1.0 + (-z).exp()));
+    let kl = |p: f64, q: f64| p * (p / q).ln() + (1.0 - p) * ((1.0 - p) / (1.0 - q)).ln();
+    let expected: f64 = p(2).iter().zip(&p(1)).map(|(&p, &q)| kl(p, q)).sum();
+    assert!((loss - expected / 2.0).abs() < 1e-5, "{loss}");
+    check(OutputKind::MultiLabel, &[2, 4], 2.0);
+    check_masked(OutputKind::MultiLabel, &[2, 3, 1], 2.0, false);
+}
+
+#[test]
+fn states_are_compared_relative_to_their_size() {
     check(OutputKind::Hidden, &[2, 5], 2.0);
     let (_, gradient) = check(OutputKind::Hidden, &[2, 3, 5], 2.0);
     assert!(gradient.indexed_iter().filter(|(i, _)| i[0] == 1 && i[1] > 0).all(|(_, g)| *g == 0.0));
@@ -115,7 +132,16 @@ fn squared_errors() {
 
 #[test]
 fn without_a_mask_every_position_counts_and_all_are_averaged() {
-    let apart = |shape: &[usize]| (array(shape, 1) - array(shape, 2)).mapv(|d| d * d).sum();
+    // Squared error of every row by the square of the teacher's, and a thousandth of the largest.
+    let apart = |shape: &[usize]| {
+        let rows =
+            |seed: usize| array(shape, seed).into_shape_with_order((shape.iter().product::<usize>() / 5, 5)).unwrap();
+        let (student, teacher) = (rows(1), rows(2));
+        let square = |array: ndarray::Array2<f64>| array.mapv(|x| x * x).sum_axis(ndarray::Axis(1));
+        let (errors, sizes) = (square(&student - &teacher), square(teacher));
+        let largest = sizes.iter().fold(0.0f64, |m, &x| m.max(x));
+        errors.iter().zip(&sizes).map(|(e, s)| e / (s + 1e-3 * largest)).sum::<f64>()
+    };
     let (loss, gradient) = check_masked(OutputKind::Hidden, &[2, 3, 5], 1.0, false);
     assert!((loss - apart(&[2, 3, 5]) / (2.0 * 3.0)).abs() < 1e-4, "{loss}");
     assert!(gradient.iter().all(|g| *g != 0.0));

@@ -70,6 +70,8 @@ pub struct Observation {
     sizes: Sizes,
     seen: HashMap<ValueId, [Seen; 2]>,
     counted: HashMap<ValueId, Vec<usize>>,
+    /// The only number of samples that the model takes at once, where there is but one.
+    batch: Option<usize>,
 }
 
 impl Observation {
@@ -87,12 +89,22 @@ impl Observation {
                 seen.insert(value, [one.clone(), one]);
             }
         }
-        Self { sizes, seen, counted: HashMap::new() }
+        Self { sizes, seen, ..Self::default() }
     }
 
     /// Adds the shapes of a run of the sizes for which operations are counted.
     pub fn count_at(&mut self, run: HashMap<ValueId, Seen>) {
         self.counted = run.into_iter().map(|(value, seen)| (value, seen.shape)).collect();
+    }
+
+    /// Says that the model takes so many samples at once and no other number: operations are counted for one of them.
+    pub fn of_batches(&mut self, samples: usize) {
+        self.batch = Some(samples);
+    }
+
+    /// How many samples there are where operations are counted.
+    pub(crate) fn samples(&self) -> f64 {
+        self.batch.unwrap_or(1).max(1) as f64
     }
 
     /// Adds what follows for values of `graph` that were not seen: constants, and biases added.
@@ -116,7 +128,8 @@ impl Observation {
     pub fn of(&self, graph: &Graph) -> Self {
         let seen = self.seen.iter().filter(|(v, _)| graph.holds(**v)).map(|(&v, s)| (v, s.clone()));
         let counted = self.counted.iter().filter(|(v, _)| graph.holds(**v)).map(|(&v, shape)| (v, shape.clone()));
-        Self { sizes: self.sizes.clone(), seen: seen.collect(), counted: counted.collect() }
+        let (seen, counted) = (seen.collect(), counted.collect());
+        Self { sizes: self.sizes.clone(), seen, counted, batch: self.batch }
     }
 
     /// The value's shape in the first run.

@@ -59,6 +59,7 @@ pub(super) fn count(
     seq_len: Option<usize>,
 ) -> Result<(), Error> {
     let mut looker = Looker::new(runtime, model)?;
+    data.fixed_batch().inspect(|&samples| seen.of_batches(samples));
     let whole = |(name, length): (String, f64)| (name, (length.round() as usize).max(1));
     let lengths = data.lengths(seq_len).into_iter().map(whole).collect();
     let feeds = data.cut(&data.mixed(0, data.fixed_batch().unwrap_or(1)), &lengths)?;

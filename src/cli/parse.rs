@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kprune_passes::calculus::loss::OutputKind;
+use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::discover::Scope;
 
 use crate::options::{MOST, Stage};

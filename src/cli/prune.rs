@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use clap::Args;
-use kprune_passes::calculus::loss::OutputKind;
+use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::discover::Scope;
 use kprune_passes::discover::cost::Alignment;
 
@@ -110,7 +110,7 @@ pub struct PruneArgs {
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Method")]
     pub align: Option<usize>,
 
-    /// Take an output for logits, span, tokens, regression or hidden, or ignore it; may be repeated
+    /// Take an output for logits, span, tokens, multilabel, regression or hidden, or ignore it; may be repeated
     #[arg(long = "output", value_name = "NAME:KIND", value_parser = output, help_heading = "Method")]
     pub outputs: Vec<(String, OutputKind)>,
 

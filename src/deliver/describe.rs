@@ -1,8 +1,7 @@
 //! What a run did, as its report.
 
-use kprune_passes::calculus::loss::OutputKind;
+use kprune_passes::calculus::objective::Compared;
 use kprune_passes::discover::{Discovery, Sublayer};
-use kprune_passes::ir::ValueId;
 use kprune_passes::plan::Plan;
 use kprune_passes::probe::Probes;
 use kprune_passes::signature;
@@ -32,9 +31,10 @@ impl Maker<'_> {
             warnings.extend(judgement.unused_labels(data));
         }
         warnings.extend(budget.forecast(found, &products[chosen].outcome.plan, &self.setting));
-        let output = |&(v, kind): &(ValueId, OutputKind)| report::Output {
-            name: probes.model.graph.name(v).into(),
-            kind: kind.to_string(),
+        let output = |compared: &Compared| report::Output {
+            name: probes.model.graph.name(compared.output).into(),
+            kind: compared.kind.to_string(),
+            why: compared.why.clone(),
         };
         Report {
             schema: 2,

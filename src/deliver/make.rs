@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kprune_passes::calculus::loss::OutputKind;
 use kprune_passes::ir::Model;
 use kprune_passes::methods::Outcome;
 use kprune_passes::remove::remove;
@@ -17,7 +16,7 @@ use crate::budget::Budget;
 use crate::data::Dataset;
 use crate::error::Error;
 use crate::judge::latency::{self, Setting, Timing};
-use crate::judge::quality::{Judgement, judge};
+use crate::judge::quality::{Judgement, Kind, judge};
 use crate::options::Options;
 use crate::store::{self, Ledger, Publication, Source, Staged, StagedFolder, Target};
 use crate::walk::World;
@@ -70,7 +69,7 @@ pub(crate) struct Maker<'a> {
     pub(crate) ledger: Ledger,
     pub(crate) evaluation: Option<Dataset>,
     pub(crate) setting: Setting,
-    pub(crate) kinds: Vec<(String, OutputKind)>,
+    pub(crate) kinds: Vec<Kind>,
 }
 
 impl Products {

@@ -90,6 +90,14 @@ pub fn divergence(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(&b).map(|(a, b)| a.exp() * (a - b)).sum::<f64>().max(0.0)
 }
 
+/// The sum of KL(sigmoid(a) || sigmoid(b)) of labels that are each right or not for themselves, in nats.
+pub fn label_divergence(a: &[f64], b: &[f64]) -> f64 {
+    // log sigmoid(z), without an overflow.
+    let log = |z: f64| -((-z.abs()).exp().ln_1p() + (-z).max(0.0));
+    let of = |a: f64, b: f64| log(a).exp() * (log(a) - log(b)) + log(-a).exp() * (log(-a) - log(-b));
+    a.iter().zip(b).map(|(&a, &b)| of(a, b)).sum::<f64>().max(0.0)
+}
+
 /// The cosine of the angle between two vectors; 1 where both are nothing.
 pub fn cosine(a: &[f64], b: &[f64]) -> f64 {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
@@ -103,6 +111,16 @@ pub fn cosine(a: &[f64], b: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_diverge_each_for_itself() {
+        let p = |z: f64| 1.0 / (1.0 + (-z).exp());
+        let kl = |p: f64, q: f64| p * (p / q).ln() + (1.0 - p) * ((1.0 - p) / (1.0 - q)).ln();
+        let expected = kl(p(1.0), p(-2.0)) + kl(p(0.5), p(3.0));
+        assert!((label_divergence(&[1.0, 0.5], &[-2.0, 3.0]) - expected).abs() < 1e-12);
+        assert!(label_divergence(&[800.0], &[-800.0]).is_finite());
+        assert_eq!(label_divergence(&[0.3, -4.0], &[0.3, -4.0]), 0.0);
+    }
 
     #[test]
     fn f1_is_of_the_positive_class_or_the_mean() {

@@ -138,6 +138,8 @@ pub struct Output {
     pub name: String,
     /// What it was taken for.
     pub kind: String,
+    /// Why.
+    pub why: String,
 }
 
 /// FLOPs of all units.

@@ -6,18 +6,18 @@
 //!   is tau / N * (softmax(z_S / tau) - softmax(z_T / tau)) (Hinton et al. 2015);
 //! - start and end logits: the same over the sequence, averaged over the two;
 //! - token logits: the same for every real token, averaged over the tokens of a sample (all, without a token mask);
-//! - one number, hidden states and embeddings: squared error, summed over channels and averaged over the
-//!   real tokens, or all positions, of a sample.
+//! - multi-label logits: tau^2 * KL of every label's sigmoid, summed over labels;
+//! - one number: squared error;
+//! - hidden states and embeddings: ||S - T||^2 / ||T||^2 over the last axis, so that direction and size count, and the
+//!   size of the model's numbers does not; averaged over the real tokens, or all positions, of a sample.
 //!
 //! All are tested against finite differences in tests/losses.rs.
-
-use std::collections::HashSet;
-use std::fmt;
 
 use crate::calculus::TokenMask;
 use crate::calculus::differentiate::Seed;
 use crate::calculus::emit::Emit;
-use crate::ir::{ElementType, Graph, Model, NodeId, Operator, ValueId, attribute};
+use crate::calculus::objective::{Compared, Objective, OutputKind};
+use crate::ir::{ElementType, Operator, ValueId, attribute};
 use crate::observe::Observation;
 use crate::signature;
 
@@ -41,177 +41,6 @@ impl Default for Criterion {
 
 /// Name of the input that holds the number of samples of the mini-batch.
 pub const SAMPLES: &str = "kprune_samples";
-
-/// What an output of a model is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum OutputKind {
-    /// One score per class: [samples, classes].
-    Logits,
-    /// One score per token, of being the start or the end of an answer: [samples, tokens].
-    SpanLogits,
-    /// Scores per class for every token: [samples, tokens, classes].
-    TokenLogits,
-    /// One number: [samples, 1].
-    Regression,
-    /// Hidden states or embeddings of any shape, samples first.
-    Hidden,
-    /// Nothing that the loss should look at.
-    Ignored,
-}
-
-impl OutputKind {
-    /// Whether it is a distribution over classes or positions.
-    pub fn is_logits(self) -> bool {
-        matches!(self, Self::Logits | Self::SpanLogits | Self::TokenLogits)
-    }
-}
-
-impl fmt::Display for OutputKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Logits => "logits",
-            Self::SpanLogits => "start/end logits",
-            Self::TokenLogits => "token logits",
-            Self::Regression => "regression",
-            Self::Hidden => "hidden states",
-            Self::Ignored => "ignored",
-        })
-    }
-}
-
-/// The outputs that the loss compares, with what they are taken for.
-#[derive(Clone, Debug)]
-pub struct Objective {
-    /// Value and kind of every output that counts.
-    pub outputs: Vec<(ValueId, OutputKind)>,
-}
-
-impl std::str::FromStr for OutputKind {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Ok(match text {
-            "logits" => Self::Logits,
-            "span" => Self::SpanLogits,
-            "tokens" => Self::TokenLogits,
-            "regression" => Self::Regression,
-            "hidden" => Self::Hidden,
-            "ignore" => Self::Ignored,
-            _ => return Err("expected logits, span, tokens, regression, hidden or ignore".into()),
-        })
-    }
-}
-
-impl Objective {
-    /// Looks at what goes into the operator at `node` instead of the outputs that depend on it; only at
-    /// values that operators `downstream` of the sublayers make. Returns whether there are any.
-    pub(crate) fn look_before(
-        &mut self,
-        graph: &Graph,
-        seen: &Observation,
-        node: NodeId,
-        downstream: &HashSet<NodeId>,
-    ) -> bool {
-        self.look_before_unless(graph, seen, node, downstream, &mut HashSet::new())
-    }
-
-    /// The same, but for operators that were `visited`.
-    fn look_before_unless(
-        &mut self,
-        graph: &Graph,
-        seen: &Observation,
-        node: NodeId,
-        downstream: &HashSet<NodeId>,
-        visited: &mut HashSet<NodeId>,
-    ) -> bool {
-        if !visited.insert(node) {
-            return false;
-        }
-        let operator = graph.operator(node);
-        let dependents = graph.descendants(operator.outputs().iter().flatten().copied());
-        let depends = |v: ValueId| graph.producer(v).is_some_and(|(n, _)| n == node || dependents.contains(&n));
-        self.outputs.retain(|(v, _)| !depends(*v));
-        let read = operator.inputs().iter().flatten().chain(operator.captures()).copied();
-        let made_downstream = |v: &ValueId| graph.producer(*v).is_some_and(|(n, _)| downstream.contains(&n));
-        let mut found = false;
-        for value in read.filter(made_downstream) {
-            if seen.element(value).is_some_and(ElementType::is_float) {
-                let kind = if is_linear(graph, value) { OutputKind::Logits } else { OutputKind::Hidden };
-                let is_new = !self.outputs.iter().any(|(v, _)| *v == value);
-                self.outputs.extend(is_new.then_some((value, kind)));
-                found = true;
-            } else if let Some((maker, _)) = graph.producer(value) {
-                found |= self.look_before_unless(graph, seen, maker, downstream, visited);
-            }
-        }
-        found
-    }
-
-    /// Takes the named outputs for what is given instead of what was guessed.
-    ///
-    /// # Errors
-    /// The first name that is no floating-point output of the model.
-    pub fn overrule(&mut self, model: &Model, given: &[(String, OutputKind)]) -> Result<(), String> {
-        for (name, kind) in given {
-            let value = model.graph.outputs().iter().copied().find(|&v| model.graph.name(v) == *name);
-            let value = value.ok_or_else(|| name.clone())?;
-            self.outputs.retain(|(v, _)| *v != value);
-            self.outputs.push((value, *kind));
-        }
-        self.outputs.retain(|(_, kind)| *kind != OutputKind::Ignored);
-        let place = |v: &ValueId| model.graph.outputs().iter().position(|o| o == v);
-        self.outputs.sort_by_key(|(v, _)| place(v));
-        Ok(())
-    }
-
-    /// Guesses the kind of every floating-point output from its name, its rank and what makes it.
-    pub fn guess(model: &Model, seen: &Observation, token_mask: Option<TokenMask>) -> Self {
-        let graph = &model.graph;
-        let floats = |v: &&ValueId| seen.element(**v).is_some_and(ElementType::is_float);
-        let mut listed = HashSet::new();
-        let outputs = graph.outputs().iter().filter(floats).filter(|v| listed.insert(**v));
-        let outputs = outputs.filter_map(|&v| Some((v, guess_kind(model, seen, v, token_mask)?)));
-        let mut this = Self { outputs: outputs.collect() };
-        this.leave_out_inner_states(graph, seen);
-        this
-    }
-
-    /// Logits say all that hidden states, attentions and caches which they are computed from could say. Embeddings, of
-    /// two axes, are what their users look at, and stay.
-    fn leave_out_inner_states(&mut self, graph: &Graph, seen: &Observation) {
-        let logits = self.outputs.iter().filter(|(_, kind)| kind.is_logits()).map(|(v, _)| *v);
-        let upstream = graph.ancestors(logits);
-        let is_inner = |v: ValueId| {
-            let has_positions = seen.dims(v).is_some_and(|d| d.len() > 2);
-            has_positions && graph.producer(v).is_some_and(|(n, _)| upstream.contains(&n))
-        };
-        self.outputs.retain(|&(v, kind)| kind.is_logits() || !is_inner(v));
-    }
-}
-
-fn guess_kind(model: &Model, seen: &Observation, output: ValueId, token_mask: Option<TokenMask>) -> Option<OutputKind> {
-    let graph = &model.graph;
-    let dims = seen.dims(output)?;
-    let named_logits = graph.name(output).to_lowercase().contains("logit");
-    let tokens = token_mask.and_then(|m| seen.dims(m.input)).and_then(|d| d.get(1).copied());
-    Some(match dims.as_slice() {
-        [] => return None,
-        [_, last] if last.fixed() == Some(1) => OutputKind::Regression,
-        [_, last] if last.fixed().is_none() || (named_logits && Some(*last) == tokens) => OutputKind::SpanLogits,
-        [_, _] if named_logits || is_linear(graph, output) => OutputKind::Logits,
-        [_, _, _] if named_logits => OutputKind::TokenLogits,
-        _ => OutputKind::Hidden,
-    })
-}
-
-/// Whether the output comes straight from a product with a weight.
-fn is_linear(graph: &Graph, output: ValueId) -> bool {
-    let Some((node, _)) = graph.producer(output) else { return false };
-    let operator = graph.operator(node);
-    let from_product = |v: &ValueId| graph.producer(*v).is_some_and(|(n, _)| graph.operator(n).is("MatMul"));
-    operator.is("Gemm") || (operator.is("Add") && operator.inputs().iter().flatten().any(from_product))
-}
 
 /// The loss in a graph.
 #[derive(Clone, Debug)]
@@ -241,8 +70,8 @@ pub fn append(
     let samples = emit.graph.add_input(signature::declare(SAMPLES, ElementType::F32, 0));
     let mut terms = Vec::new();
     let mut seeds = Vec::new();
-    let spans = objective.outputs.iter().filter(|(_, kind)| *kind == OutputKind::SpanLogits).count().max(1);
-    for &(output, kind) in &objective.outputs {
+    let spans = objective.outputs.iter().filter(|c| c.kind == OutputKind::SpanLogits).count().max(1);
+    for &Compared { value: output, kind, .. } in &objective.outputs {
         let rank = seen.dims(output).map_or(0, |d| d.len());
         let element = seen.element(output).unwrap_or(ElementType::F32);
         let name = teacher_input(emit.graph.name(output));
@@ -255,12 +84,13 @@ pub fn append(
                 divergence(emit, student, teacher, element, tau)
             }
             OutputKind::Logits | OutputKind::TokenLogits => divergence(emit, output, teacher, element, tau),
-            OutputKind::Regression | OutputKind::Hidden | OutputKind::Ignored => {
-                squared_error(emit, output, teacher, element)
-            }
+            OutputKind::MultiLabel => label_divergence(emit, output, teacher, element, tau),
+            OutputKind::Regression | OutputKind::Ignored => squared_error(emit, output, teacher, element),
+            OutputKind::Hidden => relative_error(emit, output, teacher, element, rank),
         };
         let share = if kind == OutputKind::SpanLogits { 1.0 / spans as f64 } else { 1.0 };
-        let has_positions = matches!(kind, OutputKind::TokenLogits | OutputKind::Hidden) && rank > 2;
+        let may_have_positions = matches!(kind, OutputKind::TokenLogits | OutputKind::MultiLabel | OutputKind::Hidden);
+        let has_positions = may_have_positions && rank > 2;
         let positions = match tokens {
             Some(mask) => Positions::Real(mask),
             None if has_positions => Positions::All(output),
@@ -321,6 +151,61 @@ fn divergence(
     (loss, emit.op("Mul", &[gradient, tau]))
 }
 
+/// tau^2 (p_T log(p_T / p_S) + (1 - p_T) log((1 - p_T) / (1 - p_S))) and tau (p_S - p_T) of sigmoids, element by element.
+fn label_divergence(
+    emit: &mut Emit,
+    student: ValueId,
+    teacher: ValueId,
+    element: ElementType,
+    tau: f64,
+) -> (ValueId, ValueId) {
+    let square = emit.number(element, tau * tau);
+    let tau = emit.number(element, tau);
+    let cooled = [student, teacher].map(|z| emit.op("Div", &[z, tau]));
+    // log p = -softplus(-z), and log (1 - p) = -softplus(z).
+    let apart = |emit: &mut Emit, signed: [ValueId; 2]| {
+        let [student, teacher] = signed.map(|z| emit.op("Softplus", &[z]));
+        emit.op("Sub", &[student, teacher])
+    };
+    let wrong = apart(emit, cooled);
+    let negated = cooled.map(|z| emit.op("Neg", &[z]));
+    let right = apart(emit, negated);
+    let [p_student, p_teacher] = cooled.map(|z| emit.op("Sigmoid", &[z]));
+    let one = emit.number(element, 1.0);
+    let q_teacher = emit.op("Sub", &[one, p_teacher]);
+    let (right, wrong) = (emit.op("Mul", &[p_teacher, right]), emit.op("Mul", &[q_teacher, wrong]));
+    let loss = emit.op("Add", &[right, wrong]);
+    let loss = emit.op("Mul", &[loss, square]);
+    let gradient = emit.op("Sub", &[p_student, p_teacher]);
+    (loss, emit.op("Mul", &[gradient, tau]))
+}
+
+/// (z_S - z_T)^2 / ||z_T||^2 and its gradient, element by element; the norm is over the last axis.
+fn relative_error(
+    emit: &mut Emit,
+    student: ValueId,
+    teacher: ValueId,
+    element: ElementType,
+    rank: usize,
+) -> (ValueId, ValueId) {
+    let (loss, gradient) = squared_error(emit, student, teacher, element);
+    let squares = emit.op("Mul", &[teacher, teacher]);
+    let own = emit.reduce_sum(squares, &[rank.saturating_sub(1) as i64], true);
+    let largest = emit.op("ReduceMax", &[own]);
+    let (floor, least) = (emit.number(element, FLOOR), emit.number(element, LEAST));
+    let floor = emit.op("Mul", &[largest, floor]);
+    let size = emit.op("Add", &[own, floor]);
+    let size = emit.op("Add", &[size, least]);
+    (emit.op("Div", &[loss, size]), emit.op("Div", &[gradient, size]))
+}
+
+/// What is added to the squared norm of a position, of the largest in the batch: a position where the teacher says nothing
+/// must not outweigh all others.
+const FLOOR: f64 = 1e-3;
+
+/// And in any case.
+const LEAST: f64 = 1e-12;
+
 /// (z_S - z_T)^2 and 2 (z_S - z_T), element by element.
 fn squared_error(emit: &mut Emit, student: ValueId, teacher: ValueId, element: ElementType) -> (ValueId, ValueId) {
     let two = emit.number(element, 2.0);
@@ -368,37 +253,4 @@ fn weight(
     let trailing: Vec<i64> = (2..rank as i64).collect();
     let part = if trailing.is_empty() { part } else { emit.unsqueeze(part, &trailing) };
     emit.op("Mul", &[part, each])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{B, S, Sketch, n};
-
-    fn named(g: &mut Sketch, name: &str, value: ValueId) -> ValueId {
-        let dims: Vec<_> = g.seen().dims(value).unwrap();
-        let made = g.op(Operator::new("Identity"), &[value], &dims);
-        let named = g.graph.add(Operator::new("Identity"), &[made], name);
-        g.look(named, &dims);
-        g.graph.add_output(named);
-        named
-    }
-
-    #[test]
-    fn states_that_logits_are_computed_from_are_left_out_and_embeddings_are_not() {
-        let mut g = Sketch::default();
-        let x = g.input("x", &[B, S, n(4)]);
-        let state = g.on("Relu", &[x]);
-        let hidden = named(&mut g, "hidden", state);
-        let pooled = g.op(Operator::new("ReduceMean"), &[hidden], &[B, n(4)]);
-        let embedding = named(&mut g, "embedding", pooled);
-        let w = g.weight("w", &[4, 3]);
-        let scores = g.on("MatMul", &[embedding, w]);
-        let logits = named(&mut g, "logits", scores);
-        let aside = g.on("Tanh", &[x]);
-        let aside = named(&mut g, "aside", aside);
-        let found = Objective::guess(&g.model(), &g.seen(), None);
-        let expected = [(embedding, OutputKind::Hidden), (logits, OutputKind::Logits), (aside, OutputKind::Hidden)];
-        assert_eq!(found.outputs, expected, "what logits do not depend on stays too");
-    }
 }

@@ -46,7 +46,7 @@ impl Probes<'_> {
         let (mut part, features) = self.from(0);
         let token_mask = self.restore_token_mask(&mut part);
         let (sums, mut ends) = self.sums(0, &mut part, token_mask, vec![None; features.len()]);
-        let compared: Vec<ValueId> = self.objective.outputs.iter().map(|o| o.0).collect();
+        let compared: Vec<ValueId> = self.objective.outputs.iter().map(|o| o.value).collect();
         ends.extend(&compared);
         finish(&mut part, &ends);
         Graph { model: part, outputs: sums }
@@ -57,7 +57,7 @@ impl Probes<'_> {
     fn from(&self, t: usize) -> (Model, Vec<ValueId>) {
         let sites = self.discovery.sublayers[t..].iter().flat_map(|s| s.sites());
         let features: Vec<ValueId> = sites.map(|(projection, _)| projection.features).collect();
-        let outputs = self.objective.outputs.iter().map(|o| o.0);
+        let outputs = self.objective.outputs.iter().map(|o| o.value);
         let wanted: Vec<ValueId> = outputs.chain(features.iter().copied()).collect();
         (extract(&self.student, &self.seen, self.crossings.at(t), &wanted), features)
     }

@@ -1,10 +1,15 @@
 //! Constants read directly: an exporter may pass one that layers share through `Identity`, or leave a
 //! weight to be transposed at run time, and nobody downstream can see that it is a constant.
 
+use std::collections::HashMap;
+
 use crate::ir::{Graph, Operator, Slot, ValueId};
 
-/// Makes operators read a constant itself where they read an `Identity` or a `Transpose` of it.
+/// Makes operators read a constant itself where they read an `Identity` or a `Transpose` of it. What is tied stays tied: a
+/// constant that others read as it is, as an embedding that is the weight of the head too, is not turned, which would
+/// store it twice.
 pub fn fold_constants(graph: &mut Graph) {
+    let mut turned: HashMap<(ValueId, Vec<usize>), ValueId> = HashMap::new();
     for node in graph.sorted() {
         let operator = graph.operator(node).clone();
         let constant = operator.input(0).filter(|&v| graph.constant(v).is_some());
@@ -13,9 +18,14 @@ pub fn fold_constants(graph: &mut Graph) {
             graph.replace_reads(output, input);
         } else if operator.is("Transpose")
             && feeds_products(graph, output)
-            && let Some(turned) = transposed(graph, &operator, input)
+            && let Some(order) = order(graph, &operator, input)
         {
-            graph.replace_reads(output, turned);
+            let known = turned.get(&(input, order.clone())).copied();
+            let own = || is_only_turned(graph, input).then(|| transposed(graph, &order, input)).flatten();
+            if let Some(value) = known.or_else(own) {
+                turned.insert((input, order), value);
+                graph.replace_reads(output, value);
+            }
         }
     }
     graph.remove_dead();
@@ -46,13 +56,27 @@ fn feeds_products(graph: &Graph, value: ValueId) -> bool {
     graph.consumers(value).iter().all(is_product)
 }
 
-fn transposed(graph: &mut Graph, operator: &Operator, input: ValueId) -> Option<ValueId> {
-    let tensor = graph.constant(input)?;
-    let order: Vec<usize> = match operator.ints("perm") {
-        Some(perm) => perm.iter().map(|&a| usize::try_from(a).ok()).collect::<Option<_>>()?,
-        None => (0..tensor.dims().len()).rev().collect(),
+/// Whether everything that reads a constant turns it for products.
+fn is_only_turned(graph: &Graph, constant: ValueId) -> bool {
+    let turns = |(node, slot): &(crate::ir::NodeId, Slot)| {
+        let operator = graph.operator(*node);
+        let turned = operator.output(0).filter(|_| matches!(slot, Slot::Input(_)) && operator.is("Transpose"));
+        turned.is_some_and(|turned| feeds_products(graph, turned))
     };
-    let turned = tensor.transposed(&order).ok()?.placed_like(tensor);
+    graph.consumers(constant).iter().all(turns)
+}
+
+/// The order of axes that a `Transpose` of a constant gives.
+fn order(graph: &Graph, operator: &Operator, input: ValueId) -> Option<Vec<usize>> {
+    match operator.ints("perm") {
+        Some(perm) => perm.iter().map(|&a| usize::try_from(a).ok()).collect(),
+        None => Some((0..graph.constant(input)?.dims().len()).rev().collect()),
+    }
+}
+
+fn transposed(graph: &mut Graph, order: &[usize], input: ValueId) -> Option<ValueId> {
+    let tensor = graph.constant(input)?;
+    let turned = tensor.transposed(order).ok()?.placed_like(tensor);
     let hint = format!("{}_transposed", graph.name(input));
     Some(graph.add_constant(&hint, turned))
 }
@@ -95,6 +119,32 @@ mod tests {
             let constant = g.constant(read).map(|t| t.to_i64().unwrap().iter().copied().collect::<Vec<_>>());
             assert_eq!(constant, folded.then(|| vec![1, 4, 2, 5, 3, 6]), "{reader}");
         }
+    }
+
+    #[test]
+    fn a_weight_that_is_tied_to_a_table_is_not_stored_twice() {
+        let (mut g, x) = graph();
+        let table = g.add_constant("table", Tensor::from_i64s(&[2, 3], &[1, 2, 3, 4, 5, 6]));
+        let row = g.add(Operator::new("Gather"), &[table, x], "row");
+        let turned = g.add(Operator::new("Transpose"), &[table], "turned");
+        let y = g.add(Operator::new("MatMul"), &[row, turned], "y");
+        g.add_output(y);
+        fold_constants(&mut g);
+        assert_eq!((g.sorted().len(), g.initializers()), (3, vec![table]));
+    }
+
+    #[test]
+    fn layers_that_turn_one_weight_still_share_it() {
+        let (mut g, x) = graph();
+        let w = g.add_constant("w", Tensor::from_i64s(&[2, 2], &[1, 2, 3, 4]));
+        let mut y = x;
+        for layer in ["first", "second"] {
+            let turned = g.add(Operator::new("Transpose"), &[w], layer);
+            y = g.add(Operator::new("MatMul"), &[y, turned], layer);
+        }
+        g.add_output(y);
+        fold_constants(&mut g);
+        assert_eq!((g.sorted().len(), g.initializers().len()), (2, 1));
     }
 
     #[test]
