@@ -8,7 +8,7 @@ use std::sync::Arc;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use kprune_passes::calculus::loss;
 use kprune_passes::discover::discover;
-use kprune_passes::linalg::least_squares::Sums;
+use kprune_passes::linalg::least_squares::{RIDGES, Sums};
 use kprune_passes::methods::Walk;
 use kprune_passes::plan::Plan;
 use kprune_passes::probe::Probes;
@@ -99,7 +99,8 @@ fn solving(c: &mut Criterion) {
     };
     let mut group = c.benchmark_group("tune");
     group.sample_size(10);
-    group.bench_function("600 features", |b| b.iter(|| sums.solve(true)));
+    let prior = ndarray::Array2::zeros(sums.cross.raw_dim());
+    group.bench_function("600 features", |b| b.iter(|| sums.solve(&prior, RIDGES[0], true)));
 }
 
 criterion_group!(benches, analysis, walking, solving);

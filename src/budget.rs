@@ -1,12 +1,15 @@
 //! How much is to be removed, as budgets of FLOPs or of time.
 
-use kprune_passes::discover::Discovery;
-use kprune_passes::discover::cost::Costs;
-use kprune_passes::plan::Plan;
+use std::time::Duration;
 
-use crate::analysis::Analysis;
+use kprune_passes::discover::cost::Costs;
+use kprune_passes::discover::{Discovery, Sublayer};
+use kprune_passes::plan::Plan;
+use kprune_passes::remove::remove;
+
+use crate::analysis::{Analysis, View};
 use crate::error::Error;
-use crate::judge::latency::{Setting, Timing};
+use crate::judge::latency::{self, Setting, Timing};
 use crate::judge::latency_table::LatencyTable;
 use crate::options::{Amount, Options};
 use crate::runtime::Runtime;
@@ -15,7 +18,12 @@ use crate::store;
 /// A measured speed-up may be off by this share before the budget is corrected.
 const OFF: f64 = 0.03;
 
+/// The correction of what is to be saved is no larger than this factor, nor smaller than one by it: what was measured was
+/// wrong then, and not the table.
+const LARGEST: f64 = 2.0;
+
 /// What is to be kept.
+#[derive(Clone)]
 pub(crate) struct Budget {
     /// What budgets are counted in.
     pub(crate) costs: Costs,
@@ -27,7 +35,7 @@ pub(crate) struct Budget {
     pub(crate) plan: Option<Plan>,
     /// The times that the budget was made from.
     pub(crate) table: Option<LatencyTable>,
-    /// The speed-up wanted; `None` where it is not measured here or was corrected before.
+    /// The speed-up wanted; `None` where it is not measured here.
     wanted: Option<f64>,
 }
 
@@ -47,6 +55,14 @@ impl Budget {
             return Ok(in_flops(vec![plan.each(found).map(|(s, d)| d.flops(s)).sum()], Some(plan)));
         }
         if let Amount::Compression(shares) = &options.aim.amount {
+            let most = 1.0 - least(&Costs::Flops, found) / all.max(f64::MIN_POSITIVE);
+            if let Some(share) = shares.iter().find(|&&share| share > most + ROUNDING) {
+                return Err(Error::Usage(format!(
+                    "compression {share} cannot be reached: some sublayers must keep a unit, since their output is \
+                     normalised, and {:.3} is the most that can go",
+                    (most * 1e3).floor() / 1e3
+                )));
+            }
             return Ok(in_flops(shares.iter().map(|share| all * (1.0 - share)).collect(), None));
         }
         let table = table(runtime, analysis, options, setting)?;
@@ -61,15 +77,22 @@ impl Budget {
         if wanted <= 1.0 {
             return Err(Error::Usage(format!("the model takes {:.3} ms as it is; ask for less", table.whole)));
         }
-        if budget <= 0.0 {
-            let most = table.whole / (table.whole - all);
-            return Err(Error::Usage(format!(
-                "{wanted:.2} times as fast cannot be reached: without any of its heads and neurons the model would be \
-                 {most:.2} times as fast"
-            )));
+        let least = least(&costs, found);
+        if budget < least {
+            // The table may be wrong: what nothing is left of tells.
+            let most = match table.is_of(setting) {
+                true => emptied_speedup(runtime, analysis, setting)?,
+                false => table.whole / (table.whole - all + least),
+            };
+            if wanted > most {
+                return Err(Error::Usage(format!(
+                    "{wanted:.2} times as fast cannot be reached: without any of the heads and neurons that can go the \
+                     model is {most:.2} times as fast"
+                )));
+            }
         }
         let wanted = table.is_of(setting).then_some(wanted);
-        Ok(Self { costs, budgets: vec![budget], all, plan: None, table: Some(table), wanted })
+        Ok(Self { costs, budgets: vec![budget.max(least)], all, plan: None, table: Some(table), wanted })
     }
 
     /// Whether anything is to be removed for model `i`.
@@ -89,20 +112,60 @@ impl Budget {
         ))
     }
 
-    /// Corrects the budget where the speed-up that was measured is off; returns whether it did. Once only.
-    pub(crate) fn correct(&mut self, timing: Option<&Timing>) -> bool {
-        let (Some(wanted), Some(timing), Some(table)) = (self.wanted.take(), timing, &self.table) else { return false };
-        if (timing.speedup / wanted - 1.0).abs() <= OFF {
-            return false;
+    /// The budget that is better where the speed-up that was measured is off.
+    pub(crate) fn corrected(&self, timing: Option<&Timing>) -> Option<Self> {
+        let (wanted, timing, table) = (self.wanted?, timing?, self.table.as_ref()?);
+        if off(timing, wanted) <= OFF {
+            return None;
         }
         // What was to be saved, and what was: the table is wrong by that factor.
         let saving = |speedup: f64| table.whole * (1.0 - 1.0 / speedup);
         let factor = saving(wanted) / saving(timing.speedup).max(f64::MIN_POSITIVE);
+        let factor = factor.clamp(1.0 / LARGEST, LARGEST);
         let corrected = self.all - (self.all - self.budgets[0]) * factor;
-        self.budgets[0] = corrected.clamp(0.0, self.all);
-        true
+        Some(Self { budgets: vec![corrected.clamp(0.0, self.all)], ..self.clone() })
+    }
+
+    /// Whether the first of two measured speed-ups is nearer to the one wanted.
+    pub(crate) fn is_nearer(&self, first: Option<&Timing>, second: Option<&Timing>) -> bool {
+        let apart = |timing: &Timing| self.wanted.map_or(0.0, |wanted| off(timing, wanted));
+        first.map(apart).zip(second.map(apart)).is_none_or(|(first, second)| first <= second)
     }
 }
+
+/// By what share a measured speed-up is off.
+fn off(timing: &Timing, wanted: f64) -> f64 {
+    (timing.speedup / wanted - 1.0).abs()
+}
+
+/// Costs of many units are off by a few units in the last place, and compressions are written with few digits.
+const ROUNDING: f64 = 1e-6;
+
+/// What is left where all units go that can: the cheapest of every sublayer of which something must stay.
+fn least(costs: &Costs, found: &Discovery) -> f64 {
+    let must_stay = found.sublayers.iter().enumerate().filter(|(_, s)| !s.can_go_whole());
+    let cheapest = |(t, s): (usize, &Sublayer)| {
+        (0..s.units.len()).map(|unit| costs.nth(t, s, unit, 1)).min_by(f64::total_cmp).unwrap_or(0.0)
+    };
+    must_stay.map(cheapest).sum()
+}
+
+/// How many times as fast the model is without the units that can go.
+fn emptied_speedup(runtime: &Runtime, analysis: &Analysis, setting: &Setting) -> Result<f64, Error> {
+    let View { model, seen, found } = &analysis.written;
+    let mut plan = Plan::untouched(&found.sublayers);
+    for (decision, sublayer) in plan.decisions.iter_mut().zip(&found.sublayers) {
+        let left = usize::from(!sublayer.can_go_whole());
+        decision.keep.iter_mut().skip(left).for_each(|keep| *keep = false);
+    }
+    let emptied = remove(model, found, seen, &plan).map_err(|e| Error::internal(e.to_string()))?;
+    let feeds = setting.feeds(&analysis.single)?;
+    let timings = latency::compare(runtime, &[model, &emptied], &feeds, setting, EMPTIED)?;
+    Ok(timings.last().map_or(1.0, |timing| timing.speedup))
+}
+
+/// How long the emptied model is timed.
+const EMPTIED: Duration = Duration::from_secs(2);
 
 /// Reads the table of times, or measures and saves it.
 fn table(runtime: &Runtime, analysis: &Analysis, options: &Options, setting: &Setting) -> Result<LatencyTable, Error> {

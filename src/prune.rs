@@ -35,6 +35,10 @@ pub(crate) fn prune(
     let clock = Clock::start();
     progress.stage("reading the model");
     let source = Source::find(input)?;
+    if output.is_none() && options.aim.max_drop.is_some() {
+        let reason = "a dry run makes no models, so nobody knows how much they drop";
+        return Err(Error::Usage(format!("--max-drop: {reason}; leave one of the two out")));
+    }
     let target = output.map(|output| Target::of(output, &source)).transpose()?;
     let ledger = targets::ledger(&source, target.as_ref(), options);
     ledger.check()?;
@@ -54,7 +58,7 @@ pub(crate) fn prune(
     if options.aim.amount.is_timed() {
         progress.stage("timing sublayers");
     }
-    let mut budget = Budget::of(runtime, &loaded.analysis, options, &setting)?;
+    let budget = Budget::of(runtime, &loaded.analysis, options, &setting)?;
     clock.stage("time");
 
     // Choose and make; once more where the time that was aimed at is missed.
@@ -65,14 +69,15 @@ pub(crate) fn prune(
     dump::analysed(options, &source.model, &loaded.analysis, &probes)?;
     let mut chooser = Chooser::new(world, probes, &loaded.analysis.single, options, cache.clone());
     let maker = Maker { world, loaded: &loaded, options, source: &source, target, ledger, evaluation, setting, kinds };
-    let mut products = loop {
-        let outcomes = chooser.choose(&budget)?;
-        let products = maker.make(outcomes, &budget)?;
-        if !budget.correct(products.timing()) {
-            break products;
-        }
+    let mut choose = |budget: &Budget| maker.make(chooser.choose(budget)?, budget);
+    let (mut budget, mut products) = (choose(&budget).map(|products| (budget, products)))?;
+    if let Some(corrected) = budget.corrected(products.timing()) {
         progress.done("the time was missed: choosing once more");
-    };
+        let again = choose(&corrected)?;
+        if corrected.is_nearer(again.timing(), products.timing()) {
+            (budget, products) = (corrected, again);
+        }
+    }
     let (probes, forward) = chooser.finish();
 
     // Judge and deliver.

@@ -7,9 +7,9 @@ use ndarray_linalg::{CholeskyInto, Diag, LeastSquaresSvd, SolveTriangularInto, U
 
 use super::in_blocks;
 
-/// Ridges relative to the mean of the Gram matrix's diagonal, tried in turn: sums of products in f32 of features
-/// that depend on each other are not quite positive, and the least ridge above that is the one wanted.
-const RIDGES: [f64; 4] = [1e-7, 1e-6, 1e-5, 1e-4];
+/// Ridges, relative to the mean of the Gram matrix's diagonal, of which one is chosen on rows that were held out. Sums of
+/// products in f32 of features that depend on each other are not quite positive, so that none is not among them.
+pub const RIDGES: [f64; 4] = [1e-7, 1e-5, 1e-3, 1e-1];
 
 /// Sums over tokens for one sublayer: Fa are its kept features and a column of ones, Y the target.
 #[derive(Clone, Debug)]
@@ -30,12 +30,7 @@ impl Sums {
 
     /// ||Y - Fa W||^2 / ||Y||^2, square root taken; 0 where there is no target, infinite where a weight is.
     pub fn error(&self, weight: &Array2<f64>) -> f64 {
-        let explained = in_blocks(weight.ncols(), |columns| {
-            let [weight, cross] = [weight, &self.cross].map(|m| m.slice(s![.., columns.clone()]));
-            let (fitted, norm) = ((&cross * &weight).sum(), (&weight * &self.gram.dot(&weight)).sum());
-            2.0 * fitted - norm
-        });
-        let missing = self.energy - explained.iter().sum::<f64>();
+        let missing = self.energy - self.explained(weight);
         match self.energy > 0.0 {
             // Nothing is larger than NaN, nor smaller.
             _ if missing.is_nan() => f64::INFINITY,
@@ -44,30 +39,62 @@ impl Sums {
         }
     }
 
-    /// The least-squares weight, [kept + 1, outputs]; the last row is what to add to the bias, zero
-    /// unless `with_bias`.
+    /// ||Y||^2 - ||Y - Fa W||^2.
+    pub fn explained(&self, weight: &Array2<f64>) -> f64 {
+        let explained = in_blocks(weight.ncols(), |columns| {
+            let [weight, cross] = [weight, &self.cross].map(|m| m.slice(s![.., columns.clone()]));
+            let (fitted, norm) = ((&cross * &weight).sum(), (&weight * &self.gram.dot(&weight)).sum());
+            2.0 * fitted - norm
+        });
+        explained.iter().sum()
+    }
+
+    /// The sums of these rows and of others together.
+    pub fn with(&self, other: &Self) -> Self {
+        Self { gram: &self.gram + &other.gram, cross: &self.cross + &other.cross, energy: self.energy + other.energy }
+    }
+
+    /// The sums for every `step`th output; their energy is that of all.
+    pub fn thinned(&self, step: usize) -> Self {
+        Self { cross: self.cross.slice(s![.., ..; step]).to_owned(), gram: self.gram.clone(), energy: self.energy }
+    }
+
+    /// The least-squares weight, [kept + 1, outputs], near to `prior`, of the same shape; the last row is what to add to the
+    /// bias, that of `prior` unless `with_bias`.
     ///
-    /// The normal equations with a small ridge, by Cholesky; by SVD where that fails with every ridge.
-    pub fn solve(&self, with_bias: bool) -> Array2<f64> {
+    /// Minimises ||Y - Fa W||^2 + e ||W - prior||^2, e being `ridge` times the mean of the Gram matrix's diagonal: the normal
+    /// equations, by Cholesky; with larger ridges where that fails, and by SVD where it fails with all.
+    pub fn solve(&self, prior: &Array2<f64>, ridge: f64, with_bias: bool) -> Array2<f64> {
         let rows = self.gram.nrows();
         let used = if with_bias { rows } else { rows - 1 };
-        let mut weight = Array2::zeros(self.cross.raw_dim());
+        let mut weight = prior.clone();
         if used == 0 {
             return weight;
         }
         let mut gram = column_major(self.gram.slice(s![..used, ..used]));
-        let cross = self.cross.slice(s![..used, ..]);
+        let missing = in_blocks(prior.ncols(), |columns| {
+            let [prior, cross] = [prior, &self.cross].map(|m| m.slice(s![..used, columns.clone()]));
+            &cross - &gram.dot(&prior)
+        });
+        let missing = joined(&missing).unwrap_or_else(|| Array2::zeros((used, 0)));
         let mean = gram.diag().mean().unwrap_or(0.0).max(f64::MIN_POSITIVE);
         let mut added = 0.0;
-        let solution = RIDGES.iter().find_map(|ridge| {
+        let larger = RIDGES.iter().copied().filter(|&other| other > ridge);
+        let solution = std::iter::once(ridge).chain(larger).find_map(|ridge| {
             gram.diag_mut().mapv_inplace(|d| d + ridge * mean - added);
             added = ridge * mean;
-            solve_cholesky(&gram, cross)
+            solve_cholesky(&gram, missing.view())
         });
-        let solution = solution.unwrap_or_else(|| solve_svd(&gram, cross));
-        weight.slice_mut(s![..used, ..]).assign(&solution);
+        let apart = solution.unwrap_or_else(|| solve_svd(&gram, missing.view()));
+        weight.slice_mut(s![..used, ..]).scaled_add(1.0, &apart);
         weight
     }
+}
+
+/// Blocks of columns side by side.
+fn joined(blocks: &[Array2<f64>]) -> Option<Array2<f64>> {
+    let views: Vec<_> = blocks.iter().map(|block| block.view()).collect();
+    concatenate(Axis(1), &views).ok()
 }
 
 fn solve_cholesky(gram: &Array2<f64>, cross: ArrayView2<f64>) -> Option<Array2<f64>> {
@@ -79,8 +106,7 @@ fn solve_cholesky(gram: &Array2<f64>, cross: ArrayView2<f64>) -> Option<Array2<f
         upper.solve_triangular_into(UPLO::Upper, Diag::NonUnit, half).ok()
     });
     let blocks: Vec<_> = blocks.into_iter().collect::<Option<_>>()?;
-    let views: Vec<_> = blocks.iter().map(|block| block.view()).collect();
-    let solution = concatenate(Axis(1), &views).ok()?;
+    let solution = joined(&blocks)?;
     solution.iter().all(|x| x.is_finite()).then_some(solution)
 }
 
@@ -104,6 +130,13 @@ mod tests {
     use ndarray::array;
     use ndarray_linalg::Cholesky;
 
+    impl Sums {
+        /// With the least ridge, toward nothing.
+        fn solve_plain(&self, with_bias: bool) -> Array2<f64> {
+            self.solve(&Array2::zeros(self.cross.raw_dim()), RIDGES[0], with_bias)
+        }
+    }
+
     /// The sums of features and targets given row by row.
     fn sums(features: &Array2<f64>, target: &Array2<f64>) -> Sums {
         let ones = Array2::ones((features.nrows(), 1));
@@ -119,7 +152,7 @@ mod tests {
     fn an_exact_projection_is_found() {
         let features = array![[1., 0., 2.], [0., 1., 1.], [3., 1., 0.], [1., 1., 1.], [2., 0., 1.]];
         let weight = array![[1., -1.], [0.5, 2.], [-2., 0.]];
-        let found = sums(&features, &features.dot(&weight)).solve(false);
+        let found = sums(&features, &features.dot(&weight)).solve_plain(false);
         assert!((&found.slice(s![..3, ..]) - &weight).iter().all(|d| d.abs() < 1e-5));
         assert_eq!(found.row(3), array![0., 0.]);
         assert!(sums(&features, &features.dot(&weight)).error(&found) < 1e-5);
@@ -129,7 +162,7 @@ mod tests {
     fn a_bias_is_fitted_where_asked_for() {
         let features = array![[1.], [2.], [4.]];
         let target = array![[5.], [7.], [11.]];
-        let found = sums(&features, &target).solve(true);
+        let found = sums(&features, &target).solve_plain(true);
         assert!((found[[0, 0]] - 2.0).abs() < 1e-4 && (found[[1, 0]] - 3.0).abs() < 1e-4);
     }
 
@@ -137,7 +170,7 @@ mod tests {
     fn equal_columns_do_not_break_the_solution() {
         let features = array![[1., 1.], [2., 2.], [3., 3.]];
         let sums = sums(&features, &array![[2.], [4.], [6.]]);
-        assert!(sums.error(&sums.solve(false)) < 1e-3);
+        assert!(sums.error(&sums.solve_plain(false)) < 1e-3);
     }
 
     #[test]
@@ -146,7 +179,7 @@ mod tests {
         let mut sums = sums(&features, &features.dot(&array![[1.], [0.], [2.]]));
         sums.gram[[1, 1]] -= 1e-5;
         assert!(sums.gram.slice(s![..3, ..3]).cholesky(UPLO::Lower).is_err());
-        assert!(sums.error(&sums.solve(false)) < 1e-2);
+        assert!(sums.error(&sums.solve_plain(false)) < 1e-2);
     }
 
     #[test]
@@ -156,7 +189,7 @@ mod tests {
         let sums = sums(&features, &target);
         let solved = [1, 3].map(|threads| {
             crate::linalg::use_threads(threads);
-            let weight = sums.solve(true);
+            let weight = sums.solve_plain(true);
             (sums.error(&weight), weight)
         });
         assert_eq!(solved[0], solved[1]);
@@ -172,7 +205,28 @@ mod tests {
 
     #[test]
     fn without_columns_only_the_mean_is_left() {
-        let found = sums(&Array2::zeros((4, 0)), &array![[1.], [2.], [3.], [6.]]).solve(true);
+        let found = sums(&Array2::zeros((4, 0)), &array![[1.], [2.], [3.], [6.]]).solve_plain(true);
         assert!((found[[0, 0]] - 3.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_large_ridge_leaves_what_was_there() {
+        let sums = sums(&array![[1.], [2.], [4.]], &array![[5.], [7.], [11.]]);
+        let prior = array![[1.0], [0.25]];
+        let near =
+            |weight: Array2<f64>, expected: [f64; 2]| weight.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-3);
+        assert!(near(sums.solve(&prior, 1e9, true), [1.0, 0.25]));
+        assert!(near(sums.solve(&prior, 1e-9, true), [2.0, 3.0]));
+        assert_eq!(sums.solve(&prior, 1e-9, false)[[1, 0]], 0.25, "a bias that is not fitted stays");
+    }
+
+    #[test]
+    fn rows_can_be_put_together() {
+        let (first, second) = (array![[1., 0.], [2., 1.]], array![[0., 3.], [1., 1.]]);
+        let target = |features: &Array2<f64>| features.dot(&array![[1.], [-1.]]);
+        let all = sums(&first, &target(&first)).with(&sums(&second, &target(&second)));
+        let whole = concatenate(Axis(0), &[first.view(), second.view()]).unwrap();
+        let expected = sums(&whole, &target(&whole));
+        assert_eq!((all.gram, all.cross, all.energy), (expected.gram, expected.cross, expected.energy));
     }
 }

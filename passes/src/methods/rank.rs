@@ -18,7 +18,8 @@ pub struct Candidate {
 }
 
 /// The candidates among the units of the sublayers from `first` on; `scores` are theirs, by sublayer and unit, and per
-/// cost, so that the better stays first.
+/// cost, so that the better stays first. The best of a sublayer that cannot go whole stays before all others, so that the
+/// budget pays for it first.
 pub fn candidates(sublayers: &[Sublayer], first: usize, scores: &[Vec<f64>], costs: &Costs) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     for ((t, sublayer), scores) in sublayers.iter().enumerate().skip(first).zip(scores) {
@@ -28,7 +29,7 @@ pub fn candidates(sublayers: &[Sublayer], first: usize, scores: &[Vec<f64>], cos
         candidates.extend(ranked.into_iter().enumerate().map(|(place, (unit, score))| Candidate {
             sublayer: t,
             unit,
-            score,
+            score: if place == 0 && !sublayer.can_go_whole() { f64::MAX } else { score },
             cost: costs.nth(t, sublayer, unit, place + 1),
         }));
     }
@@ -123,6 +124,17 @@ mod tests {
     fn equal_scores_are_ranked_by_place() {
         let units = [candidate(0, 1, 1.0, 1.0), candidate(0, 0, 1.0, 1.0)];
         assert_eq!(search(&units, 0, 1.0), [0]);
+    }
+
+    #[test]
+    fn a_unit_that_must_stay_is_paid_for_before_all_others() {
+        let mut walk = crate::methods::testing::FakeWalk::new(2, 3);
+        walk.sublayers[1].residual.joint = None;
+        let scores = [vec![9.0, 8.0, 7.0], vec![1.0, 3.0, 2.0]];
+        let found = candidates(&walk.sublayers, 0, &scores, &Costs::Flops);
+        let cost = found[0].cost;
+        assert_eq!(search(&found, 1, cost), [1], "the best of it, though others are better");
+        assert_eq!((search(&found, 0, cost), search(&found, 0, 2.0 * cost)), (vec![], vec![0]));
     }
 
     #[test]

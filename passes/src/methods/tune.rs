@@ -10,6 +10,7 @@ use super::{Equations, Failure, Outcome, Stored, Walk};
 use crate::discover::Sublayer;
 use crate::finite::NotFinite;
 use crate::ir::{ElementType, Tensor, TensorError};
+use crate::linalg::least_squares::{RIDGES, Sums};
 use crate::plan::Tuned;
 
 /// Relative reconstruction errors of one sublayer on held-out batches.
@@ -62,13 +63,28 @@ fn repaired(
     let mut untuned = Array2::zeros((kept + 1, outputs));
     untuned.slice_mut(s![..kept, ..]).assign(&stored.weight.select(Axis(0), columns));
     // Where nothing is left, the bias is all that can make up for it.
-    let solved = equations.solve.solve(kept == 0 || stored.has_bias);
-    if let Some(&value) = solved.iter().find(|x| !x.is_finite()) {
-        return Err(NotFinite { place: place(), what: "a weight of its tuned projection".into(), value }.into());
-    }
-    let solved = rounded(solved, stored.element)?;
-    let judge = if equations.held_out.energy > 0.0 { &equations.held_out } else { &equations.solve };
-    let (before, after) = (judge.error(&untuned), judge.error(&solved));
+    let with_bias = kept == 0 || stored.has_bias;
+    let solved = |sums: &Sums, ridge: f64| {
+        let weight = sums.solve(&untuned, ridge, with_bias);
+        match weight.iter().find(|x| !x.is_finite()) {
+            Some(&value) => {
+                Err(NotFinite { place: place(), what: "a weight of its tuned projection".into(), value }.into())
+            }
+            None => rounded(weight, stored.element),
+        }
+    };
+    let ridge = ridge(equations, &untuned, with_bias);
+    let (before, after) = match equations.held_out.energy > 0.0 {
+        true => {
+            let judge = |weight: &Array2<f64>| equations.held_out.error(weight);
+            (judge(&untuned), judge(&solved(&equations.solve, ridge)?))
+        }
+        false => (equations.solve.error(&untuned), f64::NAN),
+    };
+    // What held-out rows were for is decided: all rows count.
+    let all = equations.solve.with(&equations.held_out);
+    let solved = solved(&all, ridge)?;
+    let after = if after.is_nan() { all.error(&solved) } else { after };
     let better = if after < before { &solved } else { &untuned };
     let mut weight = Array2::zeros((width, outputs));
     for (row, &column) in columns.iter().enumerate() {
@@ -78,6 +94,23 @@ fn repaired(
     let repair = Repair { untuned: Some(before), tuned: (after < before).then_some(after) };
     Ok((Tuned { weight, bias }, repair))
 }
+
+/// The ridge that explains most of what was held out; the least where nothing was. Few outputs tell.
+fn ridge(equations: &Equations, prior: &Array2<f64>, with_bias: bool) -> f64 {
+    let [least, ..] = RIDGES;
+    if equations.held_out.energy == 0.0 {
+        return least;
+    }
+    let step = prior.ncols().div_ceil(OUTPUTS).max(1);
+    let prior = prior.slice(s![.., ..; step]).to_owned();
+    let [solve, held_out] = [&equations.solve, &equations.held_out].map(|sums| sums.thinned(step));
+    let explained = RIDGES.map(|ridge| (ridge, held_out.explained(&solve.solve(&prior, ridge, with_bias))));
+    let best = explained.into_iter().filter(|(_, e)| !e.is_nan()).max_by(|a, b| a.1.total_cmp(&b.1));
+    best.map_or(least, |(ridge, _)| ridge)
+}
+
+/// So many outputs choose the ridge for all.
+const OUTPUTS: usize = 64;
 
 /// The numbers that are left once they are stored as `element`.
 fn rounded(matrix: Array2<f64>, element: ElementType) -> Result<Array2<f64>, Failure> {
