@@ -305,3 +305,17 @@ fn what_a_mask_means_is_tried_on_the_model() {
     assert_eq!(ours, right);
     prune(&model, &output, &[]).unwrap();
 }
+
+#[test]
+fn graphs_of_other_converters_are_read_as_they_write_them() {
+    let folder = tempfile::tempdir().unwrap();
+    for (style, heads) in [("tf2onnx", 4), ("keras2onnx", 32), ("paddle", 4), ("torch13", 4), ("fairseq", 4)] {
+        let model = fixtures().join(format!("styles/{style}.onnx"));
+        let report = prune(&model, &folder.path().join("out.onnx"), &[]).unwrap_or_else(|e| panic!("{style}: {e}"));
+        let sublayers = report["sublayers"].as_array().unwrap();
+        let units: Vec<_> = sublayers.iter().map(|s| s["units"].as_u64().unwrap()).collect();
+        // Where every head has products of its own, the columns of its values are what can go.
+        assert_eq!(units, [heads, 64, heads, 64], "{style}");
+        assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4, "{style}");
+    }
+}

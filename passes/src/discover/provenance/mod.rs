@@ -131,19 +131,19 @@ impl Provenance {
     }
 
     /// The planes of a constant where it is read. A vector or a table is a new one at each place, for it
-    /// can be cut differently there; a weight of matrix products is the same one everywhere.
+    /// can be cut differently there; a weight of matrix products is the same one everywhere. Along the axis `but` it has
+    /// none.
     fn constant_planes(
         &mut self,
-        value: ValueId,
-        shape: &[usize],
-        node: NodeId,
-        slot: usize,
+        (value, shape): (ValueId, &[usize]),
+        (node, slot): (NodeId, usize),
         is_weight: bool,
+        but: Option<usize>,
     ) -> Planes {
         if let Some(planes) = self.uses.get(&(node, slot)) {
             return planes.clone();
         }
-        let axes: Vec<_> = (0..shape.len()).filter(|&a| shape[a] > 1).collect();
+        let axes: Vec<_> = (0..shape.len()).filter(|&a| shape[a] > 1 && Some(a) != but).collect();
         let is_weight = axes.len() > 1 && is_weight;
         let shared = is_weight.then(|| self.values.get(&value).cloned()).flatten();
         let planes = shared.unwrap_or_else(|| {

@@ -117,23 +117,24 @@ fn several(scene: &mut Scene, mut planes: Planes) -> Planes {
 }
 
 fn gather(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
-    let operand = scene.operand(0)?;
-    let axis = Scene::axis(scene.operator().int("axis", 0), operand.shape.len())?;
+    let rank = scene.seen.shape(scene.value(0)?).ok_or("reads a value of unknown shape")?.len();
+    let axis = Scene::axis(scene.operator().int("axis", 0), rank)?;
     let index = scene.value(1)?;
+    let fixed = scene.seen.fixed_integers(index).cloned().filter(|ints| ints.ndim() <= 1);
+    let operand = if fixed.is_some() { scene.operand(0)? } else { scene.table(0, axis)? };
     let index_shape = scene.seen.shape(index).ok_or("reads indices of unknown shape")?.to_vec();
     let index_planes = scene.provenance.planes(index).to_vec();
     index_planes.iter().for_each(|p| scene.freeze(p, "reads it as an index"));
-    let fixed = scene.seen.fixed_integers(index).cloned();
     let len = operand.shape[axis] as i64;
     let mut gathered = Planes::new();
     for plane in &operand.planes {
         let picked = match &fixed {
             _ if !plane.varies(axis) => Some(plane.clone()),
-            Some(ints) if ints.ndim() <= 1 => {
+            Some(ints) => {
                 let keep: Vec<_> = ints.iter().map(|&i| if i < 0 { i + len } else { i } as usize).collect();
                 Some(Plane(plane.0.select(Axis(axis), &keep)))
             }
-            _ => {
+            None => {
                 scene.freeze(plane, "looks entries up in it");
                 plane::summed(plane, axis, &mut scene.provenance.channels)
             }

@@ -34,13 +34,23 @@ impl Scene<'_> {
 
     /// The value at `slot` read as data: its shape in the first run, and its planes.
     pub(super) fn operand(&mut self, slot: usize) -> Result<Operand, Decline> {
+        self.operand_but(slot, None)
+    }
+
+    /// The same of a table in which entries are looked up along `axis`: where it is a constant, they stay, and carry no
+    /// channels. There may be millions.
+    pub(super) fn table(&mut self, slot: usize, axis: usize) -> Result<Operand, Decline> {
+        self.operand_but(slot, Some(axis))
+    }
+
+    fn operand_but(&mut self, slot: usize, axis: Option<usize>) -> Result<Operand, Decline> {
         let value = self.value(slot)?;
         let shape = self.seen.shape(value).ok_or("reads a value of unknown shape")?.to_vec();
         let planes = match self.graph.constant(value) {
             Some(_) => {
                 let reader = self.operator();
                 let is_weight = reader.contracts() || reader.is("Transpose") || reader.is("Identity");
-                self.provenance.constant_planes(value, &shape, self.node, slot, is_weight)
+                self.provenance.constant_planes((value, &shape), (self.node, slot), is_weight, axis)
             }
             None if self.provenance.shared.contains(&value) => {
                 self.provenance.shared_planes(self.graph, value, self.node, slot)
