@@ -48,8 +48,16 @@ impl Setting {
         let View { model, seen, found } = &self.loaded.analysis.measured;
         let probes = Probes::new(model, seen, found, model.graph.find("attention_mask").map(Into::into));
         let Self { runtime, batches, clock, lengths, .. } = self;
-        let world =
-            World { runtime, written: &self.loaded.analysis.written, batches, lengths, progress: &Silent, clock };
+        let world = World {
+            runtime,
+            written: &self.loaded.analysis.written,
+            batches,
+            labels: None,
+            seed: 0,
+            lengths,
+            progress: &Silent,
+            clock,
+        };
         let mut walk = Calibrated::new(world, probes, Cache::new(u64::MAX));
         walk.meet_teacher(&self.loaded.analysis.single).expect("it runs");
         walk

@@ -89,7 +89,10 @@ impl<'a> Chooser<'a> {
         }
         self.expect(measuring_work(sublayers, &measured, self.world.batches.len()));
         self.world.progress.stage("running the original");
-        self.forward = Some(self.walk.meet_teacher(self.original)?);
+        self.forward = Some(match budget.plan.is_some() || self.method.needs_outputs(self.walk.has_targets()) {
+            true => self.walk.meet_teacher(self.original)?,
+            false => self.walk.time(self.original)?,
+        });
         self.world.clock.stage("teacher");
         Ok(())
     }

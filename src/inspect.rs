@@ -149,7 +149,7 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
         let left_out = || objective.left_out.iter().find(|(v, _)| Some(*v) == place).map(|(_, why)| why.clone());
         match compared {
             Some(compared) => Output { name, kind: compared.kind.to_string(), why: compared.why.clone() },
-            None => Output { name, kind: "not compared".into(), why: left_out().unwrap_or_default() },
+            None => Output { name, kind: NOT_COMPARED.into(), why: left_out().unwrap_or_default() },
         }
     };
     Ok(Inspection {
@@ -172,6 +172,9 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
         reasons: reasons(&analysis),
     })
 }
+
+/// What an output is that no loss looks at.
+const NOT_COMPARED: &str = "not compared";
 
 /// The token mask of a model; the usual one where there are no samples that show it.
 fn token_mask(analysis: &Analysis) -> Option<TokenMask> {
@@ -210,7 +213,10 @@ impl Inspection {
         self.changes.iter().for_each(|change| line("changed", change.clone()));
         self.notes.iter().for_each(|note| line("note", note.clone()));
         self.inputs.iter().for_each(|input| line("input", input.clone()));
-        self.outputs.iter().for_each(|o| line("output", format!("{:?}, {}: {}", o.name, o.kind, o.why)));
+        for Output { name, kind, why } in &self.outputs {
+            let taken = if kind == NOT_COMPARED { kind.clone() } else { format!("taken for {kind}") };
+            line("output", format!("{name:?}, {taken}: {why}"));
+        }
         let part = |all: f64, prunable: f64| {
             format!("{}, of them {} ({}) in what can be pruned", count(all), count(prunable), percent(prunable, all))
         };

@@ -63,7 +63,9 @@ pub(crate) fn prune(
 
     // Choose and make; once more where the time that was aimed at is missed.
     let written = &loaded.analysis.written;
-    let world = World { runtime, written, batches: &batches, lengths: &lengths, progress, clock: &clock };
+    let (labels, seed) = (loaded.calibration.labels.as_ref(), options.data.calibration.seed);
+    let lengths = &lengths;
+    let world = World { runtime, written, batches: &batches, labels, seed, lengths, progress, clock: &clock };
     let cache = Cache::new(options.runtime.memory);
     let probes = probes(&loaded, options)?;
     dump::analysed(options, &source.model, &loaded.analysis, &probes)?;

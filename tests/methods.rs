@@ -3,9 +3,11 @@
 
 mod support;
 
+use std::path::Path;
+
 use onnx_kprune::store::read_model;
 use serde_json::Value;
-use support::{cpu, kprune, prune_reviews, reviews, text};
+use support::{cpu, fixtures, kprune, prune_reviews, reviews, text};
 
 fn kept(report: &Value) -> Vec<usize> {
     let sublayers = report["sublayers"].as_array().unwrap().iter();
@@ -31,11 +33,12 @@ fn every_method_keeps_the_budget_and_kprune_is_nearest_to_the_original() {
         report
     };
     let chosen = prune("kprune", &[]);
-    let magnitude = prune("magnitude", &[]);
+    let (kwon, magnitude) = (prune("kwon", &[]), prune("magnitude", &[]));
     let (random, other) = (prune("random", &[]), prune("random", &["--seed", "1"]));
     assert_ne!(kept(&random), kept(&other), "the seed decides");
-    let [chosen, magnitude, random] = [&chosen, &magnitude, &random].map(divergence);
+    let [chosen, kwon, magnitude, random] = [&chosen, &kwon, &magnitude, &random].map(divergence);
     assert!(chosen < magnitude && chosen < random, "kprune {chosen}, magnitude {magnitude}, random {random}");
+    assert!(chosen < kwon, "kprune {chosen}, kwon {kwon}: scales alone make up for less");
 }
 
 #[test]
@@ -56,7 +59,91 @@ fn options_of_another_method_are_refused() {
     assert!(text(&refused.stderr).contains("--lambda-pred is an option of --method kprune"));
     let refused = kprune([model.to_str().unwrap(), "out.onnx", "--method", "best"]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused.stderr).contains("kprune, magnitude, random"));
+    assert!(text(&refused.stderr).contains("kprune, kwon, magnitude, random"));
+}
+
+#[test]
+fn kwon_uses_labels_and_shows_what_it_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let labelled = reviews().join("eval.npz");
+    let run = |data: &Path, more: &[&str]| -> Value {
+        let mut command = support::program();
+        command.arg(reviews().join("model.onnx")).arg(folder.path().join("out.onnx")).arg("--calibration").arg(data);
+        command.args(["--method", "kwon", "--compression", "0.6", "--samples", "256", "-q", "--report", "-"]);
+        let done = command.args(more).output().unwrap();
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        serde_json::from_slice(&done.stdout).unwrap()
+    };
+    let with = run(&labelled, &[]);
+    for sublayer in with["sublayers"].as_array().unwrap() {
+        let details = &sublayer["details"];
+        assert_eq!(sublayer["scores"].as_array().unwrap().len() as u64, sublayer["units"].as_u64().unwrap());
+        assert!(details["swapped"].is_u64(), "{details}");
+        let scales = details["scales"].as_array().map(Vec::len);
+        assert!(scales == Some(sublayer["kept"].as_array().unwrap().len()) || details["stopped"].is_string());
+    }
+    let swapped = |report: &Value| -> u64 {
+        report["sublayers"].as_array().unwrap().iter().filter_map(|s| s["details"]["swapped"].as_u64()).sum()
+    };
+    assert!(swapped(&with) > 0, "some units work against each other");
+    let plain = run(&labelled, &["--no-rearrange", "--no-tune"]);
+    assert_eq!((swapped(&plain), &plain["sublayers"][0]["details"]["scales"]), (0, &Value::Null));
+    assert_eq!(plain["method"], serde_json::json!({"name": "kwon", "rearrange": false, "tune": false}));
+    // The labels of the same samples, drawn from the teacher instead: another Fisher.
+    let unlabelled = folder.path().join("unlabelled.npz");
+    if support::without_labels(&labelled, &unlabelled) {
+        let (one, other) = (run(&unlabelled, &[]), run(&unlabelled, &["--seed", "1"]));
+        assert_ne!(one["sublayers"][1]["scores"], with["sublayers"][1]["scores"]);
+        assert_ne!(one["sublayers"][1]["scores"], other["sublayers"][1]["scores"], "the seed draws them");
+    }
+}
+
+#[test]
+fn kwon_takes_every_kind_of_output_and_graph() {
+    let folder = tempfile::tempdir().unwrap();
+    let zoo = fixtures().join("zoo");
+    for model in [
+        "bert-qa.ts17",
+        "bert-token.ts17",
+        "bert-regression.ts17",
+        "sentence.ts17",
+        "albert.ts17",
+        "qwen2.ts17",
+        "swin.ts17",
+        "gpt-neox.ts17",
+        "bert.ts17.f16",
+        "bert.ts17.ort",
+        "swinv2.ts17",
+        "torch-encoder.ts17.fixed",
+    ] {
+        let mut command = support::program();
+        command.arg(zoo.join(format!("{model}.onnx")));
+        command.arg(folder.path().join("out.onnx")).args([
+            "--method",
+            "kwon",
+            "--compression",
+            "0.5",
+            "-q",
+            "--report",
+            "-",
+        ]);
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{model}: {}", text(&done.stderr));
+        let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+        let [kept, budget] = ["kept", "budget"].map(|k| report["flops"][k].as_f64().unwrap());
+        assert!(kept <= budget * (1.0 + 1e-9), "{model}: {kept} of {budget}");
+    }
+}
+
+#[test]
+fn kwon_makes_several_models_and_meets_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = prune_reviews(&folder.path().join("out.onnx"), &["--method", "kwon", "--sweep", "0.3,0.6", "-q"]);
+    let kept = |model: &Value| model["flops"]["kept"].as_f64().unwrap();
+    let sweep = report["sweep"].as_array().unwrap();
+    assert!(sweep.len() == 2 && kept(&sweep[1]) < kept(&sweep[0]));
+    let report = prune_reviews(&folder.path().join("out.onnx"), &["--method", "kwon", "--speedup", "1.5", "-q"]);
+    assert!(report["latency"]["speedup"].as_f64().unwrap() > 1.1, "{}", report["latency"]);
 }
 
 #[test]

@@ -5,12 +5,15 @@ use clap::{ArgMatches, Args, Command, ValueEnum};
 use kprune_passes::methods::Settings;
 
 use super::kprune::KpruneArgs;
+use super::kwon::KwonArgs;
 
 /// The methods, as the command line calls them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Method {
     /// Knowledge-preserving pruning (Park, Choi, Kang, ICLR 2024)
     Kprune,
+    /// Fisher information of masks, rearranged and scaled (Kwon et al., NeurIPS 2022); uses labels where there are any
+    Kwon,
     /// A baseline: the units with the smallest weights go
     Magnitude,
     /// A baseline: units are drawn with the seed
@@ -20,13 +23,17 @@ pub enum Method {
 /// The method, with the options of all of them.
 #[derive(Clone, Debug, Args)]
 pub struct MethodArgs {
-    /// How units are chosen; whatever stays is tuned by least squares
+    /// How units are chosen, and how what stays makes up for what goes
     #[arg(long, value_enum, default_value = "kprune", help_heading = "Method")]
     pub method: Method,
 
     #[command(flatten)]
     #[allow(missing_docs)] // A line here would become the help of the command.
     pub kprune: KpruneArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)] // A line here would become the help of the command.
+    pub kwon: KwonArgs,
 }
 
 impl MethodArgs {
@@ -34,6 +41,7 @@ impl MethodArgs {
     pub fn settings(&self) -> Settings {
         match self.method {
             Method::Kprune => Settings::Kprune(self.kprune.settings()),
+            Method::Kwon => Settings::Kwon(self.kwon.settings()),
             Method::Magnitude => Settings::Magnitude,
             Method::Random => Settings::Random,
         }
@@ -41,7 +49,10 @@ impl MethodArgs {
 
     /// An option that was given and belongs to another method, with that method.
     pub(super) fn stray(&self, given: &ArgMatches) -> Option<(String, Method)> {
-        let of = [(Method::Kprune, KpruneArgs::augment_args(Command::new("")))];
+        let of = [
+            (Method::Kprune, KpruneArgs::augment_args(Command::new(""))),
+            (Method::Kwon, KwonArgs::augment_args(Command::new(""))),
+        ];
         let others = of.iter().filter(|(method, _)| *method != self.method);
         let mut options = others.flat_map(|(method, command)| command.get_arguments().map(move |a| (method, a)));
         let stray = options.find(|(_, a)| given.value_source(a.get_id().as_str()) == Some(ValueSource::CommandLine));

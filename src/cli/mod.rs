@@ -3,6 +3,7 @@
 mod compare;
 mod inspect;
 mod kprune;
+mod kwon;
 mod method;
 mod parse;
 mod prune;

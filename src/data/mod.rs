@@ -4,7 +4,7 @@
 pub use batches::{Batch, as_declared, find};
 pub use labels::Labels;
 pub use polarity::Outputs;
-pub(crate) use random::{axes_of, fill, room_for};
+pub(crate) use random::{axes_of, fill, normal, room_for};
 
 mod arrays;
 mod batches;

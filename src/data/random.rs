@@ -123,7 +123,7 @@ pub(crate) fn axes_of(input: &Input) -> Result<&[Axis], Error> {
 }
 
 /// A standard normal number (Box and Muller).
-fn normal(random: &mut ChaCha8Rng) -> f64 {
+pub(crate) fn normal(random: &mut ChaCha8Rng) -> f64 {
     let (u, v): (f64, f64) = (random.random(), random.random());
     (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
 }

@@ -262,7 +262,8 @@ mod tests {
         assert!(
             message(rows("x.jsonl", "{\"text\": \"a\"}\n{\"body\": \"b\"}\n", &[], None)).contains("line 2 has no")
         );
-        assert!(message(rows("x.jsonl", "[1]\n", &[], None)).contains("line 1 is no JSON object"));
-        assert!(message(rows("x.csv", "a,b\n1\n", &["a"], None)).contains("no readable table"));
+        assert!(message(rows("x.jsonl", "[1]\n", &[], None)).contains("no list of JSON objects"));
+        assert!(message(rows("x.jsonl", "1\n", &[], None)).contains("line 1 is no JSON object"));
+        assert!(message(rows("x.csv", "a,b\n1\n", &["a"], None)).contains("line 2 has 1 values, and others 2"));
     }
 }

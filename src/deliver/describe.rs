@@ -141,8 +141,8 @@ impl Maker<'_> {
 
 fn model_report(found: &Discovery, budget: &Budget, product: &Product) -> ModelReport {
     let outcome = &product.outcome;
-    let rows = outcome.plan.each(found).zip(outcome.repairs.iter().zip(&outcome.scores));
-    let sublayers = rows.map(|((sublayer, decision), (repair, scores))| report::SublayerReport {
+    let rows = outcome.plan.each(found).zip(outcome.repairs.iter().zip(outcome.scores.iter().zip(&outcome.details)));
+    let sublayers = rows.map(|((sublayer, decision), (repair, (scores, details)))| report::SublayerReport {
         name: sublayer.name.clone(),
         unit: report::unit_name(sublayer.kind),
         units: sublayer.units.len(),
@@ -153,6 +153,7 @@ fn model_report(found: &Discovery, budget: &Budget, product: &Product) -> ModelR
         error_tuned: repair.tuned,
         tuned: repair.tuned.is_some(),
         scores: scores.iter().map(|&s| s as f32).collect(),
+        details: details.clone(),
     });
     ModelReport {
         compression: product.compression,

@@ -4,9 +4,11 @@ mod charts;
 mod html;
 pub(crate) mod table;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use kprune_passes::discover::{Declined, Kind};
+use kprune_passes::methods::Details;
 use serde::Serialize;
 
 use crate::error::Error;
@@ -176,6 +178,9 @@ pub struct SublayerReport {
     pub tuned: bool,
     /// The units' scores when they were chosen, by which the better stay. Empty where nothing was measured.
     pub scores: Vec<f32>,
+    /// What else the method has to say, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub details: Details,
 }
 
 /// Channels that were not pruned.

@@ -7,6 +7,7 @@ use ndarray::{Array1, ArrayD, IxDyn};
 
 use super::{Calibrated, MEASURE_WORK, MEASURING, host, vector};
 use crate::error::Error;
+use crate::runtime::Kept;
 
 impl Calibrated<'_> {
     /// A sum of nothing for every column of the sublayers of `sums`.
@@ -30,7 +31,12 @@ impl Calibrated<'_> {
         for (i, batch) in self.world.batches.iter().enumerate() {
             self.world.runtime.check_cancelled()?;
             let samples = host(ElementType::F32, &ArrayD::from_elem(IxDyn(&[]), batch.mini_batch_samples as f64))?;
-            let (state, outputs) = (leader.states[i].load()?, self.outputs[i].load()?);
+            let state = leader.states[i].load()?;
+            let outputs = self.outputs.get(i).map(Kept::load).transpose()?.unwrap_or_default();
+            let outputs = match criterion {
+                Criterion::Labels => self.targets(batch, &outputs)?,
+                _ => outputs.iter().map(|(name, held)| (name.clone(), held.clone())).collect(),
+            };
             let teacher = |name: &str| outputs.iter().find(|(output, _)| teacher_input(output) == name);
             let sums = session.run_with(|name| match name {
                 SAMPLES => Some(samples.value()),

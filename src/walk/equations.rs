@@ -21,7 +21,7 @@ impl Calibrated<'_> {
     /// See [`Walk::equations`](kprune_passes::methods::Walk::equations). The columns of the units that stay are kept
     /// for [`Calibrated::advance`].
     pub(super) fn sum_equations(&mut self, t: usize, keep: &[Vec<bool>]) -> Result<Vec<Equations>, Error> {
-        let graph = self.probes.region(t);
+        let graph = self.pruned_teacher.as_ref().unwrap_or(&self.probes).region(t);
         let outputs = graph.outputs;
         let mut teacher = Region::new(self, t, graph.model, outputs.crossing)?;
         let own = |(student, keep): (&Student, &Vec<bool>)| Own::new(self.world.runtime, &student.probes, t, keep);

@@ -6,6 +6,7 @@
 
 mod columns;
 mod equations;
+mod targets;
 mod teacher;
 
 pub(crate) use teacher::ODD_OUTPUT;
@@ -16,13 +17,13 @@ use kprune_passes::calculus::loss::Criterion;
 use kprune_passes::discover::Sublayer;
 use kprune_passes::ir::{ElementType, Model, Tensor};
 use kprune_passes::methods::{Equations, Failure, Stored, Walk};
-use kprune_passes::plan::{Decision, Tuned, bias_of};
+use kprune_passes::plan::{Decision, Plan, Tuned, bias_of};
 use kprune_passes::probe::{Probes, WEIGHT};
 use ndarray::{Array1, Array2, ArrayD, Axis, Ix1, Ix2, concatenate};
 
 use crate::analysis::View;
 use crate::clock::Clock;
-use crate::data::Batch;
+use crate::data::{Batch, Labels};
 use crate::error::{Error, not_finite};
 use crate::progress::Progress;
 use crate::report::unit_name;
@@ -55,6 +56,10 @@ pub struct World<'a> {
     pub written: &'a View,
     /// The calibration set.
     pub batches: &'a [Batch],
+    /// What is right for its samples, where that is known.
+    pub labels: Option<&'a Labels>,
+    /// The seed of labels that are drawn.
+    pub seed: u64,
     /// How long the named axes of the inputs are for one sample of mean length.
     pub lengths: &'a BTreeMap<String, f64>,
     /// Is told how far the work has come.
@@ -66,8 +71,10 @@ pub struct World<'a> {
 /// Teacher and students upstream of the sublayer in hand: for every batch, the values that cross into it.
 pub struct Calibrated<'a> {
     world: World<'a>,
-    /// The probes of the teacher.
+    /// The probes of the original.
     probes: Probes<'a>,
+    /// Those of the teacher, where it is pruned too.
+    pruned_teacher: Option<Probes<'a>>,
     cache: Cache,
     /// For every batch, the teacher's outputs.
     outputs: Vec<Kept>,
@@ -92,7 +99,9 @@ impl<'a> Calibrated<'a> {
     /// Starts upstream of the first sublayer with one student; values are kept in `cache`.
     pub fn new(world: World<'a>, probes: Probes<'a>, cache: Cache) -> Self {
         let (outputs, energies, teacher, students, kept) = Default::default();
-        let mut walk = Self { world, probes, cache, outputs, energies, teacher, students, leader: 0, kept };
+        let pruned_teacher = None;
+        let mut walk =
+            Self { world, probes, pruned_teacher, cache, outputs, energies, teacher, students, leader: 0, kept };
         walk.start(1, 0);
         walk
     }
@@ -104,6 +113,7 @@ impl<'a> Calibrated<'a> {
         self.teacher = states();
         self.students = (0..students).map(|_| Student { probes: self.probes.clone(), states: states() }).collect();
         self.leader = leader;
+        self.pruned_teacher = None;
         self.kept.clear();
     }
 
@@ -179,6 +189,12 @@ impl Walk for Calibrated<'_> {
         let (graph, element) = (&model.graph, model.stored(written.projection.weight).unwrap_or(ElementType::F32));
         let weight = original_weight(self.probes.model, self.sublayer(t))?;
         Ok(Stored { weight, element, has_bias: bias_of(graph, written).is_some() })
+    }
+
+    fn restart(&mut self, students: usize, teacher: Option<&Plan>) -> Result<(), Failure> {
+        self.start(students, 0);
+        self.pruned_teacher = teacher.map(|plan| self.probes.masked(plan)).transpose()?;
+        Ok(())
     }
 
     fn columns(

@@ -8,7 +8,7 @@ use kprune_passes::ir::Model;
 use super::{Calibrated, MEASURING, vector};
 use crate::data::Batch;
 use crate::error::Error;
-use crate::runtime::Values;
+use crate::runtime::{Runtime, Session, Values};
 
 /// The original itself is timed on one in so many batches.
 const TIMED: usize = 8;
@@ -23,18 +23,12 @@ impl Calibrated<'_> {
     pub fn meet_teacher(&mut self, original: &Model) -> Result<f64, Error> {
         let graph = self.probes.teacher();
         let mut session = self.world.runtime.session(&graph.model, MEASURING, true)?;
-        let mut yardstick = self.world.runtime.session(original, "running the original", true)?;
+        let mut yardstick = Yardstick::new(self.world.runtime, original)?;
         let sums: HashSet<&str> = graph.outputs.iter().map(|s| s.energy.as_str()).collect();
         let mut energies = self.no_sums(&graph.outputs);
-        let (mut seconds, mut timed) = (0.0, 0);
         for (i, batch) in self.world.batches.iter().enumerate() {
             self.world.runtime.check_cancelled()?;
-            if i % TIMED == (self.world.batches.len() / 2).min(TIMED / 2) {
-                let start = Instant::now();
-                yardstick.run_with(|name| batch.find(name))?;
-                seconds += start.elapsed().as_secs_f64();
-                timed += batch.padded;
-            }
+            yardstick.run(i, self.world.batches)?;
             let mut values = session.run_keeping(|name| batch.find(name), |name| !sums.contains(name))?;
             check_outputs(&values, &sums, batch)?;
             for (energy, sum) in energies.iter_mut().zip(&graph.outputs) {
@@ -45,8 +39,52 @@ impl Calibrated<'_> {
             self.world.progress.advance(self.probes.discovery.sublayers.len());
         }
         self.energies = energies;
-        let all: usize = self.world.batches.iter().map(|b| b.padded).sum();
-        Ok(seconds * all as f64 / timed as f64)
+        Ok(yardstick.seconds(self.world.batches))
+    }
+
+    /// The seconds that one pass of `original` takes, where nothing else is asked of it.
+    ///
+    /// # Errors
+    /// Where ONNX Runtime fails.
+    pub fn time(&mut self, original: &Model) -> Result<f64, Error> {
+        let mut yardstick = Yardstick::new(self.world.runtime, original)?;
+        for i in 0..self.world.batches.len() {
+            self.world.runtime.check_cancelled()?;
+            yardstick.run(i, self.world.batches)?;
+            self.world.progress.advance(self.probes.discovery.sublayers.len());
+        }
+        Ok(yardstick.seconds(self.world.batches))
+    }
+}
+
+/// The original, timed on one in so many batches.
+struct Yardstick {
+    session: Session,
+    seconds: f64,
+    /// Tokens of the batches that were timed, with padding.
+    timed: usize,
+}
+
+impl Yardstick {
+    fn new(runtime: &Runtime, original: &Model) -> Result<Self, Error> {
+        Ok(Self { session: runtime.session(original, "running the original", true)?, seconds: 0.0, timed: 0 })
+    }
+
+    /// Runs batch `i`, where it is one of those.
+    fn run(&mut self, i: usize, batches: &[Batch]) -> Result<(), Error> {
+        if i % TIMED == (batches.len() / 2).min(TIMED / 2) {
+            let start = Instant::now();
+            self.session.run_with(|name| batches[i].find(name))?;
+            self.seconds += start.elapsed().as_secs_f64();
+            self.timed += batches[i].padded;
+        }
+        Ok(())
+    }
+
+    /// What all batches take.
+    fn seconds(&self, batches: &[Batch]) -> f64 {
+        let all: usize = batches.iter().map(|b| b.padded).sum();
+        self.seconds * all as f64 / self.timed as f64
     }
 }
 

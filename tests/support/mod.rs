@@ -92,3 +92,15 @@ pub fn observe(runtime: &Runtime, model: &Model, feeds: &[(&str, &ArrayD<f64>)])
 pub fn model(graph: Graph, opset: i64) -> Model {
     Model::new(graph, opset)
 }
+
+/// Copies a file of arrays without its labels; false where there is no Python environment to do it.
+pub fn without_labels(from: &Path, to: &Path) -> bool {
+    let Some(python) = python() else {
+        eprintln!("skipped: no Python environment");
+        return false;
+    };
+    let code = "import sys, numpy as np; d = dict(np.load(sys.argv[1])); d.pop('labels'); np.savez(sys.argv[2], **d)";
+    let done = Command::new(python).args(["-c", code]).args([from, to]).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    true
+}

@@ -21,7 +21,7 @@ use crate::ir::{ElementType, Operator, ValueId, attribute};
 use crate::observe::Observation;
 use crate::signature;
 
-/// What a student is told to be near to. A loss on labels is another of these.
+/// What a student is told to be near to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Criterion {
@@ -31,6 +31,9 @@ pub enum Criterion {
         /// How much distributions are softened; 1 leaves them as they are.
         tau: f64,
     },
+    /// Labels: cross entropy for distributions over classes, squared errors for numbers. Where the teacher's outputs are
+    /// fed otherwise, there are targets of the same shapes: the probability of every class, and numbers.
+    Labels,
 }
 
 impl Default for Criterion {
@@ -66,7 +69,6 @@ pub fn append(
     criterion: Criterion,
     token_mask: Option<TokenMask>,
 ) -> Loss {
-    let Criterion::Teacher { tau } = criterion;
     let samples = emit.graph.add_input(signature::declare(SAMPLES, ElementType::F32, 0));
     let mut terms = Vec::new();
     let mut seeds = Vec::new();
@@ -78,15 +80,27 @@ pub fn append(
         let teacher = emit.graph.add_input(signature::declare(&name, element, rank));
         let masked = token_mask.filter(|&m| over_tokens(seen, output, m.input));
         let tokens = masked.filter(|_| kind != OutputKind::SpanLogits);
-        let (loss, gradient) = match kind {
-            OutputKind::SpanLogits => {
+        let (loss, gradient) = match (kind, criterion) {
+            (OutputKind::SpanLogits, Criterion::Teacher { tau }) => {
                 let [student, teacher] = [output, teacher].map(|logits| without_padding(emit, logits, masked, element));
                 divergence(emit, student, teacher, element, tau)
             }
-            OutputKind::Logits | OutputKind::TokenLogits => divergence(emit, output, teacher, element, tau),
-            OutputKind::MultiLabel => label_divergence(emit, output, teacher, element, tau),
-            OutputKind::Regression | OutputKind::Ignored => squared_error(emit, output, teacher, element),
-            OutputKind::Hidden => relative_error(emit, output, teacher, element, rank),
+            (OutputKind::SpanLogits, Criterion::Labels) => {
+                let student = without_padding(emit, output, masked, element);
+                cross_entropy(emit, student, teacher, element)
+            }
+            (OutputKind::Logits | OutputKind::TokenLogits, Criterion::Teacher { tau }) => {
+                divergence(emit, output, teacher, element, tau)
+            }
+            (OutputKind::Logits | OutputKind::TokenLogits, Criterion::Labels) => {
+                cross_entropy(emit, output, teacher, element)
+            }
+            (OutputKind::MultiLabel, Criterion::Teacher { tau }) => {
+                label_divergence(emit, output, teacher, element, tau)
+            }
+            (OutputKind::MultiLabel, Criterion::Labels) => label_entropy(emit, output, teacher, element),
+            (OutputKind::Regression | OutputKind::Ignored, _) => squared_error(emit, output, teacher, element),
+            (OutputKind::Hidden, _) => relative_error(emit, output, teacher, element, rank),
         };
         let share = if kind == OutputKind::SpanLogits { 1.0 / spans as f64 } else { 1.0 };
         let may_have_positions = matches!(kind, OutputKind::TokenLogits | OutputKind::MultiLabel | OutputKind::Hidden);
@@ -178,6 +192,31 @@ fn label_divergence(
     let loss = emit.op("Mul", &[loss, square]);
     let gradient = emit.op("Sub", &[p_student, p_teacher]);
     (loss, emit.op("Mul", &[gradient, tau]))
+}
+
+/// -t log softmax(z) and softmax(z) sum t - t, element by element, for the probability t of every class; where all are 0,
+/// nothing is right, and nothing counts.
+fn cross_entropy(emit: &mut Emit, logits: ValueId, target: ValueId, element: ElementType) -> (ValueId, ValueId) {
+    let rank_axis = Operator::new("LogSoftmax").with(attribute::int("axis", -1));
+    let log = emit.with(rank_axis, &[logits]);
+    let minus = emit.number(element, -1.0);
+    let loss = emit.op("Mul", &[target, log]);
+    let loss = emit.op("Mul", &[loss, minus]);
+    let counts = emit.reduce_sum(target, &[-1], true);
+    let p = emit.op("Exp", &[log]);
+    let p = emit.op("Mul", &[p, counts]);
+    (loss, emit.op("Sub", &[p, target]))
+}
+
+/// t softplus(-z) + (1 - t) softplus(z) and sigmoid(z) - t, element by element.
+fn label_entropy(emit: &mut Emit, logits: ValueId, target: ValueId, element: ElementType) -> (ValueId, ValueId) {
+    let one = emit.number(element, 1.0);
+    let negated = emit.op("Neg", &[logits]);
+    let [right, wrong] = [negated, logits].map(|z| emit.op("Softplus", &[z]));
+    let other = emit.op("Sub", &[one, target]);
+    let (right, wrong) = (emit.op("Mul", &[target, right]), emit.op("Mul", &[other, wrong]));
+    let p = emit.op("Sigmoid", &[logits]);
+    (emit.op("Add", &[right, wrong]), emit.op("Sub", &[p, target]))
 }
 
 /// (z_S - z_T)^2 / ||z_T||^2 and its gradient, element by element; the norm is over the last axis.

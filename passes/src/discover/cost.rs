@@ -31,6 +31,11 @@ impl Curve {
         Self { points }
     }
 
+    /// The points that it goes through, by number of units.
+    pub fn points(&self) -> &[(usize, f64)] {
+        &self.points
+    }
+
     /// The time with `kept` units, interpolated linearly.
     pub fn at(&self, kept: usize) -> f64 {
         let next = self.points.partition_point(|p| p.0 < kept);

@@ -6,6 +6,7 @@
 //! (docs/adding-a-method.md).
 
 pub mod kprune;
+pub mod kwon;
 pub mod magnitude;
 pub mod one_shot;
 pub mod random;
@@ -14,6 +15,8 @@ pub mod tune;
 
 #[cfg(test)]
 pub(crate) mod testing;
+
+use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array2};
 use serde::Serialize;
@@ -35,6 +38,8 @@ pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 pub enum Settings {
     /// Knowledge-preserving pruning (Park, Choi, Kang, ICLR 2024).
     Kprune(kprune::Settings),
+    /// Fisher-based pruning of masks (Kwon et al., NeurIPS 2022).
+    Kwon(kwon::Settings),
     /// The units with the smallest weights go: a baseline.
     Magnitude,
     /// Whatever the dice say: a baseline.
@@ -52,6 +57,7 @@ impl Settings {
     pub fn method(&self) -> Box<dyn Method> {
         match self {
             Self::Kprune(settings) => Box::new(kprune::Kprune::new(settings.clone())),
+            Self::Kwon(settings) => Box::new(kwon::Kwon::new(*settings)),
             Self::Magnitude => Box::new(magnitude::Magnitude),
             Self::Random => Box::new(random::Random),
         }
@@ -72,7 +78,7 @@ impl Settings {
     pub fn check(&self) -> Result<(), String> {
         match self {
             Self::Kprune(settings) => settings.check(),
-            Self::Magnitude | Self::Random => Ok(()),
+            Self::Kwon(_) | Self::Magnitude | Self::Random => Ok(()),
         }
     }
 }
@@ -97,6 +103,11 @@ pub trait Method {
     /// differentiable.
     fn differentiates_at(&self, _sublayers: usize) -> Vec<usize> {
         Vec::new()
+    }
+
+    /// Whether it needs the teacher's outputs, where labels say what is right for every output or do not.
+    fn needs_outputs(&self, _has_labels: bool) -> bool {
+        true
     }
 
     /// Leads one student for every budget through all sublayers, and says what was decided.
@@ -143,6 +154,13 @@ pub trait Walk {
         each: &mut dyn FnMut(&[Array1<f64>]),
     ) -> Result<Vec<Array1<f64>>, Failure>;
 
+    /// Goes back upstream of the first sublayer, with so many students of which nothing is pruned yet. The teacher is the
+    /// model from then on, or the model without the units that `teacher` removes.
+    ///
+    /// # Errors
+    /// Where a projection is of no floating-point type.
+    fn restart(&mut self, students: usize, teacher: Option<&Plan>) -> Result<(), Failure>;
+
     /// Leads the teacher through sublayer `t`, and sums up for every student the normal equations of its projection:
     /// for the columns of the units that `keep` says to stay, which may be all, and what is missing to the teacher's
     /// residual stream.
@@ -188,6 +206,23 @@ pub struct Outcome {
     pub repairs: Vec<tune::Repair>,
     /// For every sublayer, the scores that its units had when they were chosen; empty where they had none.
     pub scores: Vec<Vec<f64>>,
+    /// For every sublayer, what else a method has to say.
+    pub details: Vec<Details>,
+}
+
+/// What a method says of a sublayer, by name.
+pub type Details = BTreeMap<&'static str, Detail>;
+
+/// Something that a method says.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Detail {
+    /// A number of units.
+    Count(usize),
+    /// A number for every unit that stays.
+    Numbers(Vec<f64>),
+    /// Words.
+    Text(String),
 }
 
 impl Outcome {
@@ -197,6 +232,7 @@ impl Outcome {
             plan: Plan::untouched(sublayers),
             repairs: vec![tune::Repair::default(); sublayers.len()],
             scores: vec![Vec::new(); sublayers.len()],
+            details: vec![Details::new(); sublayers.len()],
         }
     }
 }

@@ -15,6 +15,8 @@ pub struct Candidate {
     pub score: f64,
     /// What it costs to keep it.
     pub cost: f64,
+    /// Whether it is the last of its sublayer that may go, and the sublayer cannot.
+    pub must_stay: bool,
 }
 
 /// The candidates among the units of the sublayers from `first` on; `scores` are theirs, by sublayer and unit, and per
@@ -29,7 +31,8 @@ pub fn candidates(sublayers: &[Sublayer], first: usize, scores: &[Vec<f64>], cos
         candidates.extend(ranked.into_iter().enumerate().map(|(place, (unit, score))| Candidate {
             sublayer: t,
             unit,
-            score: if place == 0 && !sublayer.can_go_whole() { f64::MAX } else { score },
+            score,
+            must_stay: place == 0 && !sublayer.can_go_whole(),
             cost: costs.nth(t, sublayer, unit, place + 1),
         }));
     }
@@ -71,10 +74,12 @@ pub fn align(candidates: &[Candidate], target: usize, kept: Vec<usize>, step: us
     if count == 0 { kept } else { in_order(ranked(&own).into_iter().take(count)) }
 }
 
-/// From the best to the worst.
+/// From the best to the worst, after those that must stay.
 fn ranked(candidates: &[Candidate]) -> Vec<&Candidate> {
     let mut ranked: Vec<&Candidate> = candidates.iter().collect();
-    ranked.sort_by(|a, b| b.score.total_cmp(&a.score).then((a.sublayer, a.unit).cmp(&(b.sublayer, b.unit))));
+    let place = |c: &Candidate| (c.sublayer, c.unit);
+    let better = |a: &Candidate, b: &Candidate| b.must_stay.cmp(&a.must_stay).then(b.score.total_cmp(&a.score));
+    ranked.sort_by(|a, b| better(a, b).then(place(a).cmp(&place(b))));
     ranked
 }
 
@@ -103,7 +108,7 @@ mod tests {
     use super::*;
 
     fn candidate(sublayer: usize, unit: usize, score: f64, cost: f64) -> Candidate {
-        Candidate { sublayer, unit, score, cost }
+        Candidate { sublayer, unit, score, cost, must_stay: false }
     }
 
     #[test]

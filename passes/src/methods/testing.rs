@@ -8,7 +8,7 @@ use crate::discover::Sublayer;
 use crate::discover::cost::{Alignment, Costs};
 use crate::ir::ElementType;
 use crate::linalg::least_squares::Sums;
-use crate::plan::Decision;
+use crate::plan::{Decision, Plan};
 use crate::testing::{B, S, Sketch, feed_forward, n};
 
 /// Width of the stream.
@@ -100,14 +100,19 @@ impl Walk for FakeWalk {
         Ok(Stored { weight: self.weights[t].clone(), element: self.element, has_bias: true })
     }
 
+    fn restart(&mut self, _students: usize, _teacher: Option<&Plan>) -> Result<(), Failure> {
+        self.settled.clear();
+        Ok(())
+    }
+
     fn columns(
         &mut self,
         t: usize,
-        _criterion: Criterion,
+        criterion: Criterion,
         each: &mut dyn FnMut(&[Array1<f64>]),
     ) -> Result<Vec<Array1<f64>>, Failure> {
         self.asked.push(t);
-        if t > 0 {
+        if t > 0 || criterion == Criterion::Labels {
             self.gradients.iter().for_each(|batch| each(&batch[t..]));
         }
         Ok(self.features[t..].iter().map(|f| f.mapv(|x| x * x).sum_axis(Axis(0))).collect())

@@ -1,7 +1,10 @@
 //! One step of teacher or student: from what crosses into a sublayer to what crosses into the next.
 
 use super::{Graph, Probes};
-use crate::ir::{ElementType, ValueId};
+use ndarray::{Array1, Ix2};
+
+use crate::ir::{ElementType, TensorError, ValueId};
+use crate::plan::{Plan, Tuned, write_projection};
 use crate::probe::suffix::{extract, finish};
 use crate::signature;
 
@@ -26,9 +29,28 @@ impl Probes<'_> {
         let streams: Vec<ValueId> = self.discovery.sublayers[t].sites().map(|(_, r)| r.output).collect();
         let mut ends = crossing.clone();
         ends.extend(streams.iter().filter(|v| !crossing.contains(v)));
-        let part = extract(self.model, &self.seen, self.crossings.at(t), &ends);
+        let part = extract(&self.student, &self.seen, self.crossings.at(t), &ends);
         let names = |values: Vec<ValueId>| values.into_iter().map(|v| self.name(v)).collect();
         Graph { model: part, outputs: RegionOutputs { streams: names(streams), crossing: names(crossing) } }
+    }
+
+    /// The same without the units that `plan` removes, everywhere: those of a teacher that is pruned, and not tuned.
+    ///
+    /// # Errors
+    /// Where a projection is of no floating-point type.
+    pub fn masked(&self, plan: &Plan) -> Result<Self, TensorError> {
+        let mut masked = self.clone();
+        for (sublayer, decision) in plan.each(self.discovery).filter(|(s, d)| d.kept() < s.units.len()) {
+            let stored = self.model.graph.constant(sublayer.projection.weight).ok_or(TensorError::Missing)?.to_f64()?;
+            let stored = stored.into_dimensionality::<Ix2>().map_err(|_| TensorError::Missing)?;
+            let mut weight = if sublayer.projection.transposed { stored.reversed_axes() } else { stored };
+            let gone = sublayer.units.iter().zip(&decision.keep).filter(|(_, keep)| !**keep);
+            gone.flat_map(|(unit, _)| &unit.columns).for_each(|&c| weight.row_mut(c).fill(0.0));
+            let tuned = Tuned { bias: Array1::zeros(weight.ncols()), weight };
+            write_projection(&mut masked.student.graph, sublayer, &tuned)?;
+        }
+        masked.seen.complete(&masked.student.graph);
+        Ok(masked)
     }
 
     /// The student's graph of sublayer `t` alone, from the kept features, and whatever else crosses into
