@@ -41,6 +41,8 @@ pub struct Batch {
     pub mini_batch: usize,
     /// Number of samples of that mini-batch.
     pub mini_batch_samples: usize,
+    /// Whether the samples are held out of what is solved, to judge by.
+    pub is_held_out: bool,
 }
 
 impl Batch {
@@ -115,7 +117,8 @@ impl Dataset {
     /// first, so that the memory that they need is there for all.
     ///
     /// A mini-batch is one batch, or several where its samples are of very different lengths or the model takes
-    /// only batches of a fixed size; samples that do not fill one are then left out.
+    /// only batches of a fixed size; samples that do not fill one are then left out. One sample in ten is held out, whatever
+    /// the batches, and shares none with others.
     ///
     /// # Errors
     /// Where there are too few samples for one batch.
@@ -132,16 +135,21 @@ impl Dataset {
         let fixed = self.fixed_batch();
         let step = fixed.unwrap_or(1);
         let (mut batches, mut mini_batch) = (Vec::new(), 0);
+        let mut held_out = HeldOut::of(self.samples() / step);
         for group in self.groups() {
             let usable = group.len() / step * step;
             for rows in group[..usable].chunks(size.min(usable.max(1)).next_multiple_of(step)) {
-                let parts: Vec<&[usize]> = match (fixed, &self.mask) {
-                    (Some(fixed), _) => rows.chunks(fixed).collect(),
-                    (None, Some(mask)) => alike(&mask.lengths, rows, most),
-                    (None, None) => rows.chunks(((most as f64 / each) as usize).max(1)).collect(),
-                };
-                for part in parts {
-                    batches.push(Batch { mini_batch, mini_batch_samples: rows.len(), ..self.batch(part)? });
+                let (aside, others): (Vec<&[usize]>, Vec<&[usize]>) = rows.chunks(step).partition(|_| held_out.next());
+                for (own, is_held_out) in [(others.concat(), false), (aside.concat(), true)] {
+                    let parts: Vec<&[usize]> = match (fixed, &self.mask) {
+                        (Some(fixed), _) => own.chunks(fixed).collect(),
+                        (None, Some(mask)) => alike(&mask.lengths, &own, most),
+                        (None, None) => own.chunks(((most as f64 / each) as usize).max(1)).collect(),
+                    };
+                    for part in parts {
+                        let batch = self.batch(part)?;
+                        batches.push(Batch { mini_batch, mini_batch_samples: rows.len(), is_held_out, ..batch });
+                    }
                 }
                 mini_batch += 1;
             }
@@ -189,6 +197,7 @@ impl Dataset {
             padded,
             mini_batch: 0,
             mini_batch_samples: rows.len(),
+            is_held_out: false,
         })
     }
 
@@ -252,6 +261,27 @@ fn select(array: &Tensor, axis: usize, keep: &[usize]) -> Result<Tensor, Error> 
     array.select(axis, keep).map_err(|e| Error::internal(e.to_string()))
 }
 
+/// Which samples are held out, one after the other: every tenth, and at least one where there are several.
+struct HeldOut {
+    first: usize,
+    seen: usize,
+}
+
+/// One sample in so many is held out.
+const HELD_OUT: usize = 10;
+
+impl HeldOut {
+    fn of(samples: usize) -> Self {
+        let first = if samples > 1 { (samples / 2).min(HELD_OUT / 2) } else { HELD_OUT };
+        Self { first, seen: 0 }
+    }
+
+    fn next(&mut self) -> bool {
+        self.seen += 1;
+        (self.seen - 1) % HELD_OUT == self.first
+    }
+}
+
 /// Samples, the longest first, in parts in which little is padding, of at most `most` tokens with padding.
 fn alike<'r>(lengths: &[usize], mut rows: &'r [usize], most: usize) -> Vec<&'r [usize]> {
     let mut parts = Vec::new();
@@ -288,6 +318,16 @@ mod tests {
         let rows: Vec<usize> = (0..7).collect();
         let lengths = [100, 20, 20, 20, 20, 20, 20];
         assert_eq!(alike(&lengths, &rows, 60), [&rows[..1], &rows[1..4], &rows[4..]]);
+    }
+
+    #[test]
+    fn one_sample_in_ten_is_held_out_and_one_of_a_few() {
+        let places = |samples: usize| {
+            let mut held_out = HeldOut::of(samples);
+            (0..samples).filter(|_| held_out.next()).collect::<Vec<_>>()
+        };
+        assert_eq!([places(25), places(4), places(2)], [vec![5, 15], vec![2], vec![1]]);
+        assert_eq!([places(1), places(0)], [Vec::<usize>::new(), Vec::new()], "one sample is needed to solve");
     }
 
     #[test]

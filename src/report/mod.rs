@@ -170,7 +170,7 @@ pub struct SublayerReport {
     pub flops: f64,
     /// FLOPs after.
     pub flops_kept: f64,
-    /// Relative reconstruction error on held-out batches with the original rows.
+    /// Relative reconstruction error on held-out samples with the original rows.
     pub error_untuned: Option<f64>,
     /// The same with the tuned projection.
     pub error_tuned: Option<f64>,

@@ -37,7 +37,7 @@ impl Calibrated<'_> {
                 })
                 .collect();
             for (student, own) in self.students.iter_mut().zip(&mut all) {
-                let features = own.add(i, batch, self.world.batches.len(), &student.states[i].load()?, &streams)?;
+                let features = own.add(batch, &student.states[i].load()?, &streams)?;
                 if let Some(features) = features {
                     self.cache.add(&mut student.states[i], FEATURES.to_string(), features)?;
                 }
@@ -58,7 +58,7 @@ struct Own {
     names: EquationOutputs,
     /// The columns that stay, for graphs from which the others could not be cut out.
     columns: Held,
-    /// Of the batches to solve for, and of those that are held out.
+    /// Of the samples to solve for, and of those that are held out.
     sums: [Growing; 2],
 }
 
@@ -76,16 +76,14 @@ impl Own {
         Ok(Self { place, session, names: graph.outputs, columns, sums })
     }
 
-    /// Adds batch `i` of so many; returns the kept features.
+    /// Adds a batch; returns the kept features.
     fn add(
         &mut self,
-        i: usize,
         batch: &Batch,
-        batches: usize,
         state: &HashMap<String, Held>,
         streams: &HashMap<String, &DynValue>,
     ) -> Result<Option<DynValue>, Error> {
-        let growing = &mut self.sums[is_held_out(i, batches) as usize];
+        let growing = &mut self.sums[batch.is_held_out as usize];
         let so_far = |name: &str| SO_FAR.iter().position(|s| *s == name).map(|place| growing.recent[place].value());
         let find = |name: &str| match name {
             COLUMNS => Some(self.columns.value()),
@@ -167,9 +165,4 @@ fn nothing(like: &Sums) -> Result<[Held; 2], Error> {
 
 fn matrix(sum: &Held) -> Result<Array2<f64>, Error> {
     runtime::scalars(sum.value())?.into_dimensionality::<Ix2>().map_err(|e| Error::internal(e.to_string()))
-}
-
-/// Every tenth batch, and at least one where there are several.
-fn is_held_out(batch: usize, batches: usize) -> bool {
-    batches > 1 && batch % 10 == (batches / 2).min(5)
 }

@@ -191,9 +191,9 @@ pub struct Stored {
 /// The normal equations of a projection.
 #[derive(Clone, Debug)]
 pub struct Equations {
-    /// Of the batches to solve for.
+    /// Of the samples to solve for.
     pub solve: Sums,
-    /// Of the batches that were held out, to judge by.
+    /// Of the samples that were held out, to judge by.
     pub held_out: Sums,
 }
 

@@ -13,7 +13,7 @@ use crate::ir::{ElementType, Tensor, TensorError};
 use crate::linalg::least_squares::{RIDGES, Sums};
 use crate::plan::Tuned;
 
-/// Relative reconstruction errors of one sublayer on held-out batches.
+/// Relative reconstruction errors of one sublayer on held-out samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Repair {
     /// With the original rows of the projection.
@@ -51,7 +51,7 @@ pub fn tune_all(walk: &mut dyn Walk, sublayers: &[Sublayer], outcomes: &mut [Out
     (0..sublayers.len()).try_for_each(|t| tune(walk, sublayers, t, outcomes))
 }
 
-/// The better of the tuned and the untuned projection on the batches that were held out, both as the model's element
+/// The better of the tuned and the untuned projection on the samples that were held out, both as the model's element
 /// type rounds them.
 fn repaired(
     stored: &Stored,
