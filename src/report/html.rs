@@ -1,6 +1,7 @@
 //! The report as one page that needs nothing else: no script, no font, no picture from elsewhere.
 
 use bytesize::ByteSize;
+use kprune_passes::methods::Detail;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::table::{count, percent};
@@ -37,7 +38,9 @@ impl Report {
                         (kept_section(&self.model))
                         (heads_section(&self.model))
                         (neurons_section(&self.model))
-                        (errors_section(&self.model))
+                        (details_section(&self.model))
+                (details_section(&self.model))
+                (errors_section(&self.model))
                         (self.cost_section())
                         (self.settings_section())
                         (self.declined_section())
@@ -268,6 +271,42 @@ fn neurons_section(model: &ModelReport) -> Markup {
     }
 }
 
+/// What the method says of every sublayer besides.
+fn details_section(model: &ModelReport) -> Markup {
+    let rows: Vec<_> = numbered(model).into_iter().filter(|(_, s)| !s.details.is_empty()).collect();
+    if rows.is_empty() {
+        return html! {};
+    }
+    html! {
+        section {
+            h2 { "What the method did" }
+            p.note { "Of many numbers, the smallest, the middle one and the largest." }
+            div.rows {
+                @for (label, s) in rows {
+                    span.label title=(s.name) { (label) }
+                    span { (s.details.iter().map(|(name, detail)| format!("{name} {}", in_words(detail))).collect::<Vec<_>>().join(", ")) }
+                    span.value {}
+                }
+            }
+        }
+    }
+}
+
+fn in_words(detail: &Detail) -> String {
+    match detail {
+        Detail::Count(count) => count.to_string(),
+        Detail::Text(text) => text.clone(),
+        Detail::Numbers(numbers) => {
+            let mut sorted = numbers.clone();
+            sorted.sort_by(f64::total_cmp);
+            match (sorted.first(), sorted.get(sorted.len() / 2), sorted.last()) {
+                (Some(least), Some(middle), Some(most)) => format!("{least:.2}, {middle:.2}, {most:.2}"),
+                _ => "none".into(),
+            }
+        }
+    }
+}
+
 fn errors_section(model: &ModelReport) -> Markup {
     let rows: Vec<_> = numbered(model).into_iter().filter_map(|(l, s)| Some((l, s, s.error_untuned?))).collect();
     let largest = rows.iter().map(|r| r.2).fold(0.0, f64::max);
@@ -283,7 +322,8 @@ fn errors_section(model: &ModelReport) -> Markup {
                     @let after = s.error_tuned.unwrap_or(before);
                     span.label title=(s.name) { (label) }
                     div class=(format!("track {}", s.unit)) {
-                        div.span style=(format!("left:{:.1}%;width:{:.1}%", 100.0 * after / largest, 100.0 * (before - after) / largest)) {}
+                        @let (low, apart) = (after.min(before), (before - after).abs());
+                        div.span style=(format!("left:{:.1}%;width:{:.1}%", 100.0 * low / largest, 100.0 * apart / largest)) {}
                         div.dot.before style=(format!("left:{:.1}%", 100.0 * before / largest)) {}
                         div.dot style=(format!("left:{:.1}%", 100.0 * after / largest)) {}
                     }

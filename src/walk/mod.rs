@@ -37,8 +37,7 @@ const MEASURE_WORK: usize = 3;
 
 /// The work of meeting the teacher and of measuring at the sublayers `measured`, in batches through one sublayer.
 pub fn measuring_work(sublayers: usize, measured: &[usize], batches: usize) -> usize {
-    // At the first sublayer, what the teacher showed is all there is.
-    let measuring: usize = measured.iter().filter(|&&t| t > 0).map(|t| MEASURE_WORK * (sublayers - t)).sum();
+    let measuring: usize = measured.iter().map(|t| MEASURE_WORK * (sublayers - t)).sum();
     batches * (sublayers + measuring)
 }
 

@@ -48,7 +48,8 @@ impl Kprune {
 
 impl Method for Kprune {
     fn differentiates_at(&self, sublayers: usize) -> Vec<usize> {
-        (0..sublayers).filter(|&t| self.settings.measures_at(t, sublayers)).collect()
+        // At the first, teacher and student agree, and nothing is to be differentiated.
+        (1..sublayers).filter(|&t| self.settings.measures_at(t, sublayers)).collect()
     }
 
     fn choose(&mut self, walk: &mut dyn Walk, task: &Task) -> Result<Vec<Outcome>, Failure> {

@@ -41,15 +41,12 @@ fn by_cost(task: &Task, information: &[Vec<f64>], budget: f64) -> Vec<usize> {
     let mut counts = vec![0; task.sublayers.len()];
     let (mut units, mut left) = (Vec::new(), budget);
     for (t, sublayer) in task.sublayers.iter().enumerate() {
-        for (place, unit) in ranked(&information[t]).into_iter().enumerate() {
-            let cost = task.costs.unit(t, sublayer, unit);
-            // Of a sublayer that cannot go whole, the best unit is paid for before all others.
-            if place == 0 && !sublayer.can_go_whole() {
-                (counts[t], left) = (1, left - cost);
-            } else {
-                units.push(Unit { sublayer: t, unit, information: information[t][unit], cost });
-            }
+        let mut own = in_order(task, t, &information[t]).into_iter().peekable();
+        // Of a sublayer that cannot go whole, the best unit is paid for before all others.
+        if let Some(best) = own.next_if(|_| !sublayer.can_go_whole()) {
+            (counts[t], left) = (1, left - best.cost);
         }
+        units.extend(own);
     }
     let (chosen, _) = best_split(&units, &|u: &Unit| task.sublayers[u.sublayer].kind == Kind::Head, left);
     chosen.iter().for_each(|u| counts[u.sublayer] += 1);
@@ -175,11 +172,6 @@ fn by_time(task: &Task, information: &[Vec<f64>], curves: &[Curve], budget: f64)
 /// The counts as multiples of what is fast: rounded down, and what that leaves of the budget handed out again in whole
 /// steps, where a step holds most information for its cost.
 fn aligned(task: &Task, information: &[Vec<f64>], counts: &[usize], budget: f64) -> Vec<usize> {
-    let cost = |t: usize, count: usize| {
-        let sublayer = &task.sublayers[t];
-        let keep = ranked(&information[t]).into_iter().take(count);
-        task.costs.kept(t, sublayer, &keeping(sublayer.units.len(), keep))
-    };
     let steps: Vec<usize> = task.sublayers.iter().map(|s| task.alignment.step(s)).collect();
     let down = |t: usize| match counts[t] {
         all if all == task.sublayers[t].units.len() || all < steps[t] => all,
@@ -189,20 +181,32 @@ fn aligned(task: &Task, information: &[Vec<f64>], counts: &[usize], budget: f64)
     if aligned == counts {
         return aligned;
     }
-    let mut left = budget * (1.0 + 1e-12) - (0..aligned.len()).map(|t| cost(t, aligned[t])).sum::<f64>();
+    let sums: Vec<Vec<(f64, f64)>> = (0..counts.len()).map(|t| sums(&in_order(task, t, &information[t]))).collect();
+    let mut left = budget * (1.0 + 1e-12) - aligned.iter().zip(&sums).map(|(&count, sums)| sums[count].0).sum::<f64>();
     loop {
         let wider = |t: usize| {
             let next = (aligned[t] + steps[t]).min(task.sublayers[t].units.len());
-            let more = cost(t, next) - cost(t, aligned[t]);
-            let held =
-                |count: usize| ranked(&information[t]).iter().take(count).map(|&u| information[t][u]).sum::<f64>();
-            let worth = (held(next) - held(aligned[t])) / more.max(f64::MIN_POSITIVE);
-            (next > aligned[t] && steps[t] > 1 && more <= left).then_some((t, next, more, worth))
+            let [now, then] = [aligned[t], next].map(|count| sums[t][count]);
+            let (cost, held) = (then.0 - now.0, then.1 - now.1);
+            let is_possible = steps[t] > 1 && next > aligned[t] && cost <= left;
+            is_possible.then_some((t, next, cost, held / cost.max(f64::MIN_POSITIVE)))
         };
         let best = (0..aligned.len()).filter_map(wider).max_by(|a, b| a.3.total_cmp(&b.3));
-        let Some((t, next, more, _)) = best else { return aligned };
-        (aligned[t], left) = (next, left - more);
+        let Some((t, next, cost, _)) = best else { return aligned };
+        (aligned[t], left) = (next, left - cost);
     }
+}
+
+/// The units of sublayer `t`, those with most information first, each with what it costs as one more.
+fn in_order(task: &Task, t: usize, information: &[f64]) -> Vec<Unit> {
+    let cost = |place: usize, unit: usize| task.costs.nth(t, &task.sublayers[t], unit, place + 1);
+    let unit = |(place, unit): (usize, usize)| Unit {
+        sublayer: t,
+        unit,
+        information: information[unit],
+        cost: cost(place, unit),
+    };
+    ranked(information).into_iter().enumerate().map(unit).collect()
 }
 
 #[cfg(test)]
