@@ -29,6 +29,8 @@ pub struct Unit {
     pub class: Channel,
     /// The columns of the features, and rows of the projection, that belong to the unit.
     pub columns: Vec<usize>,
+    /// How many heads it is: several where they share keys and values (grouped-query attention), else one.
+    pub members: usize,
     /// Multiply-adds, counted as two operations, that its channels take part in, for one sample.
     pub flops: f64,
     /// Parameters that go with it.
@@ -201,7 +203,7 @@ pub fn discover_units(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f
         }
     }
     let position = graph.sorted().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
-    let heads = heads(graph, &provenance);
+    let heads = heads(graph, seen, &provenance);
     let finder = Finder { graph, seen, provenance: &provenance, ends: &ends, heads, position, scope };
     let mut sublayers = Vec::new();
     let mut declined = Vec::new();
@@ -229,11 +231,27 @@ pub fn discover_units(graph: &Graph, seen: &Observation, at: &BTreeMap<String, f
     Discovery { provenance, sublayers, declined }
 }
 
-/// Classes whose channels take part in a product of two activations.
-fn heads(graph: &Graph, provenance: &Provenance) -> HashSet<Channel> {
-    let products = provenance.products.iter();
-    let planes = products.flat_map(|&n| (0..2).flat_map(move |slot| provenance.planes_at(graph, n, slot)));
-    planes.flat_map(|p| p.0.iter()).map(|&c| provenance.channels.find(c)).collect()
+/// Classes whose channels take part in a product of two activations, and how many heads each is: so many places it has
+/// among the matrices that are multiplied, where nothing within them tells it apart, as in the attention's shares.
+fn heads(graph: &Graph, seen: &Observation, provenance: &Provenance) -> HashMap<Channel, usize> {
+    let slots = provenance.products.iter().flat_map(|&node| [(node, 0), (node, 1)]);
+    let planes = slots.flat_map(|(node, slot)| {
+        let dims = graph.operator(node).input(slot).and_then(|v| seen.dims(v)).unwrap_or_default();
+        provenance.planes_at(graph, node, slot).iter().map(move |plane| (plane, dims.clone()))
+    });
+    let mut heads: HashMap<Channel, usize> = HashMap::new();
+    for (plane, dims) in planes {
+        // Where samples lie on the same axis, a head has a place for each.
+        let is_fixed = |axis: usize| dims.get(axis).is_some_and(|d| d.fixed().is_some());
+        let is_of_matrices = plane.axes().iter().all(|&axis| axis + 2 < plane.0.ndim() && is_fixed(axis));
+        let mut places: HashMap<Channel, usize> = HashMap::new();
+        plane.0.iter().for_each(|&c| *places.entry(provenance.channels.find(c)).or_default() += 1);
+        for (class, count) in places {
+            let most = heads.entry(class).or_insert(1);
+            *most = if is_of_matrices { count.max(*most) } else { *most };
+        }
+    }
+    heads
 }
 
 struct Finder<'a> {
@@ -241,7 +259,7 @@ struct Finder<'a> {
     seen: &'a Observation,
     provenance: &'a Provenance,
     ends: &'a BTreeMap<Channel, BTreeSet<usize>>,
-    heads: HashSet<Channel>,
+    heads: HashMap<Channel, usize>,
     /// The place of every operator in the order of execution.
     position: HashMap<NodeId, usize>,
     scope: Scope,
@@ -312,12 +330,13 @@ impl Finder<'_> {
         for (column, &row) in contraction.rows.iter().enumerate() {
             let class = self.provenance.channels.find(row);
             let unit = *place.entry(class).or_insert_with(|| {
-                units.push(Unit { class, columns: Vec::new(), flops: 0.0, parameters: 0 });
+                let members = self.heads.get(&class).copied().unwrap_or(1);
+                units.push(Unit { class, columns: Vec::new(), members, flops: 0.0, parameters: 0 });
                 units.len() - 1
             });
             units[unit].columns.push(column);
         }
-        let is_head = units.iter().any(|u| self.heads.contains(&u.class));
+        let is_head = units.iter().any(|u| self.heads.contains_key(&u.class));
         let kind = if is_head { Kind::Head } else { Kind::Neuron };
         let name = self.graph.operator(contraction.node).name.clone();
         let name = if name.is_empty() { self.graph.name(projection.weight).to_string() } else { name };

@@ -176,3 +176,52 @@ fn a_sum_that_stretches_the_stream_is_no_residual() {
         assert_eq!(discovery.declined.iter().any(says), found == 0);
     }
 }
+
+/// Four heads of two channels, whose keys and values are those of `groups` that they share.
+fn attention(g: &mut Sketch, groups: usize) -> ValueId {
+    let x = g.input("x", &[B, n(5), n(8)]);
+    let heads = |g: &mut Sketch, count: usize, name: &str| {
+        let weight = g.weight(name, &[8, 2 * count]);
+        let y = g.on("MatMul", &[x, weight]);
+        let apart = g.integers("apart", &[0, 5, count as i64, 2]);
+        let y = g.op(op("Reshape"), &[y, apart], &[B, n(5), n(count), n(2)]);
+        g.op(op("Transpose").with(attribute::ints("perm", &[0, 2, 1, 3])), &[y], &[B, n(count), n(5), n(2)])
+    };
+    let repeated = |g: &mut Sketch, y: ValueId| {
+        let axis = g.integers("axis", &[2]);
+        let y = g.op(op("Unsqueeze"), &[y, axis], &[B, n(groups), n(1), n(5), n(2)]);
+        let times = g.integers("times", &[1, 1, (4 / groups) as i64, 1, 1]);
+        let y = g.op(op("Expand"), &[y, times], &[B, n(groups), n(4 / groups), n(5), n(2)]);
+        let all = g.integers("all", &[0, 4, 5, 2]);
+        g.op(op("Reshape"), &[y, all], &[B, n(4), n(5), n(2)])
+    };
+    let query = heads(g, 4, "query");
+    let [key, value] = ["key", "value"].map(|name| {
+        let shared = heads(g, groups, name);
+        if groups == 4 { shared } else { repeated(g, shared) }
+    });
+    let key = g.op(op("Transpose").with(attribute::ints("perm", &[0, 1, 3, 2])), &[key], &[B, n(4), n(2), n(5)]);
+    let scores = g.on("MatMul", &[query, key]);
+    let shares = g.op(op("Softmax").with(attribute::int("axis", -1)), &[scores], &[B, n(4), n(5), n(5)]);
+    let context = g.on("MatMul", &[shares, value]);
+    let order = attribute::ints("perm", &[0, 2, 1, 3]);
+    let context = g.op(op("Transpose").with(order), &[context], &[B, n(5), n(4), n(2)]);
+    let joined = g.integers("joined", &[0, 5, 8]);
+    let context = g.op(op("Reshape"), &[context, joined], &[B, n(5), n(8)]);
+    let weight = g.weight("projection", &[8, 8]);
+    let y = g.on("MatMul", &[context, weight]);
+    g.on("Add", &[x, y])
+}
+
+#[test]
+fn heads_that_share_keys_go_together_and_are_counted() {
+    for (groups, members) in [(4, 1), (2, 2), (1, 4)] {
+        let mut g = Sketch::default();
+        let y = attention(&mut g, groups);
+        g.graph.add_output(y);
+        let found = g.discover();
+        let units = &found.sublayers[0].units;
+        assert_eq!(units.len(), groups);
+        assert!(units.iter().all(|u| u.members == members && u.columns.len() == 2 * members), "{groups}: {units:?}");
+    }
+}

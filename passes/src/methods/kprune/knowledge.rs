@@ -4,7 +4,7 @@ use ndarray::{Array1, Axis};
 
 use super::Settings;
 use crate::calculus::loss::Criterion;
-use crate::discover::Sublayer;
+use crate::discover::{Sublayer, Unit};
 use crate::methods::{Failure, Walk};
 
 /// What the two knowledges of a unit are.
@@ -21,7 +21,7 @@ pub struct Knowledge {
 /// K_pred = 1/N * sum over mini-batches of 1/2 * mean over the unit's columns of (dL/dm)^2, where dL/dm is the mask
 /// gradient of a column, of the distillation loss of a whole mini-batch, and N the number of samples;
 /// K_rep = 1/T * mean over the unit's columns c of ||F_c||^2 * mean over j of W_cj^2, T the number of real tokens
-/// (Park et al. 2024, knowledge measurement). At the first sublayer the student is still the teacher, and K_pred is
+/// (Park et al. 2024, knowledge measurement). Heads that go together know what they know together: the sum. At the first sublayer the student is still the teacher, and K_pred is
 /// zero. Of several students, it is the leader's.
 ///
 /// # Errors
@@ -42,11 +42,11 @@ pub(super) fn measure(
     let mut knowledge = Vec::new();
     for (i, (sublayer, (squares, energies))) in sublayers[t..].iter().zip(squares.iter().zip(&energies)).enumerate() {
         let (mean_squares, tokens) = (&mean_squares[t + i], walk.tokens(t + i));
-        let unit = |columns: &[usize]| Knowledge {
-            predictive: 0.5 * mean(columns, |c| squares[c]) / samples,
-            representational: mean(columns, |c| energies[c] * mean_squares[c]) / tokens,
+        let unit = |unit: &Unit| Knowledge {
+            predictive: unit.members as f64 * 0.5 * mean(&unit.columns, |c| squares[c]) / samples,
+            representational: unit.members as f64 * mean(&unit.columns, |c| energies[c] * mean_squares[c]) / tokens,
         };
-        knowledge.push(sublayer.units.iter().map(|u| unit(&u.columns)).collect());
+        knowledge.push(sublayer.units.iter().map(unit).collect());
     }
     Ok(knowledge)
 }
