@@ -58,7 +58,7 @@ pub(crate) fn prune(
     if options.aim.amount.is_timed() {
         progress.stage("timing sublayers");
     }
-    let budget = Budget::of(runtime, &loaded.analysis, options, &setting)?;
+    let mut budget = Budget::of(runtime, &loaded.analysis, options, &setting)?;
     clock.stage("time");
 
     // Choose and make; once more where the time that was aimed at is missed.
@@ -72,7 +72,7 @@ pub(crate) fn prune(
     let mut chooser = Chooser::new(world, probes, &loaded.analysis.single, options, cache.clone());
     let maker = Maker { world, loaded: &loaded, options, source: &source, target, ledger, evaluation, setting, kinds };
     let mut choose = |budget: &Budget| maker.make(chooser.choose(budget)?, budget);
-    let (mut budget, mut products) = (choose(&budget).map(|products| (budget, products)))?;
+    let mut products = choose(&budget)?;
     if let Some(corrected) = budget.corrected(products.timing()) {
         progress.done("the time was missed: choosing once more");
         let again = choose(&corrected)?;
