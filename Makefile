@@ -14,7 +14,7 @@ FIXTURE := fixtures/reviews
 COMPRESSIONS := 0 0.3 0.6
 DENY := $(or $(shell command -v cargo-deny),.tools/bin/cargo-deny)
 
-.PHONY: demo test lint deny sanitize setup setup-tests bench zoo wheel manual package
+.PHONY: demo test lint deny sanitize setup setup-tests bench zoo coverage wheel manual package
 
 demo: setup
 	cargo build --release
@@ -48,6 +48,11 @@ sanitize:
 zoo: setup
 	cargo build --profile $(PROFILE)
 	$(PYTHON) fixtures/prune_zoo.py $(BINARY) fixtures/zoo --compression $(COMPRESSIONS)
+
+# FLOPs as counted and as run, and what is offered, model by model.
+coverage: setup
+	cargo build --profile $(PROFILE)
+	$(PYTHON) fixtures/coverage.py $(BINARY) fixtures/zoo
 
 # What pruning costs and what it gives, in forward-equivalents and ratios; `cargo bench` times the stages.
 bench: setup
