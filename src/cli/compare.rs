@@ -21,7 +21,7 @@ pub struct CompareArgs {
     pub second: PathBuf,
 
     /// Data to judge by, with labels or without: .npz or .safetensors (one array per model input, and labels),
-    /// .jsonl, .csv, .tsv or .txt (text), a folder of images, or a folder with test_data_set_*; may be repeated
+    /// .jsonl, .json, .csv, .tsv or .txt (text), a folder of images, or a folder with test_data_set_*; may be repeated
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub data: Vec<PathBuf>,
 

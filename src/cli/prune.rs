@@ -26,7 +26,7 @@ pub struct PruneArgs {
     #[arg(value_name = "OUT", required_unless_present = "dry_run")]
     pub output: Option<PathBuf>,
 
-    /// Samples of the task: .npz or .safetensors (one array per model input), .jsonl, .csv, .tsv or .txt (text), a
+    /// Samples of the task: .npz or .safetensors (one array per model input), .jsonl, .json, .csv, .tsv or .txt (text), a
     /// folder of images, or a folder with test_data_set_*; may be repeated
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub calibration: Vec<PathBuf>,
