@@ -22,7 +22,7 @@ fn array(shape: &[usize], seed: usize) -> ArrayD<f64> {
 }
 
 /// A model whose output is its input, with the loss; returns the names of the loss and of its gradient.
-fn build(kind: OutputKind, shape: &[usize], tau: f64, is_masked: bool) -> (Model, String, String) {
+fn build(kind: OutputKind, shape: &[usize], criterion: Criterion, is_masked: bool) -> (Model, String, String) {
     let mut graph = Graph::new();
     let z = graph.add_input(declare("z", ElementType::F32, shape.len()));
     let mask = graph.add_input(declare("mask", ElementType::F32, 2));
@@ -33,7 +33,7 @@ fn build(kind: OutputKind, shape: &[usize], tau: f64, is_masked: bool) -> (Model
     let compared = Compared { value: output, output, kind, form: Form::Scores, why: String::new() };
     let objective = Objective { outputs: vec![compared], left_out: Vec::new() };
     let mut emit = Emit::new(&mut graph, 17, "test");
-    let loss = loss::append(&mut emit, &seen, &objective, Criterion::Teacher { tau }, is_masked.then(|| mask.into()));
+    let loss = loss::append(&mut emit, &seen, &objective, criterion, is_masked.then(|| mask.into()));
     let gradient = loss.seeds[0].1;
     graph.set_outputs(&[loss.value, gradient]);
     graph.remove_unread_inputs();
@@ -70,8 +70,22 @@ fn check(kind: OutputKind, shape: &[usize], tau: f64) -> (f64, ArrayD<f64>) {
 }
 
 fn check_masked(kind: OutputKind, shape: &[usize], tau: f64, is_masked: bool) -> (f64, ArrayD<f64>) {
-    let (model, loss, gradient) = build(kind, shape, tau, is_masked);
-    let (z, teacher) = (array(shape, 1), array(shape, 2));
+    let built = build(kind, shape, Criterion::Teacher { tau }, is_masked);
+    let teacher = array(shape, 2);
+    let found = differences(kind, &built, &teacher);
+    let (model, loss, gradient) = &built;
+    let same = evaluate(model, (loss, gradient), std::slice::from_ref(&teacher), &teacher);
+    assert!(same[0].0.abs() < 1e-6 && same[0].1.iter().all(|g| g.abs() < 1e-6), "no loss where both agree");
+    found
+}
+
+/// Loss and gradient at some place, the gradient compared with finite differences.
+fn differences(
+    kind: OutputKind,
+    (model, loss, gradient): &(Model, String, String),
+    teacher: &ArrayD<f64>,
+) -> (f64, ArrayD<f64>) {
+    let z = array(teacher.shape(), 1);
     let step = 0.01;
     let mut moved = vec![z.clone()];
     for i in 0..z.len() {
@@ -81,15 +95,13 @@ fn check_masked(kind: OutputKind, shape: &[usize], tau: f64, is_masked: bool) ->
             moved.push(z);
         }
     }
-    let results = evaluate(&model, (&loss, &gradient), &moved, &teacher);
+    let results = evaluate(model, (loss, gradient), &moved, teacher);
     let found = &results[0].1;
     for (i, pair) in results[1..].chunks(2).enumerate() {
         let expected = (pair[0].0 - pair[1].0) / (2.0 * step);
         let found = found.iter().nth(i).unwrap();
         assert!((found - expected).abs() < 2e-3, "{kind}, element {i}: {found} and not {expected}");
     }
-    let same = evaluate(&model, (&loss, &gradient), std::slice::from_ref(&teacher), &teacher);
-    assert!(same[0].0.abs() < 1e-6 && same[0].1.iter().all(|g| g.abs() < 1e-6), "no loss where both agree");
     results[0].clone()
 }
 
@@ -121,6 +133,31 @@ fn scores_of_labels_that_are_right_or_not_for_themselves() {
     assert!((loss - expected / 2.0).abs() < 1e-5, "{loss}");
     check(OutputKind::MultiLabel, &[2, 4], 2.0);
     check_masked(OutputKind::MultiLabel, &[2, 3, 1], 2.0, false);
+}
+
+#[test]
+fn labels_of_every_kind() {
+    let of = |kind: OutputKind, target: ArrayD<f64>, is_masked: bool| {
+        differences(kind, &build(kind, target.shape(), Criterion::Labels, is_masked), &target)
+    };
+    let marked = |shape: &[usize], places: &[&[usize]]| {
+        let mut target = ArrayD::zeros(shape.to_vec());
+        places.iter().for_each(|&place| target[place] = 1.0);
+        target
+    };
+    let (loss, _) = of(OutputKind::Logits, marked(&[2, 4], &[&[0, 3], &[1, 1]]), true);
+    let z = array(&[2, 4], 1);
+    let log_p = |i: usize, class: usize| z[[i, class]] - (0..4).map(|c| z[[i, c]].exp()).sum::<f64>().ln();
+    assert!((loss + (log_p(0, 3) + log_p(1, 1)) / 2.0).abs() < 1e-5, "mean cross entropy, and not {loss}");
+    let (_, gradient) = of(OutputKind::Logits, marked(&[2, 4], &[&[0, 3]]), true);
+    assert!(gradient.index_axis(ndarray::Axis(0), 1).iter().all(|g| *g == 0.0), "a sample without a label");
+    // Of the second sample only the first token is real.
+    let (_, gradient) = of(OutputKind::SpanLogits, marked(&[2, 3], &[&[0, 2], &[1, 0]]), true);
+    assert!(gradient[[1, 1]].abs() < 1e-6 && gradient[[1, 2]].abs() < 1e-6);
+    of(OutputKind::TokenLogits, marked(&[2, 3, 4], &[&[0, 0, 1], &[0, 2, 3], &[1, 0, 2]]), true);
+    of(OutputKind::MultiLabel, marked(&[2, 4], &[&[0, 1], &[0, 2], &[1, 0]]), true);
+    of(OutputKind::Regression, array(&[2, 1], 2), true);
+    of(OutputKind::Hidden, array(&[2, 3, 5], 2), true);
 }
 
 #[test]
