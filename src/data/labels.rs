@@ -85,6 +85,15 @@ impl Labels {
         Some(Self::Classes(words.iter().map(place).collect()))
     }
 
+    /// The class of every sample: also where classes are written as numbers, as 2.0.
+    pub fn classes(&self) -> Option<Vec<i64>> {
+        match self {
+            Self::Classes(classes) => Some(classes.clone()),
+            Self::Numbers(numbers) => numbers.iter().map(|&x| (x.fract() == 0.0).then_some(x as i64)).collect(),
+            _ => None,
+        }
+    }
+
     /// Number of samples.
     pub fn len(&self) -> usize {
         match self {

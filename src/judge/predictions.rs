@@ -36,11 +36,10 @@ impl Predictions {
                 }
             }
             Labels::Numbers(right) => {
-                let classes: Option<Vec<i64>> = right.iter().map(|&x| (x.fract() == 0.0).then_some(x as i64)).collect();
                 if let Some(numbers) = of(OutputKind::Regression) {
                     self.numbers.0.extend(numbers.samples.iter().map(|rows| rows[0][0]));
                     self.numbers.1.extend(right);
-                } else if let (Some(classes), Some(_)) = (classes, of(OutputKind::Logits)) {
+                } else if let (Some(classes), Some(_)) = (labels.classes(), of(OutputKind::Logits)) {
                     self.add(outputs, &Labels::Classes(classes))?;
                 }
             }

@@ -35,7 +35,7 @@ impl Calibrated<'_> {
             let outputs = self.outputs.get(i).map(Kept::load).transpose()?.unwrap_or_default();
             let outputs = match criterion {
                 Criterion::Labels => self.targets(batch, &outputs)?,
-                _ => outputs.iter().map(|(name, held)| (name.clone(), held.clone())).collect(),
+                _ => outputs,
             };
             let teacher = |name: &str| outputs.iter().find(|(output, _)| teacher_input(output) == name);
             let sums = session.run_with(|name| match name {

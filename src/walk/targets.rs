@@ -20,8 +20,7 @@ impl Calibrated<'_> {
         let probes = &self.probes;
         probes.objective.outputs.iter().all(|compared| {
             let suits = match (compared.kind, self.world.labels) {
-                (OutputKind::Logits, Some(Labels::Numbers(numbers))) => whole(numbers).is_some(),
-                (OutputKind::Logits, Some(Labels::Classes(_))) => true,
+                (OutputKind::Logits, Some(labels)) => labels.classes().is_some(),
                 (OutputKind::Regression, Some(labels)) => matches!(labels, Labels::Classes(_) | Labels::Numbers(_)),
                 _ => false,
             };
@@ -55,18 +54,15 @@ impl Calibrated<'_> {
                 Some(teacher) => runtime::scalars(teacher.value())?,
                 None => ArrayD::zeros(vec![batch.samples, self.classes(compared).unwrap_or(1)]),
             };
-            let given = labels.as_ref().and_then(|labels| {
-                given(labels, compared.kind, self.is_end(compared), &scores)
-                    .map_err(|reason| {
-                        let help = "labels are counted from 0; give those that belong to the model";
-                        Error::data(std::path::Path::new("calibration set"), reason, help)
-                    })
-                    .transpose()
-            });
-            let target = match given.transpose()? {
-                Some(target) => target,
-                None => drawn(compared.kind, &scores, &batch.rows, self.world.seed),
+            let wrong = |reason: String| {
+                let help = "labels are counted from 0; give those that belong to the model";
+                Error::data(std::path::Path::new("calibration set"), reason, help)
             };
+            let right = match &labels {
+                Some(labels) => given(labels, compared.kind, self.is_end(compared), &scores).map_err(wrong)?,
+                None => None,
+            };
+            let target = right.unwrap_or_else(|| drawn(compared.kind, &scores, &batch.rows, self.world.seed));
             targets.insert(name.to_string(), host(ElementType::F32, &target)?);
         }
         Ok(targets)
@@ -85,8 +81,8 @@ fn given(labels: &Labels, kind: OutputKind, is_end: bool, scores: &ArrayD<f64>) 
         (Labels::Classes(classes), OutputKind::Logits) => {
             classes.iter().enumerate().try_for_each(|(i, &class)| mark(&mut target, &[i], class))?;
         }
-        (Labels::Numbers(numbers), OutputKind::Logits) => {
-            let Some(classes) = whole(numbers) else { return Ok(None) };
+        (Labels::Numbers(_), OutputKind::Logits) => {
+            let Some(classes) = labels.classes() else { return Ok(None) };
             return given(&Labels::Classes(classes), kind, is_end, scores);
         }
         (Labels::Numbers(numbers), OutputKind::Regression) if numbers.len() == target.len() => {
@@ -110,10 +106,6 @@ fn given(labels: &Labels, kind: OutputKind, is_end: bool, scores: &ArrayD<f64>) 
         _ => return Ok(None),
     }
     Ok(Some(target))
-}
-
-fn whole(numbers: &[f64]) -> Option<Vec<i64>> {
-    numbers.iter().map(|&x| (x.fract() == 0.0).then_some(x as i64)).collect()
 }
 
 /// Sets the probability of a class to 1; what is negative does not count.

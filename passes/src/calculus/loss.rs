@@ -87,14 +87,12 @@ pub fn append(
             }
             (OutputKind::SpanLogits, Criterion::Labels) => {
                 let student = without_padding(emit, output, masked, element);
-                cross_entropy(emit, student, teacher, element)
+                cross_entropy(emit, student, teacher)
             }
             (OutputKind::Logits | OutputKind::TokenLogits, Criterion::Teacher { tau }) => {
                 divergence(emit, output, teacher, element, tau)
             }
-            (OutputKind::Logits | OutputKind::TokenLogits, Criterion::Labels) => {
-                cross_entropy(emit, output, teacher, element)
-            }
+            (OutputKind::Logits | OutputKind::TokenLogits, Criterion::Labels) => cross_entropy(emit, output, teacher),
             (OutputKind::MultiLabel, Criterion::Teacher { tau }) => {
                 label_divergence(emit, output, teacher, element, tau)
             }
@@ -150,19 +148,29 @@ fn divergence(
     element: ElementType,
     tau: f64,
 ) -> (ValueId, ValueId) {
-    let square = emit.number(element, tau * tau);
-    let tau = emit.number(element, tau);
+    let cool = emit.number(element, tau);
     let mut log_softmax = |value| {
-        let cooled = emit.op("Div", &[value, tau]);
+        let cooled = emit.op("Div", &[value, cool]);
         emit.with(Operator::new("LogSoftmax").with(attribute::int("axis", -1)), &[cooled])
     };
     let (log_student, log_teacher) = (log_softmax(student), log_softmax(teacher));
     let (p_student, p_teacher) = (emit.op("Exp", &[log_student]), emit.op("Exp", &[log_teacher]));
     let apart = emit.op("Sub", &[log_teacher, log_student]);
     let loss = emit.op("Mul", &[p_teacher, apart]);
-    let loss = emit.op("Mul", &[loss, square]);
+    softened(emit, loss, [p_student, p_teacher], element, tau)
+}
+
+/// tau^2 times a divergence of softened distributions, and tau (p_S - p_T).
+fn softened(
+    emit: &mut Emit,
+    divergence: ValueId,
+    [p_student, p_teacher]: [ValueId; 2],
+    element: ElementType,
+    tau: f64,
+) -> (ValueId, ValueId) {
+    let (square, tau) = (emit.number(element, tau * tau), emit.number(element, tau));
     let gradient = emit.op("Sub", &[p_student, p_teacher]);
-    (loss, emit.op("Mul", &[gradient, tau]))
+    (emit.op("Mul", &[divergence, square]), emit.op("Mul", &[gradient, tau]))
 }
 
 /// tau^2 (p_T log(p_T / p_S) + (1 - p_T) log((1 - p_T) / (1 - p_S))) and tau (p_S - p_T) of sigmoids, element by element.
@@ -173,9 +181,8 @@ fn label_divergence(
     element: ElementType,
     tau: f64,
 ) -> (ValueId, ValueId) {
-    let square = emit.number(element, tau * tau);
-    let tau = emit.number(element, tau);
-    let cooled = [student, teacher].map(|z| emit.op("Div", &[z, tau]));
+    let cool = emit.number(element, tau);
+    let cooled = [student, teacher].map(|z| emit.op("Div", &[z, cool]));
     // log p = -softplus(-z), and log (1 - p) = -softplus(z).
     let apart = |emit: &mut Emit, signed: [ValueId; 2]| {
         let [student, teacher] = signed.map(|z| emit.op("Softplus", &[z]));
@@ -189,19 +196,15 @@ fn label_divergence(
     let q_teacher = emit.op("Sub", &[one, p_teacher]);
     let (right, wrong) = (emit.op("Mul", &[p_teacher, right]), emit.op("Mul", &[q_teacher, wrong]));
     let loss = emit.op("Add", &[right, wrong]);
-    let loss = emit.op("Mul", &[loss, square]);
-    let gradient = emit.op("Sub", &[p_student, p_teacher]);
-    (loss, emit.op("Mul", &[gradient, tau]))
+    softened(emit, loss, [p_student, p_teacher], element, tau)
 }
 
 /// -t log softmax(z) and softmax(z) sum t - t, element by element, for the probability t of every class; where all are 0,
 /// nothing is right, and nothing counts.
-fn cross_entropy(emit: &mut Emit, logits: ValueId, target: ValueId, element: ElementType) -> (ValueId, ValueId) {
-    let rank_axis = Operator::new("LogSoftmax").with(attribute::int("axis", -1));
-    let log = emit.with(rank_axis, &[logits]);
-    let minus = emit.number(element, -1.0);
-    let loss = emit.op("Mul", &[target, log]);
-    let loss = emit.op("Mul", &[loss, minus]);
+fn cross_entropy(emit: &mut Emit, logits: ValueId, target: ValueId) -> (ValueId, ValueId) {
+    let log = emit.with(Operator::new("LogSoftmax").with(attribute::int("axis", -1)), &[logits]);
+    let likelihood = emit.op("Mul", &[target, log]);
+    let loss = emit.op("Neg", &[likelihood]);
     let counts = emit.reduce_sum(target, &[-1], true);
     let p = emit.op("Exp", &[log]);
     let p = emit.op("Mul", &[p, counts]);

@@ -74,18 +74,14 @@ fn repaired(
         }
     };
     let ridge = ridge(equations, &untuned, with_bias);
-    let (before, after) = match equations.held_out.energy > 0.0 {
-        true => {
-            let judge = |weight: &Array2<f64>| equations.held_out.error(weight);
-            (judge(&untuned), judge(&solved(&equations.solve, ridge)?))
-        }
-        false => (equations.solve.error(&untuned), f64::NAN),
+    // All rows count in what is taken; what is held out judges a solution that does not know it.
+    let all = solved(&equations.solve.with(&equations.held_out), ridge)?;
+    let (judge, judged) = match equations.held_out.energy > 0.0 {
+        true => (&equations.held_out, solved(&equations.solve, ridge)?),
+        false => (&equations.solve, all.clone()),
     };
-    // What held-out rows were for is decided: all rows count.
-    let all = equations.solve.with(&equations.held_out);
-    let solved = solved(&all, ridge)?;
-    let after = if after.is_nan() { all.error(&solved) } else { after };
-    let better = if after < before { &solved } else { &untuned };
+    let (before, after) = (judge.error(&untuned), judge.error(&judged));
+    let better = if after < before { &all } else { &untuned };
     let mut weight = Array2::zeros((width, outputs));
     for (row, &column) in columns.iter().enumerate() {
         weight.row_mut(column).assign(&better.row(row));
