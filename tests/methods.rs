@@ -19,7 +19,7 @@ fn divergence(report: &Value) -> f64 {
 }
 
 #[test]
-fn every_method_keeps_the_budget_and_kprune_is_nearest_to_the_original() {
+fn every_method_keeps_the_budget_and_obs_is_nearest_to_the_original() {
     let folder = tempfile::tempdir().unwrap();
     let eval = reviews().join("eval.npz");
     let prune = |method: &str, more: &[&str]| {
@@ -33,12 +33,14 @@ fn every_method_keeps_the_budget_and_kprune_is_nearest_to_the_original() {
         report
     };
     let chosen = prune("kprune", &[]);
-    let (kwon, magnitude) = (prune("kwon", &[]), prune("magnitude", &[]));
+    let (obs, kwon, magnitude) = (prune("obs", &[]), prune("kwon", &[]), prune("magnitude", &[]));
+    let obs = divergence(&obs);
     let (random, other) = (prune("random", &[]), prune("random", &["--seed", "1"]));
     assert_ne!(kept(&random), kept(&other), "the seed decides");
     let [chosen, kwon, magnitude, random] = [&chosen, &kwon, &magnitude, &random].map(divergence);
     assert!(chosen < magnitude && chosen < random, "kprune {chosen}, magnitude {magnitude}, random {random}");
     assert!(chosen < kwon, "kprune {chosen}, kwon {kwon}: scales alone make up for less");
+    assert!(obs < 0.5 * chosen, "obs {obs}, kprune {chosen}");
 }
 
 #[test]
@@ -59,7 +61,7 @@ fn options_of_another_method_are_refused() {
     assert!(text(&refused.stderr).contains("--lambda-pred is an option of --method kprune"));
     let refused = kprune([model.to_str().unwrap(), "out.onnx", "--method", "best"]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused.stderr).contains("kprune, kwon, magnitude, random"));
+    assert!(text(&refused.stderr).contains("kprune, obs, kwon, magnitude, random"));
 }
 
 #[test]
@@ -102,50 +104,56 @@ fn kwon_uses_labels_and_shows_what_it_did() {
 }
 
 #[test]
-fn kwon_takes_every_kind_of_output_and_graph() {
-    let folder = tempfile::tempdir().unwrap();
-    let zoo = fixtures().join("zoo");
-    for model in [
-        "bert-qa.ts17",
-        "bert-token.ts17",
-        "bert-regression.ts17",
-        "sentence.ts17",
-        "albert.ts17",
-        "qwen2.ts17",
-        "swin.ts17",
-        "gpt-neox.ts17",
-        "bert.ts17.f16",
-        "bert.ts17.ort",
-        "swinv2.ts17",
-        "torch-encoder.ts17.fixed",
-    ] {
-        let mut command = support::program();
-        command.arg(zoo.join(format!("{model}.onnx")));
-        command.arg(folder.path().join("out.onnx")).args([
-            "--method",
-            "kwon",
-            "--compression",
-            "0.5",
-            "-q",
-            "--report",
-            "-",
-        ]);
-        let done = command.output().unwrap();
-        assert!(done.status.success(), "{model}: {}", text(&done.stderr));
-        let report: Value = serde_json::from_slice(&done.stdout).unwrap();
-        let [kept, budget] = ["kept", "budget"].map(|k| report["flops"][k].as_f64().unwrap());
-        assert!(kept <= budget * (1.0 + 1e-9), "{model}: {kept} of {budget}");
+fn every_kind_of_output_and_graph_is_taken() {
+    for (method, compression) in [("kwon", "0.5"), ("obs", "0.6")] {
+        for model in [
+            "bert-qa.ts17",
+            "bert-token.ts17",
+            "bert-regression.ts17",
+            "sentence.ts17",
+            "albert.ts17",
+            "qwen2.ts17",
+            "swin.ts17",
+            "gpt-neox.ts17",
+            "bert.ts17.f16",
+            "bert.ts17.ort",
+            "swinv2.ts17",
+            "torch-encoder.ts17.fixed",
+            "bert-sdpa.dy23",
+            // Of its decoder, all that reads the encoder goes.
+            "bart.ts17",
+        ] {
+            takes(method, compression, model);
+        }
     }
 }
 
-#[test]
-fn kwon_makes_several_models_and_meets_a_time() {
+fn takes(method: &str, compression: &str, model: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let report = prune_reviews(&folder.path().join("out.onnx"), &["--method", "kwon", "--sweep", "0.3,0.6", "-q"]);
+    let mut command = support::program();
+    command.arg(fixtures().join("zoo").join(format!("{model}.onnx"))).arg(folder.path().join("out.onnx"));
+    command.args(["--method", method, "--compression", compression, "-q", "--report", "-"]);
+    let done = command.output().unwrap();
+    assert!(done.status.success(), "{method}, {model}: {}", text(&done.stderr));
+    let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let [kept, budget] = ["kept", "budget"].map(|k| report["flops"][k].as_f64().unwrap());
+    assert!(kept <= budget * (1.0 + 1e-9), "{method}, {model}: {kept} of {budget}");
+}
+
+#[test]
+fn several_models_are_made_and_a_time_is_met() {
+    for method in ["kwon", "obs"] {
+        makes_several_and_meets_a_time(method);
+    }
+}
+
+fn makes_several_and_meets_a_time(method: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let report = prune_reviews(&folder.path().join("out.onnx"), &["--method", method, "--sweep", "0.3,0.6", "-q"]);
     let kept = |model: &Value| model["flops"]["kept"].as_f64().unwrap();
     let sweep = report["sweep"].as_array().unwrap();
     assert!(sweep.len() == 2 && kept(&sweep[1]) < kept(&sweep[0]));
-    let report = prune_reviews(&folder.path().join("out.onnx"), &["--method", "kwon", "--speedup", "1.5", "-q"]);
+    let report = prune_reviews(&folder.path().join("out.onnx"), &["--method", method, "--speedup", "1.5", "-q"]);
     assert!(report["latency"]["speedup"].as_f64().unwrap() > 1.1, "{}", report["latency"]);
 }
 

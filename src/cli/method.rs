@@ -6,12 +6,15 @@ use kprune_passes::methods::Settings;
 
 use super::kprune::KpruneArgs;
 use super::kwon::KwonArgs;
+use super::obs::ObsArgs;
 
 /// The methods, as the command line calls them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Method {
     /// Knowledge-preserving pruning (Park, Choi, Kang, ICLR 2024)
     Kprune,
+    /// What is lost after the others have made up for it, in the directions that the outputs feel
+    Obs,
     /// Fisher information of masks, rearranged and scaled (Kwon et al., NeurIPS 2022); uses labels where there are any
     Kwon,
     /// A baseline: the units with the smallest weights go
@@ -34,6 +37,10 @@ pub struct MethodArgs {
     #[command(flatten)]
     #[allow(missing_docs)] // A line here would become the help of the command.
     pub kwon: KwonArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)] // A line here would become the help of the command.
+    pub obs: ObsArgs,
 }
 
 impl MethodArgs {
@@ -42,6 +49,7 @@ impl MethodArgs {
         match self.method {
             Method::Kprune => Settings::Kprune(self.kprune.settings()),
             Method::Kwon => Settings::Kwon(self.kwon.settings()),
+            Method::Obs => Settings::Obs(self.obs.settings()),
             Method::Magnitude => Settings::Magnitude,
             Method::Random => Settings::Random,
         }
@@ -52,6 +60,7 @@ impl MethodArgs {
         let of = [
             (Method::Kprune, KpruneArgs::augment_args(Command::new(""))),
             (Method::Kwon, KwonArgs::augment_args(Command::new(""))),
+            (Method::Obs, ObsArgs::augment_args(Command::new(""))),
         ];
         let others = of.iter().filter(|(method, _)| *method != self.method);
         let mut options = others.flat_map(|(method, command)| command.get_arguments().map(move |a| (method, a)));

@@ -5,6 +5,7 @@ mod inspect;
 mod kprune;
 mod kwon;
 mod method;
+mod obs;
 mod parse;
 mod prune;
 mod shared;

@@ -2,20 +2,17 @@
 
 use std::collections::HashMap;
 
-use kprune_passes::ir::{ElementType, Tensor};
+use kprune_passes::ir::Tensor;
 use kprune_passes::linalg::least_squares::Sums;
 use kprune_passes::methods::Equations;
 use kprune_passes::probe::{COLUMNS, EquationOutputs, FEATURES, Probes, SO_FAR, stream_input};
-use ndarray::{Array2, Ix2};
 use ort::value::DynValue;
 
+use super::growing::Growing;
 use super::{Calibrated, Region, Student, vector};
 use crate::data::Batch;
-use crate::error::{Error, not_finite};
+use crate::error::Error;
 use crate::runtime::{self, Held, Runtime, Session};
-
-/// Sums over so many tokens are formed in f32, and added up in f64.
-const IN_SINGLE: usize = 4096;
 
 impl Calibrated<'_> {
     /// See [`Walk::equations`](kprune_passes::methods::Walk::equations). The columns of the units that stay are kept
@@ -26,10 +23,12 @@ impl Calibrated<'_> {
         let mut teacher = Region::new(self, t, graph.model, outputs.crossing)?;
         let own = |(student, keep): (&Student, &Vec<bool>)| Own::new(self.world.runtime, &student.probes, t, keep);
         let mut all = self.students.iter().zip(keep).map(own).collect::<Result<Vec<_>, _>>()?;
+        let sublayer = &self.probes.discovery.sublayers[t];
+        self.students.iter_mut().zip(keep).for_each(|(student, keep)| student.columns = sublayer.columns(keep));
         for (i, batch) in self.world.batches.iter().enumerate() {
             self.world.runtime.check_cancelled()?;
             let state = self.teacher[i].load()?;
-            let mut values = teacher.run(&state, batch, None)?;
+            let mut values = teacher.run(&state, batch, &|_| None)?;
             let streams = outputs.streams.iter().enumerate();
             let streams: HashMap<String, &DynValue> = streams
                 .filter_map(|(site, made)| {
@@ -58,8 +57,10 @@ struct Own {
     names: EquationOutputs,
     /// The columns that stay, for graphs from which the others could not be cut out.
     columns: Held,
-    /// Of the samples to solve for, and of those that are held out.
+    /// Gram matrix and cross terms of the samples to solve for, and of those that are held out.
     sums: [Growing; 2],
+    /// The squared norm of the targets of either.
+    energies: [f64; 2],
 }
 
 impl Own {
@@ -69,11 +70,12 @@ impl Own {
         let graph = graph.map_err(|e| Error::Runtime { doing: "tuning".into(), reason: e.to_string() })?;
         let session = runtime.session(&graph.model, "summing up features", true)?;
         let columns: Vec<i64> = sublayer.columns(keep).into_iter().map(|c| c as i64).collect();
-        let (kept, outputs) = (columns.len(), sublayer.projection.outputs);
-        let sums = [Growing::new(kept, outputs)?, Growing::new(kept, outputs)?];
-        let columns = runtime::host(&Tensor::from_i64s(&[kept], &columns))?;
+        let rows = columns.len() + 1;
+        let shapes = [[rows, rows], [rows, sublayer.projection.outputs]];
+        let sums = [Growing::new(&shapes)?, Growing::new(&shapes)?];
+        let columns = runtime::host(&Tensor::from_i64s(&[columns.len()], &columns))?;
         let place = format!("sublayer {} ({})", t + 1, sublayer.name);
-        Ok(Self { place, session, names: graph.outputs, columns, sums })
+        Ok(Self { place, session, names: graph.outputs, columns, sums, energies: [0.0; 2] })
     }
 
     /// Adds a batch; returns the kept features.
@@ -83,8 +85,9 @@ impl Own {
         state: &HashMap<String, Held>,
         streams: &HashMap<String, &DynValue>,
     ) -> Result<Option<DynValue>, Error> {
-        let growing = &mut self.sums[batch.is_held_out as usize];
-        let so_far = |name: &str| SO_FAR.iter().position(|s| *s == name).map(|place| growing.recent[place].value());
+        let part = batch.is_held_out as usize;
+        let growing = &mut self.sums[part];
+        let so_far = |name: &str| SO_FAR.iter().position(|s| *s == name).map(|place| growing.so_far(place));
         let find = |name: &str| match name {
             COLUMNS => Some(self.columns.value()),
             _ => so_far(name)
@@ -94,75 +97,18 @@ impl Own {
         };
         let names = &self.names;
         let mut results = self.session.run_keeping(find, |name| name != names.energy)?;
-        growing.total.energy +=
-            vector(&results, &names.energy, &|| format!("{}, {}", self.place, batch.describe()))?.sum();
-        for (sum, name) in growing.recent.iter_mut().zip(&names.sums) {
-            let missing = || Error::internal(format!("a probe gave no {name:?}"));
-            *sum = results.remove(name).ok_or_else(missing)?.into();
-        }
-        growing.add_up_after(batch.padded)?;
+        let energy = vector(&results, &names.energy, &|| format!("{}, {}", self.place, batch.describe()))?;
+        self.energies[part] += energy.sum();
+        growing.take(&mut results, &names.sums, batch.padded)?;
         Ok(names.features.as_ref().and_then(|name| results.remove(name)))
     }
 
     fn finish(self) -> Result<Equations, Error> {
-        let [solve, held_out] = self.sums;
-        let equations = Equations { solve: solve.finish()?, held_out: held_out.finish()? };
-        for sums in [&equations.solve, &equations.held_out] {
-            if let Some(value) = sums.gram.iter().chain(&sums.cross).find(|x| !x.is_finite()) {
-                return Err(not_finite(self.place, "a sum over its features", *value));
-            }
-        }
-        Ok(equations)
+        let mut sums = self.sums.into_iter().zip(self.energies).map(|(growing, energy)| {
+            let [gram, cross] = growing.finish(&|_| self.place.clone())?;
+            Ok(Sums { gram, cross, energy })
+        });
+        let mut next = || sums.next().unwrap_or_else(|| Err(Error::internal("sums are missing")));
+        Ok(Equations { solve: next()?, held_out: next()? })
     }
-}
-
-/// Sums that grow batch by batch.
-struct Growing {
-    /// In f64, on the host.
-    total: Sums,
-    /// Gram matrix and cross terms of the last batches, in f32, where sessions run.
-    recent: [Held; 2],
-    /// Tokens of those batches.
-    tokens: usize,
-}
-
-impl Growing {
-    fn new(kept: usize, outputs: usize) -> Result<Self, Error> {
-        let total = Sums::zeros(kept, outputs);
-        Ok(Self { recent: nothing(&total)?, total, tokens: 0 })
-    }
-
-    /// Takes note of a batch of so many tokens; adds the last batches to the total when there are enough.
-    fn add_up_after(&mut self, tokens: usize) -> Result<(), Error> {
-        self.tokens += tokens;
-        if self.tokens >= IN_SINGLE { self.add_up() } else { Ok(()) }
-    }
-
-    fn add_up(&mut self) -> Result<(), Error> {
-        let [gram, cross] = &self.recent;
-        self.total.gram += &matrix(gram)?;
-        self.total.cross += &matrix(cross)?;
-        self.recent = nothing(&self.total)?;
-        self.tokens = 0;
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Sums, Error> {
-        self.add_up()?;
-        Ok(self.total)
-    }
-}
-
-/// Sums of no batch yet, of the shapes of `like`.
-fn nothing(like: &Sums) -> Result<[Held; 2], Error> {
-    let zeros = |shape: &[usize]| {
-        let bytes = vec![0; 4 * shape.iter().product::<usize>()];
-        let tensor = Tensor::from_raw("", ElementType::F32, shape, bytes.into());
-        runtime::host(&tensor.map_err(|e| Error::internal(e.to_string()))?)
-    };
-    Ok([zeros(like.gram.shape())?, zeros(like.cross.shape())?])
-}
-
-fn matrix(sum: &Held) -> Result<Array2<f64>, Error> {
-    runtime::scalars(sum.value())?.into_dimensionality::<Ix2>().map_err(|e| Error::internal(e.to_string()))
 }

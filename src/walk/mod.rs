@@ -6,6 +6,8 @@
 
 mod columns;
 mod equations;
+mod growing;
+mod moments;
 mod targets;
 mod teacher;
 
@@ -20,6 +22,7 @@ use kprune_passes::methods::{Equations, Failure, Stored, Walk};
 use kprune_passes::plan::{Decision, Plan, Tuned, bias_of};
 use kprune_passes::probe::{Probes, WEIGHT};
 use ndarray::{Array1, Array2, ArrayD, Axis, Ix1, Ix2, concatenate};
+use ort::value::DynValue;
 
 use crate::analysis::View;
 use crate::clock::Clock;
@@ -92,6 +95,15 @@ struct Student<'a> {
     probes: Probes<'a>,
     /// For every batch, the values that cross into the sublayer in hand.
     states: Vec<Kept>,
+    /// The columns of the features of the sublayer in hand that are kept for it.
+    columns: Vec<usize>,
+}
+
+impl<'a> Student<'a> {
+    /// Of whom nothing is pruned yet.
+    fn new(probes: Probes<'a>, batches: usize) -> Self {
+        Self { probes, states: (0..batches).map(|_| Kept::default()).collect(), columns: Vec::new() }
+    }
 }
 
 impl<'a> Calibrated<'a> {
@@ -107,10 +119,9 @@ impl<'a> Calibrated<'a> {
 
     /// Goes back upstream of the first sublayer, with so many students of which nothing is pruned yet.
     pub fn start(&mut self, students: usize, leader: usize) {
-        let batches = self.world.batches;
-        let states = || batches.iter().map(|_| Kept::default()).collect();
-        self.teacher = states();
-        self.students = (0..students).map(|_| Student { probes: self.probes.clone(), states: states() }).collect();
+        let batches = self.world.batches.len();
+        self.teacher = (0..batches).map(|_| Kept::default()).collect();
+        self.students = (0..students).map(|_| Student::new(self.probes.clone(), batches)).collect();
         self.leader = leader;
         self.pruned_teacher = None;
         self.kept.clear();
@@ -145,15 +156,16 @@ impl<'a> Calibrated<'a> {
         self.world.progress.stage(&format!("sublayer {} of {sublayers}: {what}", t + 1));
     }
 
-    /// Advances a student through sublayer `t` from the kept `columns` of its features, which
-    /// [`Calibrated::sum_equations`] left, with its tuned projection.
-    fn advance(&mut self, student: usize, t: usize, columns: &[usize], tuned: &Tuned) -> Result<(), Error> {
+    /// Advances a student through sublayer `t` from those columns of its features that [`Calibrated::sum_equations`] left,
+    /// with its tuned projection, which is zero for those of them that go.
+    fn advance(&mut self, student: usize, t: usize, tuned: &Tuned) -> Result<(), Error> {
+        let columns = std::mem::take(&mut self.students[student].columns);
         let probes = &mut self.students[student].probes;
         let graph = probes.step(t);
         probes.settle(t, tuned).map_err(|e| Error::internal(e.to_string()))?;
         let mut region = Region::new(self, t, graph.model, graph.outputs)?;
         let bias = tuned.bias.view().insert_axis(Axis(0));
-        let rows = concatenate(Axis(0), &[tuned.weight.select(Axis(0), columns).view(), bias]);
+        let rows = concatenate(Axis(0), &[tuned.weight.select(Axis(0), &columns).view(), bias]);
         let rows = rows.map_err(|e| Error::internal(e.to_string()))?;
         let projection = &self.sublayer(t).projection;
         let element = self.probes.seen.element(projection.weight).unwrap_or(ElementType::F32);
@@ -162,7 +174,7 @@ impl<'a> Calibrated<'a> {
         let World { runtime, batches, progress, .. } = self.world;
         for (state, batch) in self.students[student].states.iter_mut().zip(batches) {
             runtime.check_cancelled()?;
-            let mut values = region.run(&state.load()?, batch, Some(&weight))?;
+            let mut values = region.run(&state.load()?, batch, &|name| (name == WEIGHT).then_some(weight.value()))?;
             region.keep(&mut values, state, &self.cache)?;
             progress.advance(1);
         }
@@ -209,6 +221,20 @@ impl Walk for Calibrated<'_> {
         }
     }
 
+    fn sensitivity(&mut self, tau: f64) -> Result<Vec<Array2<f64>>, Failure> {
+        self.world.progress.stage("measuring what the outputs feel");
+        let felt = self.sum_sensitivity(tau)?;
+        self.world.clock.stage("measure");
+        Ok(felt)
+    }
+
+    fn moments(&mut self, each: &mut dyn FnMut(usize, Array2<f64>) -> Result<(), Failure>) -> Result<(), Failure> {
+        self.world.progress.stage("measuring features");
+        self.sum_moments(each)?;
+        self.world.clock.stage("measure");
+        Ok(())
+    }
+
     fn equations(&mut self, t: usize, keep: &[Vec<bool>]) -> Result<Vec<Equations>, Failure> {
         self.world.clock.stage("measure");
         self.stage(t, "tuning");
@@ -219,11 +245,10 @@ impl Walk for Calibrated<'_> {
     fn settle(&mut self, student: usize, t: usize, decision: &Decision) -> Result<(), Failure> {
         self.world.clock.stage("tune");
         let sublayers = self.probes.discovery.sublayers.len();
-        let columns = decision.columns(self.sublayer(t));
         let untuned = || Error::internal("a student settles without a projection");
         if t + 1 < sublayers {
             self.stage(t, "advancing");
-            self.advance(student, t, &columns, decision.tuned.as_ref().ok_or_else(untuned)?)?;
+            self.advance(student, t, decision.tuned.as_ref().ok_or_else(untuned)?)?;
         }
         self.world.clock.stage("advance");
         self.kept.push(decision.kept());
@@ -257,13 +282,16 @@ impl Region {
         Ok(Self { session, crossing, next })
     }
 
-    fn run(&mut self, state: &HashMap<String, Held>, batch: &Batch, weight: Option<&Held>) -> Result<Values, Error> {
-        let find = |name: &str| match name {
-            WEIGHT => weight,
-            _ => state.get(name),
-        };
+    /// Runs it on a batch and what crosses into the sublayer; `other` finds what is neither.
+    fn run<'v>(
+        &mut self,
+        state: &'v HashMap<String, Held>,
+        batch: &'v Batch,
+        other: &dyn Fn(&str) -> Option<&'v DynValue>,
+    ) -> Result<Values, Error> {
+        let find = |name: &str| other(name).or_else(|| state.get(name).map(Held::value)).or_else(|| batch.find(name));
         let Some(session) = &mut self.session else { return Ok(Values::new()) };
-        session.run_keeping(|name| find(name).map(Held::value).or_else(|| batch.find(name)), |_| true)
+        session.run_keeping(find, |_| true)
     }
 
     /// Moves a state into the next sublayer.

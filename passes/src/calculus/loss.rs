@@ -72,14 +72,14 @@ pub fn append(
     let samples = emit.graph.add_input(signature::declare(SAMPLES, ElementType::F32, 0));
     let mut terms = Vec::new();
     let mut seeds = Vec::new();
-    let spans = objective.outputs.iter().filter(|c| c.kind == OutputKind::SpanLogits).count().max(1);
-    for &Compared { value: output, kind, .. } in &objective.outputs {
+    let spans = objective.spans();
+    for compared in &objective.outputs {
+        let &Compared { value: output, kind, .. } = compared;
         let rank = seen.dims(output).map_or(0, |d| d.len());
         let element = seen.element(output).unwrap_or(ElementType::F32);
         let name = teacher_input(emit.graph.name(output));
         let teacher = emit.graph.add_input(signature::declare(&name, element, rank));
         let masked = token_mask.filter(|&m| over_tokens(seen, output, m.input));
-        let tokens = masked.filter(|_| kind != OutputKind::SpanLogits);
         let (loss, gradient) = match (kind, criterion) {
             (OutputKind::SpanLogits, Criterion::Teacher { tau }) => {
                 let [student, teacher] = [output, teacher].map(|logits| without_padding(emit, logits, masked, element));
@@ -100,15 +100,7 @@ pub fn append(
             (OutputKind::Regression | OutputKind::Ignored, _) => squared_error(emit, output, teacher, element),
             (OutputKind::Hidden, _) => relative_error(emit, output, teacher, element, rank),
         };
-        let share = if kind == OutputKind::SpanLogits { 1.0 / spans as f64 } else { 1.0 };
-        let may_have_positions = matches!(kind, OutputKind::TokenLogits | OutputKind::MultiLabel | OutputKind::Hidden);
-        let has_positions = may_have_positions && rank > 2;
-        let positions = match tokens {
-            Some(mask) => Positions::Real(mask),
-            None if has_positions => Positions::All(output),
-            None => Positions::None,
-        };
-        let weight = weight(emit, samples, positions, share, rank, element);
+        let weight = counts(emit, seen, compared, spans, samples, token_mask);
         let weighted = emit.op("Mul", &[loss, weight]);
         let axes: Vec<i64> = (0..rank as i64).collect();
         terms.push(emit.reduce_sum(weighted, &axes, false));
@@ -118,8 +110,31 @@ pub fn append(
     Loss { value, seeds }
 }
 
+/// What every element of an output counts: one over the number of samples, and over that of its positions; where there are
+/// several outputs of start and end logits, they share.
+pub(super) fn counts(
+    emit: &mut Emit,
+    seen: &Observation,
+    &Compared { value, kind, .. }: &Compared,
+    spans: usize,
+    samples: ValueId,
+    token_mask: Option<TokenMask>,
+) -> ValueId {
+    let rank = seen.dims(value).map_or(0, |d| d.len());
+    let element = seen.element(value).unwrap_or(ElementType::F32);
+    let share = if kind == OutputKind::SpanLogits { 1.0 / spans as f64 } else { 1.0 };
+    let tokens = token_mask.filter(|&m| kind != OutputKind::SpanLogits && over_tokens(seen, value, m.input));
+    let may_have_positions = matches!(kind, OutputKind::TokenLogits | OutputKind::MultiLabel | OutputKind::Hidden);
+    let positions = match tokens {
+        Some(mask) => Positions::Real(mask),
+        None if may_have_positions && rank > 2 => Positions::All(value),
+        None => Positions::None,
+    };
+    weight(emit, samples, positions, share, rank, element)
+}
+
 /// Whether the output's second axis runs over the tokens of the mask.
-fn over_tokens(seen: &Observation, output: ValueId, token_mask: ValueId) -> bool {
+pub(super) fn over_tokens(seen: &Observation, output: ValueId, token_mask: ValueId) -> bool {
     match (seen.dims(output), seen.dims(token_mask)) {
         (Some(output), Some(mask)) => output.len() >= 2 && mask.len() == 2 && output[..2] == mask[..],
         _ => false,
@@ -127,7 +142,12 @@ fn over_tokens(seen: &Observation, output: ValueId, token_mask: ValueId) -> bool
 }
 
 /// Logits over positions, [samples, positions], so far down where there is padding that it gets no probability.
-fn without_padding(emit: &mut Emit, logits: ValueId, mask: Option<TokenMask>, element: ElementType) -> ValueId {
+pub(super) fn without_padding(
+    emit: &mut Emit,
+    logits: ValueId,
+    mask: Option<TokenMask>,
+    element: ElementType,
+) -> ValueId {
     let Some(mask) = mask else { return logits };
     let real = emit.real(mask, element);
     let one = emit.number(element, 1.0);
@@ -231,14 +251,19 @@ fn relative_error(
     rank: usize,
 ) -> (ValueId, ValueId) {
     let (loss, gradient) = squared_error(emit, student, teacher, element);
+    let size = size(emit, teacher, element, rank);
+    (emit.op("Div", &[loss, size]), emit.op("Div", &[gradient, size]))
+}
+
+/// ||z_T||^2 over the last axis, and a little more.
+pub(super) fn size(emit: &mut Emit, teacher: ValueId, element: ElementType, rank: usize) -> ValueId {
     let squares = emit.op("Mul", &[teacher, teacher]);
     let own = emit.reduce_sum(squares, &[rank.saturating_sub(1) as i64], true);
     let largest = emit.op("ReduceMax", &[own]);
     let (floor, least) = (emit.number(element, FLOOR), emit.number(element, LEAST));
     let floor = emit.op("Mul", &[largest, floor]);
     let size = emit.op("Add", &[own, floor]);
-    let size = emit.op("Add", &[size, least]);
-    (emit.op("Div", &[loss, size]), emit.op("Div", &[gradient, size]))
+    emit.op("Add", &[size, least])
 }
 
 /// What is added to the squared norm of a position, of the largest in the batch: a position where the teacher says nothing

@@ -3,6 +3,7 @@
 pub mod differentiate;
 pub mod emit;
 pub mod loss;
+pub mod metric;
 pub mod objective;
 
 use crate::ir::ValueId;

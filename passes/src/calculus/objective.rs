@@ -170,6 +170,11 @@ impl Objective {
         Ok(())
     }
 
+    /// How many outputs are start or end logits, at least 1.
+    pub fn spans(&self) -> usize {
+        self.outputs.iter().filter(|c| c.kind == OutputKind::SpanLogits).count().max(1)
+    }
+
     /// Looks at what goes into the operator at `node` instead of the outputs that depend on it; only at
     /// values that operators `downstream` of the sublayers make. Returns whether there are any.
     pub(crate) fn look_before(

@@ -2,10 +2,11 @@
 //!
 //! Plain linear algebra; no graph is known here.
 
-use ndarray::{Array2, ArrayView2, Axis, ShapeBuilder, concatenate, s};
-use ndarray_linalg::{CholeskyInto, Diag, LeastSquaresSvd, SolveTriangularInto, UPLO};
+use ndarray::{Array2, ArrayView2, s};
+use ndarray_linalg::LeastSquaresSvd;
 
-use super::in_blocks;
+use super::positive::{column_major, solve};
+use super::{in_blocks, joined};
 
 /// Ridges, relative to the mean of the Gram matrix's diagonal, of which one is chosen on rows that were held out. Sums of
 /// products in f32 of features that depend on each other are not quite positive, so that none is not among them.
@@ -76,45 +77,19 @@ impl Sums {
             let [prior, cross] = [prior, &self.cross].map(|m| m.slice(s![..used, columns.clone()]));
             &cross - &gram.dot(&prior)
         });
-        let missing = joined(&missing).unwrap_or_else(|| Array2::zeros((used, 0)));
+        let missing = joined(&missing, used);
         let mean = gram.diag().mean().unwrap_or(0.0).max(f64::MIN_POSITIVE);
         let mut added = 0.0;
         let larger = RIDGES.iter().copied().filter(|&other| other > ridge);
         let solution = std::iter::once(ridge).chain(larger).find_map(|ridge| {
             gram.diag_mut().mapv_inplace(|d| d + ridge * mean - added);
             added = ridge * mean;
-            solve_cholesky(&gram, missing.view())
+            solve(&gram, missing.view())
         });
         let apart = solution.unwrap_or_else(|| solve_svd(&gram, missing.view()));
         weight.slice_mut(s![..used, ..]).scaled_add(1.0, &apart);
         weight
     }
-}
-
-/// Blocks of columns side by side.
-fn joined(blocks: &[Array2<f64>]) -> Option<Array2<f64>> {
-    let views: Vec<_> = blocks.iter().map(|block| block.view()).collect();
-    concatenate(Axis(1), &views).ok()
-}
-
-fn solve_cholesky(gram: &Array2<f64>, cross: ArrayView2<f64>) -> Option<Array2<f64>> {
-    let lower = gram.clone().cholesky_into(UPLO::Lower).ok()?;
-    let upper = column_major(lower.t());
-    let blocks = in_blocks(cross.ncols(), |columns| {
-        let cross = column_major(cross.slice(s![.., columns]));
-        let half = lower.solve_triangular_into(UPLO::Lower, Diag::NonUnit, cross).ok()?;
-        upper.solve_triangular_into(UPLO::Upper, Diag::NonUnit, half).ok()
-    });
-    let blocks: Vec<_> = blocks.into_iter().collect::<Option<_>>()?;
-    let solution = joined(&blocks)?;
-    solution.iter().all(|x| x.is_finite()).then_some(solution)
-}
-
-/// A copy laid out as LAPACK wants it; of anything else it would make one in every call.
-fn column_major(matrix: ArrayView2<f64>) -> Array2<f64> {
-    let mut copy = Array2::zeros(matrix.raw_dim().f());
-    copy.assign(&matrix);
-    copy
 }
 
 fn solve_svd(gram: &Array2<f64>, cross: ArrayView2<f64>) -> Array2<f64> {
@@ -127,8 +102,8 @@ fn solve_svd(gram: &Array2<f64>, cross: ArrayView2<f64>) -> Array2<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ndarray::array;
-    use ndarray_linalg::Cholesky;
+    use ndarray::{Axis, array, concatenate};
+    use ndarray_linalg::{Cholesky, UPLO};
 
     impl Sums {
         /// With the least ridge, toward nothing.

@@ -1,11 +1,13 @@
-//! What is solved in f64: the library, on how many threads, and least squares.
+//! What is solved in f64: the library, on how many threads, least squares, and positive definite matrices.
 
 pub mod least_squares;
+pub mod positive;
 
 use std::ffi::c_int;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 use rayon::prelude::*;
 
 unsafe extern "C" {
@@ -35,6 +37,18 @@ fn in_blocks<T: Send>(columns: usize, work: impl Fn(Range<usize>) -> T + Send + 
         Ok(pool) if threads > 1 => pool.install(|| blocks.into_par_iter().map(work).collect()),
         _ => blocks.into_iter().map(work).collect(),
     }
+}
+
+/// Blocks of columns side by side, of so many rows.
+fn joined(blocks: &[Array2<f64>], rows: usize) -> Array2<f64> {
+    let views: Vec<_> = blocks.iter().map(|block| block.view()).collect();
+    concatenate(Axis(1), &views).unwrap_or_else(|_| Array2::zeros((rows, 0)))
+}
+
+/// A matrix product.
+pub fn product(left: ArrayView2<f64>, right: ArrayView2<f64>) -> Array2<f64> {
+    let blocks = in_blocks(right.ncols(), |columns| left.dot(&right.slice(s![.., columns])));
+    joined(&blocks, left.nrows())
 }
 
 #[cfg(test)]

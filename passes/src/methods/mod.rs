@@ -8,6 +8,7 @@
 pub mod kprune;
 pub mod kwon;
 pub mod magnitude;
+pub mod obs;
 pub mod one_shot;
 pub mod random;
 pub mod rank;
@@ -40,6 +41,8 @@ pub enum Settings {
     Kprune(kprune::Settings),
     /// Fisher-based pruning of masks (Kwon et al., NeurIPS 2022).
     Kwon(kwon::Settings),
+    /// Optimal brain surgeon for units, in the directions that the outputs feel.
+    Obs(obs::Settings),
     /// The units with the smallest weights go: a baseline.
     Magnitude,
     /// Whatever the dice say: a baseline.
@@ -58,6 +61,7 @@ impl Settings {
         match self {
             Self::Kprune(settings) => Box::new(kprune::Kprune::new(settings.clone())),
             Self::Kwon(settings) => Box::new(kwon::Kwon::new(*settings)),
+            Self::Obs(settings) => Box::new(obs::Obs::new(*settings)),
             Self::Magnitude => Box::new(magnitude::Magnitude),
             Self::Random => Box::new(random::Random),
         }
@@ -78,6 +82,7 @@ impl Settings {
     pub fn check(&self) -> Result<(), String> {
         match self {
             Self::Kprune(settings) => settings.check(),
+            Self::Obs(settings) => settings.check(),
             Self::Kwon(_) | Self::Magnitude | Self::Random => Ok(()),
         }
     }
@@ -154,6 +159,21 @@ pub trait Walk {
         each: &mut dyn FnMut(&[Array1<f64>]),
     ) -> Result<Vec<Array1<f64>>, Failure>;
 
+    /// For every sublayer, what the outputs of the model feel of an error of its projection: the sum over real tokens of
+    /// g g^T, [outputs, outputs], g being the gradient of a random probe of the outputs with respect to what the projection
+    /// gives. It is zero where they do not depend on it. Distributions are softened by `tau`.
+    ///
+    /// # Errors
+    /// Where an operator cannot be differentiated, a number is not finite, or ONNX Runtime fails.
+    fn sensitivity(&mut self, tau: f64) -> Result<Vec<Array2<f64>>, Failure>;
+
+    /// Gives `each` sublayer's Gram matrix of the features of the model: all columns and a column of ones,
+    /// [width + 1, width + 1], so that the last number is that of rows.
+    ///
+    /// # Errors
+    /// Where a number is not finite, ONNX Runtime fails, or `each` does.
+    fn moments(&mut self, each: &mut dyn FnMut(usize, Array2<f64>) -> Result<(), Failure>) -> Result<(), Failure>;
+
     /// Goes back upstream of the first sublayer, with so many students of which nothing is pruned yet. The teacher is the
     /// model from then on, or the model without the units that `teacher` removes.
     ///
@@ -169,8 +189,8 @@ pub trait Walk {
     /// Where a number is not finite, or ONNX Runtime fails.
     fn equations(&mut self, t: usize, keep: &[Vec<bool>]) -> Result<Vec<Equations>, Failure>;
 
-    /// Leads a student through sublayer `t`, whose [`Walk::equations`] were of the same units, with its projection as
-    /// decided.
+    /// Leads a student through sublayer `t` with its projection as decided, for units that its [`Walk::equations`] were
+    /// of.
     ///
     /// # Errors
     /// Where ONNX Runtime fails.

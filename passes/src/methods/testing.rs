@@ -26,6 +26,8 @@ pub(crate) struct FakeWalk {
     pub(crate) weights: Vec<Array2<f64>>,
     /// Mask gradients of every mini-batch, for every sublayer.
     pub(crate) gradients: Vec<Vec<Array1<f64>>>,
+    /// For every sublayer: [outputs, outputs].
+    pub(crate) felt: Vec<Array2<f64>>,
     /// Whether the batches to solve for are unlike those that are held out.
     pub(crate) mislead: bool,
     /// What projections are stored as.
@@ -60,6 +62,7 @@ impl FakeWalk {
                 .map(|t| Array2::from_shape_fn((neurons, WIDTH), |(i, j)| number(i, j, t + 100)))
                 .collect(),
             gradients: vec![vec![Array1::zeros(neurons); sublayers]],
+            felt: vec![Array2::eye(WIDTH); sublayers],
             mislead: false,
             element: ElementType::F64,
             asked: Vec::new(),
@@ -98,6 +101,17 @@ impl Walk for FakeWalk {
 
     fn projection(&self, t: usize) -> Result<Stored, Failure> {
         Ok(Stored { weight: self.weights[t].clone(), element: self.element, has_bias: true })
+    }
+
+    fn sensitivity(&mut self, _tau: f64) -> Result<Vec<Array2<f64>>, Failure> {
+        Ok(self.felt.clone())
+    }
+
+    fn moments(&mut self, each: &mut dyn FnMut(usize, Array2<f64>) -> Result<(), Failure>) -> Result<(), Failure> {
+        (0..self.features.len()).try_for_each(|t| {
+            let columns: Vec<usize> = (0..self.features[t].ncols()).collect();
+            each(t, self.sums(t, &columns, 0..TOKENS, 1.0).gram)
+        })
     }
 
     fn restart(&mut self, _students: usize, _teacher: Option<&Plan>) -> Result<(), Failure> {

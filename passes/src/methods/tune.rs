@@ -53,7 +53,7 @@ pub fn tune_all(walk: &mut dyn Walk, sublayers: &[Sublayer], outcomes: &mut [Out
 
 /// The better of the tuned and the untuned projection on the samples that were held out, both as the model's element
 /// type rounds them.
-fn repaired(
+pub(super) fn repaired(
     stored: &Stored,
     columns: &[usize],
     equations: &Equations,

@@ -111,7 +111,7 @@ impl Probes<'_> {
 
     /// The kept columns of a projection's features with a column of ones; and the same, one row for every
     /// token, where rows of padding are zero.
-    fn kept_features(
+    pub(super) fn kept_features(
         &self,
         graph: &mut ir::Graph,
         projection: &Projection,
@@ -207,7 +207,7 @@ impl Probes<'_> {
     }
 
     /// A value with leading dimensions like `dims` as a matrix, one row for every token.
-    fn rows(
+    pub(super) fn rows(
         &self,
         emit: &mut Emit,
         value: ValueId,

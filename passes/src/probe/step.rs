@@ -25,7 +25,7 @@ pub struct RegionOutputs {
 impl Probes<'_> {
     /// The teacher's graph of sublayer `t` alone, from what crosses into `t` to what crosses into the next.
     pub fn region(&self, t: usize) -> Graph<RegionOutputs> {
-        let crossing = self.made_in(t);
+        let crossing = self.made_between(t, t + 1);
         let streams: Vec<ValueId> = self.discovery.sublayers[t].sites().map(|(_, r)| r.output).collect();
         let mut ends = crossing.clone();
         ends.extend(streams.iter().filter(|v| !crossing.contains(v)));
@@ -59,7 +59,7 @@ impl Probes<'_> {
     /// Inputs: what crosses into `t`, the kept features with a column of ones, the kept rows of the weight
     /// with what is added to the bias. Outputs: what crosses into the next and is made here.
     pub fn step(&self, t: usize) -> Graph<Vec<String>> {
-        let crossing = self.made_in(t);
+        let crossing = self.made_between(t, t + 1);
         let projection = &self.discovery.sublayers[t].projection;
         let mut part = extract(&self.student, &self.seen, self.crossings.at(t), &crossing);
         if part.graph.contains(projection.node) {
@@ -74,16 +74,16 @@ impl Probes<'_> {
         Graph { model: part, outputs: crossing.into_iter().map(|v| self.name(v)).collect() }
     }
 
-    /// The values that cross into the sublayer after `t` and are made in `t`.
-    fn made_in(&self, t: usize) -> Vec<ValueId> {
-        let into = self.crossings.at(t);
+    /// The values that cross into sublayer `to` and are made from sublayer `from` on.
+    pub(super) fn made_between(&self, from: usize, to: usize) -> Vec<ValueId> {
+        let into = self.crossings.at(from);
         let is_new = |v: &&ValueId| !into.contains(v) && self.model.graph.producer(**v).is_some();
-        self.crossings.at(t + 1).iter().filter(is_new).copied().collect()
+        self.crossings.at(to).iter().filter(is_new).copied().collect()
     }
 
     /// Whether values that cross into the sublayer after `t` depend on what its projection gives.
     pub(super) fn feeds_next(&self, t: usize) -> bool {
-        let made = self.model.graph.ancestors(self.made_in(t));
+        let made = self.model.graph.ancestors(self.made_between(t, t + 1));
         t + 1 < self.discovery.sublayers.len() && made.contains(&self.discovery.sublayers[t].projection.node)
     }
 }

@@ -1,0 +1,208 @@
+//! Elimination: the unit goes whose loss the others can best make up for, one after another.
+//!
+//! Optimal brain surgeon for units (Hassibi and Stork 1993; of columns: Frantar and Alistarh 2022): with H the inverse of the
+//! features' Gram matrix G and A = W C their weight in the metric C C^T, removing the columns c costs
+//!
+//! tr(A_c^T (H_cc)^-1 A_c),
+//!
+//! after which the others' A and H are A - H_c (H_cc)^-1 A_c and H - H_c (H_cc)^-1 H_c^T.
+
+use std::ops::Range;
+
+use ndarray::{Array2, Axis, concatenate, s};
+
+use crate::linalg::{positive, product};
+
+/// A unit that went.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Gone {
+    /// Its place among the units.
+    pub(super) unit: usize,
+    /// What it cost, given those that went before.
+    pub(super) error: f64,
+}
+
+/// Units that are left, the columns of each beside each other.
+pub(super) struct Elimination {
+    /// H: [columns, columns].
+    inverse: Array2<f64>,
+    /// A: [columns, outputs].
+    weight: Array2<f64>,
+    /// The units that are left, and how many columns each has.
+    left: Vec<(usize, usize)>,
+}
+
+impl Elimination {
+    /// Of all `units`, each given by its columns in `inverse` and `weight`.
+    pub(super) fn new(inverse: &Array2<f64>, weight: &Array2<f64>, units: &[Vec<usize>]) -> Self {
+        let order: Vec<usize> = units.iter().flatten().copied().collect();
+        Self {
+            inverse: inverse.select(Axis(0), &order).select(Axis(1), &order),
+            weight: weight.select(Axis(0), &order),
+            left: units.iter().map(Vec::len).enumerate().collect(),
+        }
+    }
+
+    /// How many units are left.
+    pub(super) fn left(&self) -> usize {
+        self.left.len()
+    }
+
+    /// Removes `count` units, the cheapest first.
+    ///
+    /// Twice as many that are cheap now are looked at together: each of them knows at once of those that went before it.
+    pub(super) fn remove(&mut self, count: usize) -> Vec<Gone> {
+        let places = self.places();
+        let mut pool: Vec<(usize, f64)> = places.iter().map(|place| self.error(place.clone())).enumerate().collect();
+        pool.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
+        pool.truncate(2 * count);
+        pool.sort_by_key(|&(i, _)| i);
+        let columns: Vec<usize> = pool.iter().flat_map(|&(i, _)| places[i].clone()).collect();
+        let mut pooled = Self {
+            inverse: self.inverse.select(Axis(0), &columns).select(Axis(1), &columns),
+            weight: self.weight.select(Axis(0), &columns),
+            left: pool.iter().map(|&(i, _)| (i, self.left[i].1)).collect(),
+        };
+        let gone: Vec<Gone> = (0..count.min(pool.len())).map(|_| pooled.remove_cheapest()).collect();
+        let mut going = vec![false; self.left.len()];
+        gone.iter().for_each(|g| going[g.unit] = true);
+        let gone = gone.into_iter().map(|g| Gone { unit: self.left[g.unit].0, ..g }).collect();
+        self.drop_units(&going);
+        gone
+    }
+
+    fn remove_cheapest(&mut self) -> Gone {
+        let errors = self.places().into_iter().map(|place| self.error(place)).enumerate();
+        let (i, error) = errors.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or_default();
+        let unit = self.left[i].0;
+        let going: Vec<bool> = (0..self.left.len()).map(|j| j == i).collect();
+        self.drop_units(&going);
+        Gone { unit, error }
+    }
+
+    /// The columns of every unit that is left.
+    fn places(&self) -> Vec<Range<usize>> {
+        let ends = self.left.iter().scan(0, |end, &(_, width)| {
+            *end += width;
+            Some(*end - width..*end)
+        });
+        ends.collect()
+    }
+
+    fn error(&self, columns: Range<usize>) -> f64 {
+        let weight = self.weight.slice(s![columns.clone(), ..]);
+        let inverse = self.inverse.slice(s![columns.clone(), columns.clone()]);
+        match columns.len() {
+            1 => weight.iter().map(|a| a * a).sum::<f64>() / inverse[[0, 0]].max(f64::MIN_POSITIVE),
+            _ => (&solved(&inverse.to_owned(), &weight.to_owned()) * &weight).sum(),
+        }
+    }
+
+    /// Leaves out the units that are `going`; the others make up for them.
+    fn drop_units(&mut self, going: &[bool]) {
+        let places = self.places();
+        let columns = |wanted: bool| -> Vec<usize> {
+            places.iter().zip(going).filter(|(_, going)| **going == wanted).flat_map(|(p, _)| p.clone()).collect()
+        };
+        let (out, stay) = (columns(true), columns(false));
+        let rows = self.inverse.select(Axis(0), &out);
+        let inverse = rows.select(Axis(1), &out);
+        let across = rows.select(Axis(1), &stay);
+        let right = concatenate![Axis(1), self.weight.select(Axis(0), &out), across];
+        let right = solved(&inverse, &right);
+        let outputs = self.weight.ncols();
+        let across = across.reversed_axes();
+        let made_up = product(across.view(), right.view());
+        self.weight = self.weight.select(Axis(0), &stay) - made_up.slice(s![.., ..outputs]);
+        self.inverse = self.inverse.select(Axis(0), &stay).select(Axis(1), &stay) - made_up.slice(s![.., outputs..]);
+        let mut going = going.iter();
+        self.left.retain(|_| !going.next().copied().unwrap_or_default());
+    }
+}
+
+/// M^-1 X; where rounding has made M less than positive definite, as if its columns had nothing to do with each other.
+fn solved(matrix: &Array2<f64>, right: &Array2<f64>) -> Array2<f64> {
+    positive::solve(matrix, right.view()).unwrap_or_else(|| {
+        let least = matrix.diag().mean().unwrap_or(0.0).max(f64::MIN_POSITIVE) * f64::EPSILON;
+        right / &matrix.diag().mapv(|d| d.max(least)).insert_axis(Axis(1))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROWS: usize = 40;
+
+    fn number(i: usize, j: usize) -> f64 {
+        let mixed = (i * 7919 + j * 104_729 + 12_345) % 10_007;
+        (mixed * mixed % 10_007) as f64 / 5_003.0 - 1.0
+    }
+
+    fn features(columns: usize) -> Array2<f64> {
+        Array2::from_shape_fn((ROWS, columns), |(i, j)| number(i, j))
+    }
+
+    fn weight(columns: usize) -> Array2<f64> {
+        Array2::from_shape_fn((columns, 3), |(i, j)| number(i + 17, j * 5))
+    }
+
+    fn elimination(features: &Array2<f64>, weight: &Array2<f64>, units: &[Vec<usize>]) -> Elimination {
+        Elimination::new(&positive::inverse(&features.t().dot(features)).unwrap(), weight, units)
+    }
+
+    /// What is left of ||F A - F_k X||^2 when X is the best for the columns `kept`.
+    fn least_error(features: &Array2<f64>, weight: &Array2<f64>, kept: &[usize]) -> f64 {
+        let (target, stay) = (features.dot(weight), features.select(Axis(1), kept));
+        let best = positive::solve(&stay.t().dot(&stay), stay.t().dot(&target).view()).unwrap();
+        (target - stay.dot(&best)).iter().map(|e| e * e).sum()
+    }
+
+    #[test]
+    fn units_cost_what_is_left_after_the_others_have_made_up_for_them() {
+        for units in
+            [vec![vec![0], vec![1], vec![2], vec![3], vec![4], vec![5]], vec![vec![0, 3], vec![4, 1], vec![2, 5]]]
+        {
+            let (features, weight) = (features(6), weight(6));
+            let mut elimination = elimination(&features, &weight, &units);
+            let (mut kept, mut lost): (Vec<usize>, f64) = ((0..units.len()).collect(), 0.0);
+            while kept.len() > 1 {
+                let without = |unit: usize| -> Vec<usize> {
+                    kept.iter().filter(|&&u| u != unit).flat_map(|&u| units[u].clone()).collect()
+                };
+                let errors = kept.iter().map(|&u| (u, least_error(&features, &weight, &without(u))));
+                let (unit, error) = errors.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+                let gone = elimination.remove(1);
+                assert_eq!(gone.iter().map(|g| g.unit).collect::<Vec<_>>(), [unit]);
+                assert!((lost + gone[0].error - error).abs() < 1e-9 * error, "{lost} {gone:?} {error}");
+                lost = error;
+                kept.retain(|&u| u != unit);
+            }
+            assert_eq!(elimination.remove(1).len(), 1);
+            assert_eq!(elimination.left(), 0);
+        }
+    }
+
+    #[test]
+    fn of_two_that_say_the_same_only_one_goes_cheaply_though_they_could_go_together() {
+        let (mut features, weight) = (features(8), weight(8));
+        for row in 0..ROWS {
+            features[[row, 4]] = features[[row, 1]] + 1e-2 * number(row, 99);
+        }
+        let units: Vec<Vec<usize>> = (0..8).map(|c| vec![c]).collect();
+        let mut elimination = elimination(&features, &weight, &units);
+        let gone = elimination.remove(2);
+        let twins = gone.iter().filter(|g| [1, 4].contains(&g.unit)).count();
+        assert_eq!(twins, 1, "{gone:?}");
+        let kept: Vec<usize> = (0..8).filter(|u| gone.iter().all(|g| g.unit != *u)).collect();
+        let (lost, error) = (gone.iter().map(|g| g.error).sum::<f64>(), least_error(&features, &weight, &kept));
+        assert!((lost - error).abs() < 1e-3 * error, "what units cost together is the sum: {lost} {error}");
+    }
+
+    #[test]
+    fn a_matrix_that_is_not_quite_positive_definite_breaks_nothing() {
+        let inverse = ndarray::array![[1.0, 1.0, 0.0], [1.0, 1.0 - 1e-12, 0.0], [0.0, 0.0, 1.0]];
+        let mut elimination = Elimination::new(&inverse, &weight(3), &[vec![0, 1], vec![2]]);
+        assert!(elimination.remove(2).iter().all(|g| g.error.is_finite()));
+    }
+}

@@ -1,0 +1,85 @@
+//! Sums of products that grow batch by batch.
+
+use kprune_passes::ir::{ElementType, Tensor};
+use ndarray::{Array2, Ix2};
+use ort::value::DynValue;
+
+use crate::error::{Error, not_finite};
+use crate::runtime::{self, Held, Values};
+
+/// Sums over so many tokens are formed in f32, and added up in f64.
+const IN_SINGLE: usize = 4096;
+
+/// Matrices of sums, each fed to a session as it is so far, and taken from it with a batch added.
+pub(super) struct Growing {
+    /// In f64, on the host; empty until something was added up.
+    totals: Vec<Array2<f64>>,
+    /// Of the last batches, in f32, where sessions run.
+    recent: Vec<Held>,
+    /// Tokens of those batches.
+    tokens: usize,
+}
+
+impl Growing {
+    pub(super) fn new(shapes: &[[usize; 2]]) -> Result<Self, Error> {
+        let totals: Vec<_> = shapes.iter().map(|&shape| Array2::zeros(shape)).collect();
+        Ok(Self { recent: nothing(&totals)?, totals, tokens: 0 })
+    }
+
+    /// What to feed for the sum at this place.
+    pub(super) fn so_far(&self, place: usize) -> &DynValue {
+        self.recent[place].value()
+    }
+
+    /// Takes the sums of these names, with a batch of so many tokens added.
+    pub(super) fn take(&mut self, values: &mut Values, names: &[String], tokens: usize) -> Result<(), Error> {
+        for (sum, name) in self.recent.iter_mut().zip(names) {
+            let missing = || Error::internal(format!("a probe gave no {name:?}"));
+            *sum = values.remove(name).ok_or_else(missing)?.into();
+        }
+        self.tokens += tokens;
+        if self.tokens >= IN_SINGLE { self.add_up() } else { Ok(()) }
+    }
+
+    fn add_up(&mut self) -> Result<(), Error> {
+        for (total, sum) in self.totals.iter_mut().zip(&self.recent) {
+            let sum = runtime::scalars(sum.value())?.into_dimensionality::<Ix2>();
+            *total += &sum.map_err(|e| Error::internal(e.to_string()))?;
+        }
+        self.recent = nothing(&self.totals)?;
+        self.tokens = 0;
+        Ok(())
+    }
+
+    /// The sums; `place` says in words where each was formed.
+    ///
+    /// # Errors
+    /// Where one is not finite.
+    pub(super) fn finish<const N: usize>(self, place: &dyn Fn(usize) -> String) -> Result<[Array2<f64>; N], Error> {
+        let all: Result<[Array2<f64>; N], _> = self.finish_all(place)?.try_into();
+        all.map_err(|_| Error::internal("another number of sums was expected"))
+    }
+
+    /// The same, however many there are.
+    ///
+    /// # Errors
+    /// Where one is not finite.
+    pub(super) fn finish_all(mut self, place: &dyn Fn(usize) -> String) -> Result<Vec<Array2<f64>>, Error> {
+        self.add_up()?;
+        for (i, total) in self.totals.iter().enumerate() {
+            if let Some(&value) = total.iter().find(|x| !x.is_finite()) {
+                return Err(not_finite(place(i), "a sum over its features", value));
+            }
+        }
+        Ok(self.totals)
+    }
+}
+
+/// Sums of no batch yet, of the shapes of `like`.
+fn nothing(like: &[Array2<f64>]) -> Result<Vec<Held>, Error> {
+    let zeros = |like: &Array2<f64>| {
+        let tensor = Tensor::from_raw("", ElementType::F32, like.shape(), vec![0; 4 * like.len()].into());
+        runtime::host(&tensor.map_err(|e| Error::internal(e.to_string()))?)
+    };
+    like.iter().map(zeros).collect()
+}
