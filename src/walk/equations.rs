@@ -72,7 +72,8 @@ impl Own {
         let columns: Vec<i64> = sublayer.columns(keep).into_iter().map(|c| c as i64).collect();
         let rows = columns.len() + 1;
         let shapes = [[rows, rows], [rows, sublayer.projection.outputs]];
-        let sums = [Growing::new(&shapes)?, Growing::new(&shapes)?];
+        let growing = || Growing::new(SO_FAR.map(String::from).into_iter().zip(shapes));
+        let sums = [growing()?, growing()?];
         let columns = runtime::host(&Tensor::from_i64s(&[columns.len()], &columns))?;
         let place = format!("sublayer {} ({})", t + 1, sublayer.name);
         Ok(Self { place, session, names: graph.outputs, columns, sums, energies: [0.0; 2] })
@@ -87,10 +88,10 @@ impl Own {
     ) -> Result<Option<DynValue>, Error> {
         let part = batch.is_held_out as usize;
         let growing = &mut self.sums[part];
-        let so_far = |name: &str| SO_FAR.iter().position(|s| *s == name).map(|place| growing.so_far(place));
         let find = |name: &str| match name {
             COLUMNS => Some(self.columns.value()),
-            _ => so_far(name)
+            _ => growing
+                .find(name)
                 .or_else(|| streams.get(name).copied())
                 .or_else(|| state.get(name).map(Held::value))
                 .or_else(|| batch.find(name)),

@@ -16,19 +16,23 @@ pub(super) struct Growing {
     totals: Vec<Array2<f64>>,
     /// Of the last batches, in f32, where sessions run.
     recent: Vec<Held>,
+    /// The names of the inputs that take them.
+    inputs: Vec<String>,
     /// Tokens of those batches.
     tokens: usize,
 }
 
 impl Growing {
-    pub(super) fn new(shapes: &[[usize; 2]]) -> Result<Self, Error> {
-        let totals: Vec<_> = shapes.iter().map(|&shape| Array2::zeros(shape)).collect();
-        Ok(Self { recent: nothing(&totals)?, totals, tokens: 0 })
+    /// Sums of such shapes, each with the name of the input that takes it.
+    pub(super) fn new(sums: impl IntoIterator<Item = (String, [usize; 2])>) -> Result<Self, Error> {
+        let (inputs, totals): (Vec<_>, Vec<_>) =
+            sums.into_iter().map(|(input, shape)| (input, Array2::zeros(shape))).unzip();
+        Ok(Self { recent: nothing(&totals)?, totals, inputs, tokens: 0 })
     }
 
-    /// What to feed for the sum at this place.
-    pub(super) fn so_far(&self, place: usize) -> &DynValue {
-        self.recent[place].value()
+    /// What to feed for the input of this name.
+    pub(super) fn find(&self, name: &str) -> Option<&DynValue> {
+        self.inputs.iter().position(|input| input == name).map(|place| self.recent[place].value())
     }
 
     /// Takes the sums of these names, with a batch of so many tokens added.

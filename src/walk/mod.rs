@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use kprune_passes::calculus::loss::Criterion;
 use kprune_passes::discover::Sublayer;
 use kprune_passes::ir::{ElementType, Model, Tensor};
-use kprune_passes::methods::{Equations, Failure, Stored, Walk};
+use kprune_passes::methods::{Equations, Failure, Moments, Stored, Walk};
 use kprune_passes::plan::{Decision, Plan, Tuned, bias_of};
 use kprune_passes::probe::{Probes, WEIGHT};
 use ndarray::{Array1, Array2, ArrayD, Axis, Ix1, Ix2, concatenate};
@@ -221,16 +221,13 @@ impl Walk for Calibrated<'_> {
         }
     }
 
-    fn sensitivity(&mut self, tau: f64) -> Result<Vec<Array2<f64>>, Failure> {
-        self.world.progress.stage("measuring what the outputs feel");
-        let felt = self.sum_sensitivity(tau)?;
-        self.world.clock.stage("measure");
-        Ok(felt)
-    }
-
-    fn moments(&mut self, each: &mut dyn FnMut(usize, Array2<f64>) -> Result<(), Failure>) -> Result<(), Failure> {
-        self.world.progress.stage("measuring features");
-        self.sum_moments(each)?;
+    fn moments(
+        &mut self,
+        tau: f64,
+        each: &mut dyn FnMut(usize, Moments) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.world.progress.stage("measuring the model");
+        self.sum_moments(tau, each)?;
         self.world.clock.stage("measure");
         Ok(())
     }

@@ -6,15 +6,18 @@ pub mod positive;
 use std::ffi::c_int;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, concatenate};
 use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 unsafe extern "C" {
     fn openblas_set_num_threads(threads: c_int);
 }
 
-/// Columns that a thread takes at a time.
+/// Columns, or rows, that a thread takes at a time.
 const BLOCK: usize = 64;
 
 static THREADS: AtomicUsize = AtomicUsize::new(1);
@@ -31,12 +34,29 @@ pub fn use_threads(threads: usize) {
 
 /// Works on blocks of columns side by side; the results come in the order of the blocks.
 fn in_blocks<T: Send>(columns: usize, work: impl Fn(Range<usize>) -> T + Send + Sync) -> Vec<T> {
-    let blocks: Vec<_> = (0..columns).step_by(BLOCK).map(|start| start..columns.min(start + BLOCK)).collect();
-    let threads = THREADS.load(Ordering::Relaxed).min(blocks.len());
-    match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
-        Ok(pool) if threads > 1 => pool.install(|| blocks.into_par_iter().map(work).collect()),
-        _ => blocks.into_iter().map(work).collect(),
+    side_by_side((0..columns).step_by(BLOCK).map(|start| start..columns.min(start + BLOCK)).collect(), work)
+}
+
+/// Does each piece of work, on as many threads as may be used; the results come in order.
+fn side_by_side<P: Send, T: Send>(pieces: Vec<P>, work: impl Fn(P) -> T + Send + Sync) -> Vec<T> {
+    match pool().filter(|_| pieces.len() > 1) {
+        Some(pool) => pool.install(|| pieces.into_par_iter().map(work).collect()),
+        None => pieces.into_iter().map(work).collect(),
     }
+}
+
+/// The threads that solve, where there may be several.
+fn pool() -> Option<Arc<ThreadPool>> {
+    static POOL: Mutex<Option<Arc<ThreadPool>>> = Mutex::new(None);
+    let threads = THREADS.load(Ordering::Relaxed);
+    if threads < 2 {
+        return None;
+    }
+    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    if pool.as_ref().is_none_or(|pool| pool.current_num_threads() != threads) {
+        *pool = ThreadPoolBuilder::new().num_threads(threads).build().ok().map(Arc::new);
+    }
+    pool.clone()
 }
 
 /// Blocks of columns side by side, of so many rows.
@@ -47,8 +67,17 @@ fn joined(blocks: &[Array2<f64>], rows: usize) -> Array2<f64> {
 
 /// A matrix product.
 pub fn product(left: ArrayView2<f64>, right: ArrayView2<f64>) -> Array2<f64> {
-    let blocks = in_blocks(right.ncols(), |columns| left.dot(&right.slice(s![.., columns])));
-    joined(&blocks, left.nrows())
+    let mut product = Array2::zeros((left.nrows(), right.ncols()));
+    add_product(1.0, left, right, product.view_mut());
+    product
+}
+
+/// Adds a multiple of a matrix product to `sum`.
+pub fn add_product(factor: f64, left: ArrayView2<f64>, right: ArrayView2<f64>, mut sum: ArrayViewMut2<f64>) {
+    let rows = left.axis_chunks_iter(Axis(0), BLOCK).zip(sum.axis_chunks_iter_mut(Axis(0), BLOCK)).collect();
+    side_by_side(rows, |(left, mut sum): (_, ArrayViewMut2<f64>)| {
+        general_mat_mul(factor, &left, &right, 1.0, &mut sum);
+    });
 }
 
 #[cfg(test)]

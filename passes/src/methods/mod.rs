@@ -159,20 +159,13 @@ pub trait Walk {
         each: &mut dyn FnMut(&[Array1<f64>]),
     ) -> Result<Vec<Array1<f64>>, Failure>;
 
-    /// For every sublayer, what the outputs of the model feel of an error of its projection: the sum over real tokens of
-    /// g g^T, [outputs, outputs], g being the gradient of a random probe of the outputs with respect to what the projection
-    /// gives. It is zero where they do not depend on it. Distributions are softened by `tau`.
+    /// Gives `each` sublayer's moments in the model itself, from the first to the last. They are measured with a random
+    /// probe of the outputs, whose distributions are softened by `tau`.
     ///
     /// # Errors
-    /// Where an operator cannot be differentiated, a number is not finite, or ONNX Runtime fails.
-    fn sensitivity(&mut self, tau: f64) -> Result<Vec<Array2<f64>>, Failure>;
-
-    /// Gives `each` sublayer's Gram matrix of the features of the model: all columns and a column of ones,
-    /// [width + 1, width + 1], so that the last number is that of rows.
-    ///
-    /// # Errors
-    /// Where a number is not finite, ONNX Runtime fails, or `each` does.
-    fn moments(&mut self, each: &mut dyn FnMut(usize, Array2<f64>) -> Result<(), Failure>) -> Result<(), Failure>;
+    /// Where an operator cannot be differentiated, a number is not finite, ONNX Runtime fails, or `each` does.
+    fn moments(&mut self, tau: f64, each: &mut dyn FnMut(usize, Moments) -> Result<(), Failure>)
+    -> Result<(), Failure>;
 
     /// Goes back upstream of the first sublayer, with so many students of which nothing is pruned yet. The teacher is the
     /// model from then on, or the model without the units that `teacher` removes.
@@ -195,6 +188,17 @@ pub trait Walk {
     /// # Errors
     /// Where ONNX Runtime fails.
     fn settle(&mut self, student: usize, t: usize, decision: &Decision) -> Result<(), Failure>;
+}
+
+/// Sums over the real tokens of a sublayer.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    /// The Gram matrix of its features: all columns and a column of ones, [width + 1, width + 1], so that the last number
+    /// is that of rows.
+    pub gram: Array2<f64>,
+    /// What the outputs feel of an error of its projection: the sum of g g^T, [outputs, outputs], g being the gradient of a
+    /// probe of the outputs with respect to what the projection gives. Zero where they do not depend on it.
+    pub felt: Array2<f64>,
 }
 
 /// A projection as the model has it.

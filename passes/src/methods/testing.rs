@@ -2,7 +2,7 @@
 
 use ndarray::{Array1, Array2, Axis, concatenate, s};
 
-use super::{Equations, Failure, Stored, Task, Walk};
+use super::{Equations, Failure, Moments, Stored, Task, Walk};
 use crate::calculus::loss::Criterion;
 use crate::discover::Sublayer;
 use crate::discover::cost::{Alignment, Costs};
@@ -103,14 +103,15 @@ impl Walk for FakeWalk {
         Ok(Stored { weight: self.weights[t].clone(), element: self.element, has_bias: true })
     }
 
-    fn sensitivity(&mut self, _tau: f64) -> Result<Vec<Array2<f64>>, Failure> {
-        Ok(self.felt.clone())
-    }
-
-    fn moments(&mut self, each: &mut dyn FnMut(usize, Array2<f64>) -> Result<(), Failure>) -> Result<(), Failure> {
+    fn moments(
+        &mut self,
+        _tau: f64,
+        each: &mut dyn FnMut(usize, Moments) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         (0..self.features.len()).try_for_each(|t| {
             let columns: Vec<usize> = (0..self.features[t].ncols()).collect();
-            each(t, self.sums(t, &columns, 0..TOKENS, 1.0).gram)
+            let gram = self.sums(t, &columns, 0..TOKENS, 1.0).gram;
+            each(t, Moments { gram, felt: self.felt[t].clone() })
         })
     }
 

@@ -5,7 +5,7 @@
 //! | [`Probes::teacher`] | the untouched model | its outputs, and squared features summed by column |
 //! | [`Probes::columns`] | the student downstream of a sublayer, forward and backward | mask gradients of every mini-batch and squared features, by column |
 //! | [`Probes::equations`] | one sublayer of the student beside the teacher's | Gram matrix and cross terms of the columns that stay, which may be all |
-//! | [`Probes::sensitivity`] | the untouched model, forward and backward from random probes of its outputs | what they feel of errors of every projection |
+//! | [`Probes::sensitivity`] | the untouched model, forward and backward from random probes of its outputs | what they feel of errors of every projection, and Gram matrices of features |
 //! | [`Probes::moments`] | some of its sublayers, forward | Gram matrices of their features |
 //! | [`Probes::region`], [`Probes::step`] | one sublayer | what crosses into the next |
 //!
@@ -21,13 +21,12 @@
 mod columns;
 mod equations;
 mod moments;
-mod sensitivity;
 mod step;
 pub mod suffix;
 
 pub use columns::ColumnSums;
 pub use equations::{COLUMNS, EquationOutputs, SO_FAR, stream_input};
-pub use moments::MomentOutputs;
+pub use moments::{MomentOutputs, felt_input, gram_input};
 pub use step::{FEATURES, RegionOutputs, WEIGHT};
 
 use std::collections::BTreeMap;
@@ -170,11 +169,6 @@ impl<'a> Probes<'a> {
         let real = layout.arrange(emit, real, dims.len());
         emit.op("Mul", &[value, real])
     }
-}
-
-/// The name of the input that takes a sum so far of sublayer `t`.
-pub fn sum_input(t: usize) -> String {
-    format!("kprune_sum_{t}")
 }
 
 fn add(emit: &mut Emit, sum: Option<ValueId>, term: Option<ValueId>) -> Option<ValueId> {

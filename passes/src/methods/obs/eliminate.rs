@@ -9,9 +9,10 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, Axis, concatenate, s};
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array2, Axis, s};
 
-use crate::linalg::{positive, product};
+use crate::linalg::{add_product, positive};
 
 /// A unit that went.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,9 +25,9 @@ pub(super) struct Gone {
 
 /// Units that are left, the columns of each beside each other.
 pub(super) struct Elimination {
-    /// H: [columns, columns].
+    /// H, of so many columns as are left: [columns, columns], in the corner of what once was all.
     inverse: Array2<f64>,
-    /// A: [columns, outputs].
+    /// A: [columns, outputs], at the top of what once was all.
     weight: Array2<f64>,
     /// The units that are left, and how many columns each has.
     left: Vec<(usize, usize)>,
@@ -37,7 +38,7 @@ impl Elimination {
     pub(super) fn new(inverse: &Array2<f64>, weight: &Array2<f64>, units: &[Vec<usize>]) -> Self {
         let order: Vec<usize> = units.iter().flatten().copied().collect();
         Self {
-            inverse: inverse.select(Axis(0), &order).select(Axis(1), &order),
+            inverse: gathered(inverse, &order, &order),
             weight: weight.select(Axis(0), &order),
             left: units.iter().map(Vec::len).enumerate().collect(),
         }
@@ -53,31 +54,42 @@ impl Elimination {
     /// Twice as many that are cheap now are looked at together: each of them knows at once of those that went before it.
     pub(super) fn remove(&mut self, count: usize) -> Vec<Gone> {
         let places = self.places();
-        let mut pool: Vec<(usize, f64)> = places.iter().map(|place| self.error(place.clone())).enumerate().collect();
-        pool.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
-        pool.truncate(2 * count);
-        pool.sort_by_key(|&(i, _)| i);
-        let columns: Vec<usize> = pool.iter().flat_map(|&(i, _)| places[i].clone()).collect();
-        let mut pooled = Self {
-            inverse: self.inverse.select(Axis(0), &columns).select(Axis(1), &columns),
+        let mut cheap: Vec<(usize, f64)> = places.iter().map(|p| self.error(p.clone())).enumerate().collect();
+        cheap.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
+        cheap.truncate(if count > 1 { 2 * count } else { 1 });
+        let columns: Vec<usize> = cheap.iter().flat_map(|&(i, _)| places[i].clone()).collect();
+        let mut pool = Self {
+            inverse: gathered(&self.inverse, &columns, &columns),
             weight: self.weight.select(Axis(0), &columns),
-            left: pool.iter().map(|&(i, _)| (i, self.left[i].1)).collect(),
+            left: cheap.iter().map(|&(i, _)| (i, self.left[i].1)).collect(),
         };
-        let gone: Vec<Gone> = (0..count.min(pool.len())).map(|_| pooled.remove_cheapest()).collect();
+        let gone = pool.cheapest(count);
         let mut going = vec![false; self.left.len()];
-        gone.iter().for_each(|g| going[g.unit] = true);
-        let gone = gone.into_iter().map(|g| Gone { unit: self.left[g.unit].0, ..g }).collect();
+        gone.iter().for_each(|gone| going[gone.unit] = true);
+        let gone = gone.into_iter().map(|gone| Gone { unit: self.left[gone.unit].0, ..gone }).collect();
         self.drop_units(&going);
         gone
     }
 
-    fn remove_cheapest(&mut self) -> Gone {
-        let errors = self.places().into_iter().map(|place| self.error(place)).enumerate();
-        let (i, error) = errors.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or_default();
-        let unit = self.left[i].0;
-        let going: Vec<bool> = (0..self.left.len()).map(|j| j == i).collect();
-        self.drop_units(&going);
-        Gone { unit, error }
+    /// Eliminates the `count` cheapest of a few units, where they are.
+    fn cheapest(&mut self, count: usize) -> Vec<Gone> {
+        let places = self.places();
+        let mut here: Vec<usize> = (0..places.len()).collect();
+        let mut gone = Vec::new();
+        while gone.len() < count && !here.is_empty() {
+            let errors = here.iter().map(|&i| self.error(places[i].clone())).enumerate();
+            let (at, error) = errors.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or_default();
+            let unit = here.remove(at);
+            gone.push(Gone { unit: self.left[unit].0, error });
+            let columns = s![.., places[unit].clone()];
+            let across = self.inverse.slice(columns).to_owned();
+            let own = across.slice(s![places[unit].clone(), ..]).to_owned();
+            let weight = solved(&own, &self.weight.slice(s![places[unit].clone(), ..]).to_owned());
+            let inverse = solved(&own, &across.t().to_owned());
+            general_mat_mul(-1.0, &across, &weight, 1.0, &mut self.weight);
+            general_mat_mul(-1.0, &across, &inverse, 1.0, &mut self.inverse);
+        }
+        gone
     }
 
     /// The columns of every unit that is left.
@@ -105,23 +117,42 @@ impl Elimination {
             places.iter().zip(going).filter(|(_, going)| **going == wanted).flat_map(|(p, _)| p.clone()).collect()
         };
         let (out, stay) = (columns(true), columns(false));
-        let rows = self.inverse.select(Axis(0), &out);
-        let inverse = rows.select(Axis(1), &out);
-        let across = rows.select(Axis(1), &stay);
-        let right = concatenate![Axis(1), self.weight.select(Axis(0), &out), across];
-        let right = solved(&inverse, &right);
-        let outputs = self.weight.ncols();
-        let across = across.reversed_axes();
-        let made_up = product(across.view(), right.view());
-        self.weight = self.weight.select(Axis(0), &stay) - made_up.slice(s![.., ..outputs]);
-        self.inverse = self.inverse.select(Axis(0), &stay).select(Axis(1), &stay) - made_up.slice(s![.., outputs..]);
+        let own = gathered(&self.inverse, &out, &out);
+        let across = gathered(&self.inverse, &out, &stay);
+        let weight = solved(&own, &self.weight.select(Axis(0), &out));
+        let inverse = solved(&own, &across);
+        // Nothing moves to where something still has to be moved from.
+        for (row, &from) in stay.iter().enumerate() {
+            for (column, &from_column) in stay.iter().enumerate() {
+                self.inverse[[row, column]] = self.inverse[[from, from_column]];
+            }
+            for output in 0..self.weight.ncols() {
+                self.weight[[row, output]] = self.weight[[from, output]];
+            }
+        }
+        let count = stay.len();
+        add_product(-1.0, across.t(), weight.view(), self.weight.slice_mut(s![..count, ..]));
+        add_product(-1.0, across.t(), inverse.view(), self.inverse.slice_mut(s![..count, ..count]));
         let mut going = going.iter();
         self.left.retain(|_| !going.next().copied().unwrap_or_default());
     }
 }
 
+/// Some rows and columns of a matrix.
+fn gathered(matrix: &Array2<f64>, rows: &[usize], columns: &[usize]) -> Array2<f64> {
+    let mut gathered = Array2::zeros((rows.len(), columns.len()));
+    for (mut to, &row) in gathered.rows_mut().into_iter().zip(rows) {
+        let from = matrix.row(row);
+        to.iter_mut().zip(columns).for_each(|(to, &column)| *to = from[column]);
+    }
+    gathered
+}
+
 /// M^-1 X; where rounding has made M less than positive definite, as if its columns had nothing to do with each other.
 fn solved(matrix: &Array2<f64>, right: &Array2<f64>) -> Array2<f64> {
+    if matrix.len() == 1 {
+        return right / matrix[[0, 0]].max(f64::MIN_POSITIVE);
+    }
     positive::solve(matrix, right.view()).unwrap_or_else(|| {
         let least = matrix.diag().mean().unwrap_or(0.0).max(f64::MIN_POSITIVE) * f64::EPSILON;
         right / &matrix.diag().mapv(|d| d.max(least)).insert_axis(Axis(1))

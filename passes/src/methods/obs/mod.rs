@@ -16,7 +16,7 @@ mod settings;
 use sequential::{Here, Known};
 pub use settings::Settings;
 
-use super::{Failure, Method, Outcome, Task, Walk};
+use super::{Failure, Method, Moments, Outcome, Task, Walk};
 
 /// How much distributions are softened when sensitivity is measured.
 const TAU: f64 = 4.0;
@@ -35,11 +35,10 @@ impl Obs {
     }
 
     fn measure(&mut self, walk: &mut dyn Walk, task: &Task) -> Result<(), Failure> {
-        let felt = walk.sensitivity(TAU)?;
         let stored = (0..task.sublayers.len()).map(|t| walk.projection(t)).collect::<Result<Vec<_>, _>>()?;
-        walk.moments(&mut |t, gram| {
+        walk.moments(TAU, &mut |t, Moments { gram, felt }| {
             let rows = gram.diag().last().copied().unwrap_or(0.0);
-            let metric = metric::metric(&felt[t], rows, self.settings.shrinkage);
+            let metric = metric::metric(&felt, rows, self.settings.shrinkage);
             let curve = curve::Curve::measure(&task.sublayers[t], &gram, &metric, &stored[t], &self.settings);
             self.known.push(Known { curve, metric });
             Ok(())
