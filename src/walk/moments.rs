@@ -65,7 +65,8 @@ impl Calibrated<'_> {
             let mut values = session.run_keeping(find, |_| true)?;
             felt.take(&mut values, &names, batch.padded)?;
             grams.take(&mut values, &outputs.grams, batch.padded)?;
-            self.world.progress.advance(MEASURE_WORK * count);
+            // Gram matrices that are formed apart are a part of the work.
+            self.world.progress.advance((MEASURE_WORK - usize::from(!with_grams)) * count);
         }
         let mut all: Vec<_> = (0..count).map(|t| Array2::zeros(side(t))).collect();
         let found = felt.finish_all(&|i| self.named(felt_at[i]))?;
