@@ -9,7 +9,7 @@ use kprune_passes::probe::{COLUMNS, EquationOutputs, FEATURES, Probes, SO_FAR, s
 use ort::value::DynValue;
 
 use super::growing::Growing;
-use super::{Calibrated, Region, Student, vector};
+use super::{Calibrated, Region, Student, named, vector};
 use crate::data::Batch;
 use crate::error::Error;
 use crate::runtime::{self, Held, Runtime, Session};
@@ -75,8 +75,7 @@ impl Own {
         let growing = || Growing::new(SO_FAR.map(String::from).into_iter().zip(shapes));
         let sums = [growing()?, growing()?];
         let columns = runtime::host(&Tensor::from_i64s(&[columns.len()], &columns))?;
-        let place = format!("sublayer {} ({})", t + 1, sublayer.name);
-        Ok(Self { place, session, names: graph.outputs, columns, sums, energies: [0.0; 2] })
+        Ok(Self { place: named(t, sublayer), session, names: graph.outputs, columns, sums, energies: [0.0; 2] })
     }
 
     /// Adds a batch; returns the kept features.
@@ -105,11 +104,14 @@ impl Own {
     }
 
     fn finish(self) -> Result<Equations, Error> {
-        let mut sums = self.sums.into_iter().zip(self.energies).map(|(growing, energy)| {
-            let [gram, cross] = growing.finish(&|_| self.place.clone())?;
-            Ok(Sums { gram, cross, energy })
-        });
-        let mut next = || sums.next().unwrap_or_else(|| Err(Error::internal("sums are missing")));
-        Ok(Equations { solve: next()?, held_out: next()? })
+        let sums = |growing: Growing, energy: f64| {
+            let [gram, cross] = growing
+                .finish(&|_| self.place.clone())?
+                .try_into()
+                .map_err(|_| Error::internal("a Gram matrix and cross terms were expected"))?;
+            Ok::<_, Error>(Sums { gram, cross, energy })
+        };
+        let ([solve, held_out], [energy, held_out_energy]) = (self.sums, self.energies);
+        Ok(Equations { solve: sums(solve, energy)?, held_out: sums(held_out, held_out_energy)? })
     }
 }

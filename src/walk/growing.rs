@@ -59,16 +59,7 @@ impl Growing {
     ///
     /// # Errors
     /// Where one is not finite.
-    pub(super) fn finish<const N: usize>(self, place: &dyn Fn(usize) -> String) -> Result<[Array2<f64>; N], Error> {
-        let all: Result<[Array2<f64>; N], _> = self.finish_all(place)?.try_into();
-        all.map_err(|_| Error::internal("another number of sums was expected"))
-    }
-
-    /// The same, however many there are.
-    ///
-    /// # Errors
-    /// Where one is not finite.
-    pub(super) fn finish_all(mut self, place: &dyn Fn(usize) -> String) -> Result<Vec<Array2<f64>>, Error> {
+    pub(super) fn finish(mut self, place: &dyn Fn(usize) -> String) -> Result<Vec<Array2<f64>>, Error> {
         self.add_up()?;
         for (i, total) in self.totals.iter().enumerate() {
             if let Some(&value) = total.iter().find(|x| !x.is_finite()) {

@@ -143,7 +143,7 @@ impl<'a> Calibrated<'a> {
 
     /// Where a number was seen, in words.
     fn place(&self, t: usize, batch: &Batch) -> String {
-        format!("sublayer {} ({}), {}", t + 1, self.sublayer(t).name, batch.describe())
+        format!("{}, {}", named(t, self.sublayer(t)), batch.describe())
     }
 
     fn sublayer(&self, t: usize) -> &Sublayer {
@@ -257,6 +257,11 @@ impl Walk for Calibrated<'_> {
         }
         Ok(())
     }
+}
+
+/// Sublayer `t`, in words.
+fn named(t: usize, sublayer: &Sublayer) -> String {
+    format!("sublayer {} ({})", t + 1, sublayer.name)
 }
 
 /// A session of one sublayer.

@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::growing::Growing;
-use super::{Calibrated, MEASURE_WORK, MEASURING, Region};
+use super::{Calibrated, MEASURE_WORK, MEASURING, Region, named};
 use crate::error::Error;
 use crate::runtime::{Kept, host};
 
@@ -69,9 +69,10 @@ impl Calibrated<'_> {
             self.world.progress.advance((MEASURE_WORK - usize::from(!with_grams)) * count);
         }
         let mut all: Vec<_> = (0..count).map(|t| Array2::zeros(side(t))).collect();
-        let found = felt.finish_all(&|i| self.named(felt_at[i]))?;
+        let place = |t: usize| named(t, self.sublayer(t));
+        let found = felt.finish(&|i| place(felt_at[i]))?;
         felt_at.iter().zip(found).for_each(|(&t, sum)| all[t] = sum);
-        Ok([all, grams.finish_all(&|t| self.named(t))?])
+        Ok([all, grams.finish(&place)?])
     }
 
     /// The sublayers from `start` on whose Gram matrices are formed in one pass.
@@ -98,14 +99,10 @@ impl Calibrated<'_> {
             region.keep(&mut values, state, &self.cache)?;
             self.world.progress.advance(group.len());
         }
-        growing.finish_all(&|i| self.named(group.start + i))
+        growing.finish(&|i| named(group.start + i, self.sublayer(group.start + i)))
     }
 
     fn growing_grams(&self, of: Range<usize>) -> Result<Growing, Error> {
         Growing::new(of.map(|t| (gram_input(t), [self.sublayer(t).projection.width + 1; 2])))
-    }
-
-    fn named(&self, t: usize) -> String {
-        format!("sublayer {} ({})", t + 1, self.sublayer(t).name)
     }
 }

@@ -34,8 +34,7 @@ pub fn tune(walk: &mut dyn Walk, sublayers: &[Sublayer], t: usize, outcomes: &mu
     for (student, (outcome, equations)) in outcomes.iter_mut().zip(equations).enumerate() {
         let decision = &mut outcome.plan.decisions[t];
         let columns = decision.columns(&sublayers[t]);
-        let place = || format!("sublayer {} ({})", t + 1, sublayers[t].name);
-        let (tuned, repair) = repaired(&stored, &columns, &equations, &place)?;
+        let (tuned, repair) = repaired(t, &sublayers[t], &stored, &columns, &equations)?;
         decision.tuned = Some(tuned);
         outcome.repairs[t] = repair;
         walk.settle(student, t, decision)?;
@@ -54,10 +53,11 @@ pub fn tune_all(walk: &mut dyn Walk, sublayers: &[Sublayer], outcomes: &mut [Out
 /// The better of the tuned and the untuned projection on the samples that were held out, both as the model's element
 /// type rounds them.
 pub(super) fn repaired(
+    t: usize,
+    sublayer: &Sublayer,
     stored: &Stored,
     columns: &[usize],
     equations: &Equations,
-    place: &dyn Fn() -> String,
 ) -> Result<(Tuned, Repair), Failure> {
     let (kept, [width, outputs]) = (columns.len(), [0, 1].map(|axis| stored.weight.len_of(Axis(axis))));
     let mut untuned = Array2::zeros((kept + 1, outputs));
@@ -68,7 +68,8 @@ pub(super) fn repaired(
         let weight = sums.solve(&untuned, ridge, with_bias);
         match weight.iter().find(|x| !x.is_finite()) {
             Some(&value) => {
-                Err(NotFinite { place: place(), what: "a weight of its tuned projection".into(), value }.into())
+                let place = format!("sublayer {} ({})", t + 1, sublayer.name);
+                Err(NotFinite { place, what: "a weight of its tuned projection".into(), value }.into())
             }
             None => rounded(weight, stored.element),
         }

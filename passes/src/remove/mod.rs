@@ -214,8 +214,11 @@ impl Cut<'_> {
     /// Cuts the biases of sublayers that went whole, where their outputs are channels of others: sublayers within
     /// sublayers.
     fn slice_bypassed(&self, graph: &mut Graph, bypassed: &[Bypassed]) -> Result<(), RemoveError> {
-        // Where a sublayer that reads another part of the model went whole, nobody may need that part.
-        for &(node, slot, output) in bypassed.iter().filter(|(node, ..)| graph.contains(*node)).collect::<Vec<_>>() {
+        for &(node, slot, output) in bypassed {
+            // Where a sublayer that reads another part of the model went whole, nobody may need that part.
+            if !graph.contains(node) {
+                continue;
+            }
             let planes = self.provenance.planes(output);
             let last = planes.first().map_or(0, |p| p.0.ndim().saturating_sub(1));
             let bias = graph.operator(node).input(slot).filter(|&v| graph.constant(v).is_some());

@@ -1,12 +1,12 @@
 //! Curves: the error of a sublayer against how many of its units are gone.
 
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2, s};
 
 use super::eliminate::{Elimination, Gone};
 use super::settings::Settings;
 use crate::discover::{Kind, Sublayer};
 use crate::linalg::least_squares::RIDGES;
-use crate::linalg::positive;
+use crate::linalg::{positive, product};
 use crate::methods::Stored;
 
 /// The ridge of a Gram matrix, relative to the mean of its diagonal.
@@ -29,7 +29,7 @@ impl Curve {
     ) -> Self {
         let inverse = inverse(&centred(gram, stored.has_bias));
         let units: Vec<Vec<usize>> = sublayer.units.iter().map(|u| u.columns.clone()).collect();
-        let weight = crate::linalg::product(stored.weight.view(), metric.view());
+        let weight = product(stored.weight.view(), metric.view());
         let mut elimination = Elimination::new(&inverse, &weight, &units);
         let mut gone = Vec::new();
         while elimination.left() > 0 {
@@ -88,9 +88,4 @@ pub(super) fn inverse(gram: &Array2<f64>) -> Array2<f64> {
     let larger = RIDGES.into_iter().filter(|&ridge| ridge > RIDGE);
     let found = std::iter::once(RIDGE).chain(larger).find_map(ridged);
     found.unwrap_or_else(|| Array2::from_diag(&gram.diag().mapv(|d| 1.0 / (d + mean))))
-}
-
-/// The same for some of the columns.
-pub(super) fn select(matrix: &Array2<f64>, places: &[usize]) -> Array2<f64> {
-    matrix.select(Axis(0), places).select(Axis(1), places)
 }

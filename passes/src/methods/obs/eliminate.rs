@@ -139,7 +139,7 @@ impl Elimination {
 }
 
 /// Some rows and columns of a matrix.
-fn gathered(matrix: &Array2<f64>, rows: &[usize], columns: &[usize]) -> Array2<f64> {
+pub(super) fn gathered(matrix: &Array2<f64>, rows: &[usize], columns: &[usize]) -> Array2<f64> {
     let mut gathered = Array2::zeros((rows.len(), columns.len()));
     for (mut to, &row) in gathered.rows_mut().into_iter().zip(rows) {
         let from = matrix.row(row);

@@ -4,8 +4,8 @@
 use ndarray::{Array2, Axis};
 
 use super::allocate::Choice;
-use super::curve::{Curve, centred, chunk, inverse, select, without_mean};
-use super::eliminate::Elimination;
+use super::curve::{Curve, centred, chunk, inverse, without_mean};
+use super::eliminate::{Elimination, gathered};
 use super::settings::Settings;
 use crate::discover::Sublayer;
 use crate::linalg::least_squares::Sums;
@@ -44,14 +44,13 @@ impl Here<'_> {
         let (t, sublayer, stored) = (self.t, self.sublayer(), walk.projection(self.t)?);
         let reached = |choice: &Choice| self.known.curve.last(reach(choice.kept, sublayer.units.len()));
         let looked_at: Vec<_> = chosen.iter().map(reached).collect();
-        let place = || format!("sublayer {} ({})", t + 1, sublayer.name);
         for (student, equations) in walk.equations(t, &looked_at)?.into_iter().enumerate() {
             let mut decision = Decision { keep: looked_at[student].clone(), tuned: None };
             let columns = decision.columns(sublayer);
             self.eliminate(&stored, &equations, &chosen[student], &mut decision);
             let stay = decision.columns(sublayer);
             let places: Vec<usize> = stay.iter().filter_map(|c| columns.binary_search(c).ok()).collect();
-            let (tuned, repair) = repaired(&stored, &stay, &equations.of(&places), &place)?;
+            let (tuned, repair) = repaired(t, sublayer, &stored, &stay, &equations.of(&places))?;
             decision.tuned = Some(tuned);
             walk.settle(student, t, &decision)?;
             let outcome = &mut outcomes[student];
@@ -116,7 +115,7 @@ impl Equations {
     fn of(&self, places: &[usize]) -> Self {
         let with_ones: Vec<usize> = places.iter().copied().chain([self.solve.gram.nrows() - 1]).collect();
         let of = |sums: &Sums| Sums {
-            gram: select(&sums.gram, &with_ones),
+            gram: gathered(&sums.gram, &with_ones, &with_ones),
             cross: sums.cross.select(Axis(0), &with_ones),
             energy: sums.energy,
         };
