@@ -18,6 +18,7 @@ const SAMPLES: usize = 20_000;
 
 /// The mean of v v^T over samples whose output is `z`, with a token mask of the first `real` positions.
 fn mean(kind: OutputKind, z: &[f64], tau: f64, real: Option<usize>) -> Array2<f64> {
+    let runtime = cpu();
     let (mut graph, shape) = (Graph::new(), [SAMPLES, z.len()]);
     let input = graph.add_input(declare("z", ElementType::F32, 2));
     let mask = graph.add_input(declare("mask", ElementType::F32, 2));
@@ -36,7 +37,6 @@ fn mean(kind: OutputKind, z: &[f64], tau: f64, real: Option<usize>) -> Array2<f6
         |row: &dyn Fn(usize) -> f64| numbers(&ArrayD::from_shape_fn(IxDyn(&shape), |place| row(place[1]))).unwrap();
     let (logits, mask) = (repeated(&|i| z[i]), repeated(&|i| f64::from(i < real.unwrap_or(z.len()))));
     let draw = host(&Tensor::from_i64s(&[], &[424_242])).unwrap();
-    let runtime = cpu();
     let mut session = runtime.session(&Model::new(graph, 17), "testing", false).unwrap_or_else(|e| panic!("{e}"));
     let values = session.run_with(|n| match n {
         "z" => Some(logits.value()),
