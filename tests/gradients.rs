@@ -228,6 +228,16 @@ fn normalisations() {
             let (scale, bias) = (constant(g, 5), constant(g, 6));
             g.add(op("LayerNormalization").with(attribute::int("axis", axis)), &[v[0], scale, bias], "y")
         });
+        for by in [&[0, 1, 2][..], &[1], &[2]] {
+            let case = Case { opset: 17, shapes: &[&[2, 4, 3], scale, scale], by, positive: false };
+            case.check("LayerNormalization", &|g, v| {
+                g.add(op("LayerNormalization").with(attribute::int("axis", axis)), v, "y")
+            });
+        }
+        let case = Case { opset: 23, shapes: &[&[2, 4, 3], scale], by: &[0, 1], positive: false };
+        case.check("RMSNormalization", &|g, v| {
+            g.add(op("RMSNormalization").with(attribute::int("axis", axis)), v, "y")
+        });
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod calculus;
 pub mod discover;
+pub mod distil;
 pub mod finite;
 pub mod ir;
 pub mod limits;

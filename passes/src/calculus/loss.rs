@@ -168,9 +168,8 @@ fn divergence(
     element: ElementType,
     tau: f64,
 ) -> (ValueId, ValueId) {
-    let cool = emit.number(element, tau);
     let mut log_softmax = |value| {
-        let cooled = emit.op("Div", &[value, cool]);
+        let cooled = scaled(emit, value, element, 1.0 / tau);
         emit.with(Operator::new("LogSoftmax").with(attribute::int("axis", -1)), &[cooled])
     };
     let (log_student, log_teacher) = (log_softmax(student), log_softmax(teacher));
@@ -188,9 +187,17 @@ fn softened(
     element: ElementType,
     tau: f64,
 ) -> (ValueId, ValueId) {
-    let (square, tau) = (emit.number(element, tau * tau), emit.number(element, tau));
     let gradient = emit.op("Sub", &[p_student, p_teacher]);
-    (emit.op("Mul", &[divergence, square]), emit.op("Mul", &[gradient, tau]))
+    (scaled(emit, divergence, element, tau * tau), scaled(emit, gradient, element, tau))
+}
+
+/// A value times a number; ONNX Runtime trips over products with 1 whose values are outputs.
+fn scaled(emit: &mut Emit, value: ValueId, element: ElementType, factor: f64) -> ValueId {
+    if factor == 1.0 {
+        return value;
+    }
+    let factor = emit.number(element, factor);
+    emit.op("Mul", &[value, factor])
 }
 
 /// tau^2 (p_T log(p_T / p_S) + (1 - p_T) log((1 - p_T) / (1 - p_S))) and tau (p_S - p_T) of sigmoids, element by element.
@@ -201,8 +208,7 @@ fn label_divergence(
     element: ElementType,
     tau: f64,
 ) -> (ValueId, ValueId) {
-    let cool = emit.number(element, tau);
-    let cooled = [student, teacher].map(|z| emit.op("Div", &[z, cool]));
+    let cooled = [student, teacher].map(|z| scaled(emit, z, element, 1.0 / tau));
     // log p = -softplus(-z), and log (1 - p) = -softplus(z).
     let apart = |emit: &mut Emit, signed: [ValueId; 2]| {
         let [student, teacher] = signed.map(|z| emit.op("Softplus", &[z]));

@@ -9,9 +9,8 @@
 //! | [`Probes::moments`] | some of its sublayers, forward | Gram matrices of their features |
 //! | [`Probes::region`], [`Probes::step`] | one sublayer | what crosses into the next |
 //!
-//! A probe for another method has its place here, as a file beside these: gradients with respect to weights, a weight
-//! for every token in the Gram matrix, values that the host feeds anew in every pass. [`Criterion`] is where a loss on
-//! labels joins.
+//! A probe for another method has its place here, as a file beside these: a weight for every token in the Gram matrix,
+//! values that the host feeds anew in every pass. [`Criterion`] is where a loss on labels joins.
 //!
 //! What the graphs give is compared with sums formed on the host in tests/measure.rs, mask gradients with finite
 //! differences of the loss in tests/mask_gradient.rs.
@@ -161,14 +160,25 @@ impl<'a> Probes<'a> {
         flops::rows(&self.discovery.sublayers[t], &self.seen, at)
     }
 
-    /// The value with the positions of padding tokens set to zero, where its axes show which those are.
+    /// [`only_real`] of a value of this model.
     fn only_real(&self, emit: &mut Emit, value: ValueId, dims: &[Dim], token_mask: Option<TokenMask>) -> ValueId {
-        let Some((mask, tokens)) = token_mask.and_then(|m| Some((m, self.seen.dims(m.input)?))) else { return value };
-        let Some(layout) = Layout::of(dims, &tokens) else { return value };
-        let real = emit.real(mask, ElementType::F32);
-        let real = layout.arrange(emit, real, dims.len());
-        emit.op("Mul", &[value, real])
+        only_real(emit, &self.seen, value, dims, token_mask)
     }
+}
+
+/// The value with the positions of padding tokens set to zero, where its axes show which those are.
+pub(crate) fn only_real(
+    emit: &mut Emit,
+    seen: &Observation,
+    value: ValueId,
+    dims: &[Dim],
+    token_mask: Option<TokenMask>,
+) -> ValueId {
+    let Some((mask, tokens)) = token_mask.and_then(|m| Some((m, seen.dims(m.input)?))) else { return value };
+    let Some(layout) = Layout::of(dims, &tokens) else { return value };
+    let real = emit.real(mask, ElementType::F32);
+    let real = layout.arrange(emit, real, dims.len());
+    emit.op("Mul", &[value, real])
 }
 
 fn add(emit: &mut Emit, sum: Option<ValueId>, term: Option<ValueId>) -> Option<ValueId> {

@@ -1,8 +1,8 @@
 //! Reverse-mode differentiation as a pass.
 //!
 //! Given the gradient of a loss with respect to some values, appends the operators that compute it with
-//! respect to others upstream. Only what lies between the two is gone through; no gradient of a weight
-//! is formed. Every rule is tested against finite differences in ONNX Runtime (tests/gradients.rs).
+//! respect to others upstream. Only what lies between the two is gone through; gradients of weights are formed where
+//! they are asked for. Every rule is tested against finite differences in ONNX Runtime (tests/gradients.rs).
 
 mod activation;
 mod arithmetic;

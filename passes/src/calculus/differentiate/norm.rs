@@ -20,11 +20,8 @@ fn normalised_axes(scene: &Scene) -> Result<Vec<i64>, Decline> {
     Ok(((if axis < 0 { axis + rank } else { axis })..rank).collect())
 }
 
-/// Only the normalised input may depend on what is pruned, and only the first output may be used.
+/// Only the first output may be used.
 fn check_normalisation(scene: &Scene) -> Result<(), Decline> {
-    if scene.wants(1) || scene.wants(2) {
-        return Err("its scale or bias depends on what is pruned".into());
-    }
     let is_used = |v: ValueId| scene.emit.graph.consumers(v).iter().any(|(_, slot)| *slot != Slot::Output);
     match scene.outputs.iter().skip(1).any(Option::is_some) {
         true if scene.operator.outputs().iter().skip(1).flatten().any(|&v| is_used(v)) => {
@@ -32,6 +29,19 @@ fn check_normalisation(scene: &Scene) -> Result<(), Decline> {
         }
         _ => Ok(()),
     }
+}
+
+/// Of the scale and the bias: sums of g u and of g, where they are wanted.
+fn affine(scene: &mut Scene, g: ValueId, unit: ValueId) -> Result<Inputs, Decline> {
+    let mut inputs = Vec::new();
+    if scene.wants(1) {
+        let scaled = scene.emit.op("Mul", &[g, unit]);
+        inputs.push(scene.fit(scaled, 1)?);
+    }
+    if scene.wants(2) {
+        inputs.push(scene.fit(g, 2)?);
+    }
+    Ok(inputs)
 }
 
 /// With u = (x - mean) r and h = g scale: r (h - mean(h) - u mean(h u)).
@@ -43,6 +53,10 @@ fn layer_norm(scene: &mut Scene) -> Result<Inputs, Decline> {
     let inverse = scene.emit.graph.require_output(scene.node, 2);
     let centred = scene.emit.op("Sub", &[x, mean]);
     let unit = scene.emit.op("Mul", &[centred, inverse]);
+    let mut inputs = affine(scene, g, unit)?;
+    if !scene.wants(0) {
+        return Ok(inputs);
+    }
     let h = scene.emit.op("Mul", &[g, scale]);
     let h_mean = scene.emit.reduce_mean(h, &axes);
     let along = scene.emit.op("Mul", &[h, unit]);
@@ -50,7 +64,8 @@ fn layer_norm(scene: &mut Scene) -> Result<Inputs, Decline> {
     let part = scene.emit.op("Mul", &[unit, along]);
     let rest = scene.emit.op("Sub", &[h, h_mean]);
     let rest = scene.emit.op("Sub", &[rest, part]);
-    Ok(vec![(0, scene.emit.op("Mul", &[rest, inverse]))])
+    inputs.push((0, scene.emit.op("Mul", &[rest, inverse])));
+    Ok(inputs)
 }
 
 /// With r = 1 / sqrt(mean(x^2) + epsilon), u = x r and h = g scale: r (h - u mean(h u)).
@@ -64,12 +79,17 @@ fn rms_norm(scene: &mut Scene) -> Result<Inputs, Decline> {
     let mean = scene.emit.op("Add", &[mean, epsilon]);
     let root = scene.emit.op("Sqrt", &[mean]);
     let unit = scene.emit.op("Div", &[x, root]);
+    let mut inputs = affine(scene, g, unit)?;
+    if !scene.wants(0) {
+        return Ok(inputs);
+    }
     let h = scene.emit.op("Mul", &[g, scale]);
     let along = scene.emit.op("Mul", &[h, unit]);
     let along = scene.emit.reduce_mean(along, &axes);
     let part = scene.emit.op("Mul", &[unit, along]);
     let rest = scene.emit.op("Sub", &[h, part]);
-    Ok(vec![(0, scene.emit.op("Div", &[rest, root]))])
+    inputs.push((0, scene.emit.op("Div", &[rest, root])));
+    Ok(inputs)
 }
 
 fn reduce(scene: &mut Scene) -> Result<Inputs, Decline> {

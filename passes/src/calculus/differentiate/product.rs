@@ -27,13 +27,26 @@ fn matmul(scene: &mut Scene) -> Result<Inputs, Decline> {
         let from = product([a_dims[a_dims.len() - 2], a_dims[a_dims.len() - 1]]);
         inputs.push((0, scene.emit.unbroadcast(gradient, &from, &a_dims)));
     }
-    if scene.wants(1) {
+    if let (true, &[width, outputs]) = (scene.wants(1) && a_dims.len() > 2, b_dims.as_slice())
+        && let (Some(width), Some(outputs)) = (width.fixed(), outputs.fixed())
+    {
+        inputs.push((1, of_rows(scene, (a, width), (g, outputs))));
+    } else if scene.wants(1) {
         let turned = scene.emit.transpose(a, &swapped(a_dims.len()));
         let gradient = scene.emit.op("MatMul", &[turned, g]);
         let from = product([b_dims[b_dims.len() - 2], b_dims[b_dims.len() - 1]]);
         inputs.push((1, scene.emit.unbroadcast(gradient, &from, &b_dims)));
     }
     Ok(inputs)
+}
+
+/// A^T G over the rows of all samples: the gradient of a weight that all of them share.
+fn of_rows(scene: &mut Scene, a: (ValueId, usize), g: (ValueId, usize)) -> ValueId {
+    let [a, g] = [a, g].map(|(value, width)| {
+        let shape = scene.emit.integers(&[-1, width as i64]);
+        scene.emit.op("Reshape", &[value, shape])
+    });
+    scene.emit.with(Operator::new("Gemm").with(attribute::int("transA", 1)), &[a, g])
 }
 
 fn gemm(scene: &mut Scene) -> Result<Inputs, Decline> {

@@ -208,10 +208,14 @@ impl Graph {
         }
     }
 
-    /// Makes an inner value an input of the graph: what made it no longer does.
+    /// Makes an inner value or a constant an input of the graph: what made it no longer does.
     pub fn make_input(&mut self, info: ValueInfoProto) -> ValueId {
         let value = self.declare(info.name.as_deref().unwrap_or_default());
         let readers = self.consumers(value);
+        if self.values[value.0].constant.take().is_some() && self.producer(value).is_none() {
+            let held = self.source(value);
+            self.bury(|node, _| Some(node) == held);
+        }
         if let Some((node, slot)) = self.producer(value) {
             let edges: Vec<_> =
                 self.net.edges_directed(node, Outgoing).filter(|e| e.weight().value == value).map(|e| e.id()).collect();
