@@ -21,6 +21,7 @@ pub mod compare;
 pub mod data;
 #[doc(hidden)]
 pub mod deliver;
+mod distil;
 mod error;
 #[doc(hidden)]
 pub mod escape;

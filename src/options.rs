@@ -28,6 +28,8 @@ pub struct Options {
     pub data: Data,
     /// How units are chosen.
     pub method: Settings,
+    /// Whether what stays learns from the original afterwards.
+    pub distil: Distil,
     /// What graphs are run with.
     pub runtime: RuntimeOptions,
     /// What is read and written besides the models.
@@ -62,6 +64,21 @@ pub enum Amount {
     Speedup(f64),
     /// So much that a run takes so many seconds.
     Latency(f64),
+}
+
+/// Whether a pruned model is distilled: all its weights learn from the original, on the calibration set.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub enum Distil {
+    /// It is not.
+    #[default]
+    Off,
+    /// It is, and what is best on the way stays, be it worse than what was there before.
+    On,
+    /// It is, and stays only where it is better on held-out samples.
+    Auto,
+    /// The same at the cost of so many passes of the original over the calibration set.
+    Equivalents(f64),
 }
 
 /// What is measured on.
@@ -145,6 +162,25 @@ impl Default for Aim {
 impl Default for RuntimeOptions {
     fn default() -> Self {
         Self { provider: Choice::Auto, tf32: false, threads: 0, memory: quarter_of_memory(), onnxruntime: None }
+    }
+}
+
+/// What a distillation costs, in passes of the original over the calibration set.
+const EQUIVALENTS: f64 = 5.5;
+
+impl Distil {
+    /// What it costs, in passes of the original over the calibration set.
+    pub fn equivalents(self) -> f64 {
+        match self {
+            Self::Off => 0.0,
+            Self::On | Self::Auto => EQUIVALENTS,
+            Self::Equivalents(passes) => passes,
+        }
+    }
+
+    /// Whether it stays only where it is better.
+    pub fn is_guarded(self) -> bool {
+        self != Self::On
     }
 }
 

@@ -13,7 +13,7 @@ use crate::deliver::{Maker, dump, targets};
 use crate::error::Error;
 use crate::judge::latency::Setting;
 use crate::judge::quality::{Kind, kinds, overrule};
-use crate::options::Options;
+use crate::options::{Distil, Options};
 use crate::progress::Progress;
 use crate::report::Report;
 use crate::runtime::{Cache, Runtime};
@@ -48,11 +48,16 @@ pub(crate) fn prune(
     let ledger = targets::with_external(ledger, &source, target.as_ref(), options, &loaded.analysis);
     ledger.check()?;
     let evaluation = evaluation(&mut loaded, &source.model, options, runtime)?;
+    let judges = judges(&mut loaded, options)?;
     let (loaded, seq_len) = (loaded, options.data.calibration.seq_len);
     let kinds = kinds_of(&loaded, options)?;
     let size = options.data.mini_batch(&kinds);
     let each = loaded.tokens_of_a_sample(seq_len);
     let batches = loaded.calibration.batches_within(size, runtime.tokens_at_once(), each)?;
+    let judges = match judges {
+        Some(judges) => judges.batches_within(JUDGED, runtime.tokens_at_once(), each)?,
+        None => Vec::new(),
+    };
     let lengths = loaded.calibration.lengths(None);
     let setting = Setting::new(runtime, options.aim.latency_batch, &loaded.calibration, seq_len)?;
     if options.aim.amount.is_timed() {
@@ -70,7 +75,8 @@ pub(crate) fn prune(
     let probes = probes(&loaded, options)?;
     dump::analysed(options, &source.model, &loaded.analysis, &probes)?;
     let mut chooser = Chooser::new(world, probes, &loaded.analysis.single, options, cache.clone());
-    let maker = Maker { world, loaded: &loaded, options, source: &source, target, ledger, evaluation, setting, kinds };
+    let source = &source;
+    let maker = Maker { world, loaded: &loaded, options, source, target, ledger, evaluation, judges, setting, kinds };
     let mut choose = |budget: &Budget| maker.make(chooser.choose(budget)?, budget);
     let mut products = choose(&budget)?;
     if let Some(corrected) = budget.corrected(products.timing()) {
@@ -80,7 +86,9 @@ pub(crate) fn prune(
             (budget, products) = (corrected, again);
         }
     }
-    let (probes, forward) = chooser.finish();
+    let (mut probes, forward) = chooser.finish();
+    maker.distil(&mut products, &mut probes)?;
+    clock.stage("distil");
 
     // Judge and deliver.
     maker.judge(&mut products)?;
@@ -123,6 +131,23 @@ const SET_ASIDE: usize = 8;
 
 /// No more samples than this are set aside.
 const MOST_SET_ASIDE: usize = 512;
+
+/// Samples that a distillation is judged by, and nothing else is measured on, where there is to be one.
+fn judges(loaded: &mut Loaded, options: &Options) -> Result<Option<Dataset>, Error> {
+    if options.distil == Distil::Off {
+        return Ok(None);
+    }
+    let aside = (loaded.calibration.samples() / JUDGES).clamp(1, MOST_SET_ASIDE);
+    let [stay, aside] = loaded.calibration.split(aside, options.data.calibration.seed)?;
+    loaded.calibration = stay;
+    Ok(Some(aside))
+}
+
+/// One of so many samples judges a distillation.
+const JUDGES: usize = 10;
+
+/// So many of them are judged together: the spread between batches tells how sure the judgement is.
+const JUDGED: usize = 8;
 
 /// What the outputs are taken for.
 fn kinds_of(loaded: &Loaded, options: &Options) -> Result<Vec<Kind>, Error> {

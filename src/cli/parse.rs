@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::discover::Scope;
 
-use crate::options::{MOST, Stage};
+use crate::options::{Distil, MOST, Stage};
 
 pub(super) fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a whole number above 0".into())
@@ -33,6 +33,15 @@ pub(super) fn weight(text: &str) -> Result<f64, String> {
 
 pub(super) fn above_zero(text: &str) -> Result<f64, String> {
     number(text, |x| x.is_finite() && x > 0.0, "a number above 0")
+}
+
+pub(super) fn distil(text: &str) -> Result<Distil, String> {
+    Ok(match text {
+        "off" => Distil::Off,
+        "on" => Distil::On,
+        "auto" => Distil::Auto,
+        _ => Distil::Equivalents(number(text, |x| x.is_finite() && x > 0.0, "off, on, auto or a number above 0")?),
+    })
 }
 
 pub(super) fn above_one(text: &str) -> Result<f64, String> {

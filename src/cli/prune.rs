@@ -8,9 +8,9 @@ use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::discover::Scope;
 use kprune_passes::discover::cost::Alignment;
 
-use super::parse::{above_one, above_zero, compression, dump, output, positive, scope, weight};
+use super::parse::{above_one, above_zero, compression, distil, dump, output, positive, scope, weight};
 use super::{DataArgs, MethodArgs, RuntimeArgs};
-use crate::options::{Amount, Options, Stage};
+use crate::options::{Amount, Distil, Options, Stage};
 
 /// Compressions that are tried where only the drop is limited.
 const TRIED: [f64; 9] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
@@ -102,6 +102,11 @@ pub struct PruneArgs {
     #[allow(missing_docs)] // A line here would become the help of the command.
     pub method: MethodArgs,
 
+    /// Let what stays learn from the original afterwards: off, on, auto (only where it is better on held-out samples), or
+    /// auto at the cost of so many passes of the original over the calibration set
+    #[arg(long, value_name = "WHEN", default_value = "off", value_parser = distil, help_heading = "Method")]
+    pub distil: Distil,
+
     /// Samples in a mini-batch [default: 32, and 12 where outputs are spans]
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Method")]
     pub batch_size: Option<usize>,
@@ -157,6 +162,7 @@ impl PruneArgs {
         options.data.outputs.clone_from(&self.outputs);
         options.data.batch_size = self.batch_size;
         options.method = self.method.settings();
+        options.distil = self.distil;
         options.runtime = self.runtime.options();
         options.runtime.memory = self.memory.map_or(options.runtime.memory, |size| size.as_u64());
         options.files.plan.clone_from(&self.plan);

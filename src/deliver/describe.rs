@@ -134,6 +134,7 @@ impl Maker<'_> {
             warnings.push(format!("{reason}; it was measured so"));
         }
         warnings.extend(products.iter().filter_map(|p| p.made.as_ref()?.verified.warning.clone()));
+        warnings.extend(products.iter().filter_map(|p| p.warning.clone()));
         warnings.dedup();
         warnings
     }
@@ -165,6 +166,7 @@ fn model_report(found: &Discovery, budget: &Budget, product: &Product) -> ModelR
         flops: flops(found, budget, product, &outcome.plan),
         sublayers: sublayers.collect(),
         verify: product.made.as_ref().map(|m| report::Verification { difference: m.verified.difference }),
+        distillation: product.distillation.clone(),
         latency: product.timing.clone(),
         quality: product.judgement.clone(),
     }

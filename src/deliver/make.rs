@@ -13,7 +13,8 @@ use super::targets::targets;
 use super::verify::{Verified, masked_original, verify};
 use crate::analysis::{Loaded, View, parameters};
 use crate::budget::Budget;
-use crate::data::Dataset;
+use crate::data::{Batch, Dataset};
+use crate::distil::Distillation;
 use crate::error::Error;
 use crate::judge::latency::{self, Setting, Timing};
 use crate::judge::quality::{Judgement, Kind, judge};
@@ -44,6 +45,10 @@ pub(super) struct Product {
     pub(super) compression: Option<f64>,
     pub(super) timing: Option<Timing>,
     pub(super) judgement: Option<Judgement>,
+    /// What its distillation did.
+    pub(super) distillation: Option<Distillation>,
+    /// Why there was none, though it was wanted.
+    pub(super) warning: Option<String>,
     /// The files; `None` where nothing is to be written.
     pub(super) made: Option<Made>,
 }
@@ -53,10 +58,10 @@ pub(super) struct Made {
     pub(super) target: Target,
     pub(super) parameters: usize,
     pub(super) verified: Verified,
-    staged: Staged,
+    pub(super) staged: Staged,
     folder: Option<StagedFolder>,
     /// The model, read back.
-    model: Model,
+    pub(super) model: Model,
 }
 
 /// What is needed to make models.
@@ -68,6 +73,8 @@ pub(crate) struct Maker<'a> {
     pub(crate) target: Option<Target>,
     pub(crate) ledger: Ledger,
     pub(crate) evaluation: Option<Dataset>,
+    /// Batches that a distillation is judged by.
+    pub(crate) judges: Vec<Batch>,
     pub(crate) setting: Setting,
     pub(crate) kinds: Vec<Kind>,
 }
@@ -86,7 +93,15 @@ impl Maker<'_> {
         let mut models = Vec::new();
         for (outcome, (compression, target)) in outcomes.into_iter().zip(targets) {
             let made = target.map(|target| self.made(&outcome, target)).transpose()?;
-            models.push(Product { outcome, compression, timing: None, judgement: None, made });
+            models.push(Product {
+                outcome,
+                compression,
+                timing: None,
+                judgement: None,
+                distillation: None,
+                warning: None,
+                made,
+            });
         }
         let mut products = Products { original: Original::default(), models };
         self.time(&mut products, budget)?;

@@ -1,6 +1,7 @@
 //! What a run makes: models, their check, and the report, put in place together.
 
 mod describe;
+mod distilled;
 pub(crate) mod dump;
 mod make;
 pub(crate) mod targets;

@@ -89,7 +89,8 @@ pub fn verify(
         let pair = [lower::in_single_precision(masked), lower::in_single_precision(pruned)];
         let expected = outputs(runtime, runtime.session(&pair[0], MASKED, true)?, &pair[0], &batches)?;
         let found = outputs(runtime, runtime.session(&pair[1], PRUNED, true)?, &pair[1], &batches)?;
-        difference = compare_all(runtime, [&expected, &found], [&pair[0], &pair[1]], discovery, &batches)?;
+        difference =
+            compare_all(runtime, [&expected, &found], [&pair[0], &pair[1]], tolerance(&pair[0]), discovery, &batches)?;
     }
     let native = runtime.session(masked, MASKED, true);
     let expected = match native.and_then(|session| outputs(runtime, session, masked, &batches)) {
@@ -107,7 +108,8 @@ pub fn verify(
         false => runtime.session(pruned, PRUNED, true)?,
     };
     let found = outputs(runtime, result, pruned, &batches)?;
-    let as_written = compare_all(runtime, [&expected, &found], [masked, pruned], discovery, &batches)?;
+    let as_written =
+        compare_all(runtime, [&expected, &found], [masked, pruned], tolerance(masked), discovery, &batches)?;
     let difference = if is_single { as_written } else { difference };
     let warning = match (difference, compared.is_as_written) {
         (None, _) => Some("no output is a tensor of floating-point numbers, so nothing could be compared".to_string()),
@@ -117,6 +119,25 @@ pub fn verify(
         _ => None,
     };
     Ok(Verified { difference, warning })
+}
+
+/// Compares a model that was written after its distillation, and read back, with the student that was `trained`: both in
+/// f32. Returns the largest difference of an output; `None` where nothing could be compared.
+///
+/// # Errors
+/// [`Error::Verify`] where they differ by more than rounding explains.
+pub fn verify_trained(
+    runtime: &Runtime,
+    written: &Model,
+    trained: &Model,
+    discovery: &Discovery,
+    batches: &[Batch],
+) -> Result<Option<f64>, Error> {
+    let allowed = tolerance(written);
+    let (batches, written) = (spread(batches), lower::in_single_precision(written));
+    let expected = outputs(runtime, runtime.session(trained, TRAINED, true)?, trained, &batches)?;
+    let found = outputs(runtime, runtime.session(&written, PRUNED, true)?, &written, &batches)?;
+    compare_all(runtime, [&expected, &found], [trained, &written], allowed, discovery, &batches)
 }
 
 /// The two models, with something to compare.
@@ -159,6 +180,7 @@ fn is_of_collection(model: &Model, value: ValueId) -> bool {
 
 /// What is being done while one of the two runs.
 const MASKED: &str = "running the masked original";
+const TRAINED: &str = "running the distilled model";
 const PRUNED: &str = "running the pruned model";
 
 /// Whether two models are the same, byte by byte; they need not be run then.
@@ -193,10 +215,10 @@ fn compare_all(
     runtime: &Runtime,
     [expected, found]: [&[Outputs]; 2],
     [masked, pruned]: [&Model; 2],
+    allowed: f64,
     discovery: &Discovery,
     batches: &[&Batch],
 ) -> Result<Option<f64>, Error> {
-    let allowed = tolerance(masked);
     let mut worst: Option<f64> = None;
     for ((expected, found), batch) in expected.iter().zip(found).zip(batches) {
         for &output in masked.graph.outputs() {

@@ -5,7 +5,7 @@ use kprune_passes::methods::Detail;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::table::{count, percent};
-use super::{ModelReport, Report, SublayerReport, charts};
+use super::{Distillation, ModelReport, Report, SublayerReport, charts};
 use crate::escape::printable;
 
 const STYLE: &str = include_str!("style.css");
@@ -57,7 +57,7 @@ impl Report {
     }
 
     fn tiles(&self) -> Markup {
-        let ModelReport { flops, output, latency, quality, verify, .. } = &self.model;
+        let ModelReport { flops, output, latency, quality, verify, distillation, .. } = &self.model;
         html! {
             div.tiles {
                 (tile(&percent(flops.removed(), 1.0), "of the prunable FLOPs removed"))
@@ -72,6 +72,10 @@ impl Report {
                     @let (name, value) = new.main();
                     @let before = old.scores.first().map_or("with the original".into(), |s| format!("from {:.2} %", 100.0 * s.value));
                     (tile(&format!("{:.2} %", 100.0 * value), &format!("{name}, {before} ({} samples)", new.samples)))
+                }
+                @if let Some(Distillation { before, tried, kept, samples, .. }) = distillation {
+                    @let after = kept.and_then(|place| tried.get(place)).map_or(*before, |t| t.loss);
+                    (tile(&format!("{after:.4}"), &format!("loss after distillation, from {before:.4} ({samples} samples set aside)")))
                 }
                 @if let Some(difference) = verify.as_ref().and_then(|v| v.difference) {
                     (tile(&format!("{difference:.0e}"), "largest relative difference from the masked original"))

@@ -11,6 +11,7 @@ use kprune_passes::discover::{Declined, Kind};
 use kprune_passes::methods::Details;
 use serde::Serialize;
 
+pub use crate::distil::{Distillation, Tried};
 use crate::error::Error;
 use crate::judge::latency::{Setting, Timing};
 use crate::judge::quality::Judgement;
@@ -66,6 +67,9 @@ pub struct ModelReport {
     pub sublayers: Vec<SublayerReport>,
     /// The comparison of the pruned model with the masked original; `None` where nothing was written.
     pub verify: Option<Verification>,
+    /// What its distillation did, where there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distillation: Option<Distillation>,
     /// How long it takes, where that was measured.
     pub latency: Option<Timing>,
     /// How good it is, where that was measured.

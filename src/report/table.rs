@@ -36,6 +36,9 @@ impl Report {
         if let (Some(old), Some(new)) = (&self.original.quality, &self.model.quality) {
             line("quality", quality(old, new));
         }
+        if let Some(distillation) = &self.model.distillation {
+            line("distilled", distillation.to_string());
+        }
         if let Some(verify) = &self.model.verify {
             let differ =
                 |difference| format!("outputs differ from the masked original by {difference:.1e} of the largest");

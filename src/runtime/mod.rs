@@ -22,7 +22,9 @@ use ort::session::builder::SessionBuilder;
 
 pub use cache::{Cache, Kept};
 pub use session::{Session, Values};
-pub use tensors::{Held, element, host, integers, numbers, odd, own, scalars};
+pub use tensors::{
+    Held, changeable, element, host, integers, is_nonzero, numbers, numbers_of, numbers_of_mut, odd, own, scalars,
+};
 
 use crate::error::Error;
 use interrupt::Interrupt;

@@ -32,6 +32,16 @@ impl Held {
     }
 }
 
+impl Held {
+    /// The same in memory of its own; see [`own`].
+    ///
+    /// # Errors
+    /// Where ONNX Runtime makes no tensor.
+    pub fn owned(&self) -> Result<Self, Error> {
+        copied(&self.value).map(|copy| copy.unwrap_or_else(|| self.clone()))
+    }
+}
+
 /// Makes a tensor readable by sessions.
 ///
 /// # Errors
@@ -50,15 +60,54 @@ pub fn host(tensor: &Tensor) -> Result<Held, Error> {
 /// # Errors
 /// Where ONNX Runtime makes no tensor.
 pub fn own(value: DynValue) -> Result<Held, Error> {
+    let copy = copied(&value)?;
+    Ok(copy.unwrap_or_else(|| value.into()))
+}
+
+fn copied(value: &DynValue) -> Result<Option<Held>, Error> {
     let is_here = value.view().downcast::<DynTensorValueType>().is_ok_and(|t| t.memory_info().is_cpu_accessible());
-    match element(&value).filter(|&e| is_here && e != ElementType::String) {
-        None => Ok(value.into()),
-        Some(element) => {
-            let (dims, bytes) = content(&value)?;
-            let tensor = Tensor::from_raw("", element, &dims, bytes.into_owned().into());
-            host(&tensor.map_err(|e| Error::internal(e.to_string()))?)
-        }
-    }
+    let Some(element) = element(value).filter(|&e| is_here && e != ElementType::String) else { return Ok(None) };
+    let (dims, bytes) = content(value)?;
+    let tensor = Tensor::from_raw("", element, &dims, bytes.into_owned().into());
+    host(&tensor.map_err(|e| Error::internal(e.to_string()))?).map(Some)
+}
+
+/// A copy of an f32 tensor on the host whose numbers may change between runs of a session.
+///
+/// # Errors
+/// Where it is of another type, or ONNX Runtime makes no tensor.
+pub fn changeable(tensor: &Tensor) -> Result<DynValue, Error> {
+    let numbers = tensor.to_f64().map_err(|e| Error::internal(e.to_string()))?;
+    let numbers: Vec<f32> = numbers.iter().map(|&x| x as f32).collect();
+    let value = ort::value::Tensor::from_array((tensor.dims(), numbers)).map_err(Error::runtime("making a tensor"))?;
+    Ok(value.into_dyn())
+}
+
+/// The numbers of an f32 tensor on the host.
+///
+/// # Errors
+/// Where it is another.
+pub fn numbers_of(value: &DynValue) -> Result<&[f32], Error> {
+    Ok(value.try_extract_tensor::<f32>().map_err(Error::runtime("reading a tensor"))?.1)
+}
+
+/// The same, to be changed.
+///
+/// # Errors
+/// Where it is another.
+pub fn numbers_of_mut(value: &mut DynValue) -> Result<&mut [f32], Error> {
+    Ok(value.try_extract_tensor_mut::<f32>().map_err(Error::runtime("changing a tensor"))?.1)
+}
+
+/// Whether each number of a tensor is another than 0.
+///
+/// # Errors
+/// Where it holds no numbers.
+pub fn is_nonzero(value: &DynValue) -> Result<Vec<bool>, Error> {
+    let element = element(value).filter(|&e| e != ElementType::String && e.bits() >= 8);
+    let size = element.ok_or_else(|| Error::internal("a mask that holds no numbers"))?.bits() / 8;
+    let (_, bytes) = content(value)?;
+    Ok(bytes.chunks_exact(size).map(|number| number.iter().any(|&b| b != 0)).collect())
 }
 
 /// Bytes that a tensor of numbers takes; 0 for anything else.

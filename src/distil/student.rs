@@ -1,0 +1,178 @@
+//! A student whose weights move.
+
+use std::collections::HashMap;
+
+use kprune_passes::calculus::loss::{SAMPLES, teacher_input};
+use kprune_passes::calculus::objective::Objective;
+use kprune_passes::distil::{self, SHARE, Step, Weight, stream_input};
+use kprune_passes::ir::{Graph, ValueId};
+use ndarray::{ArrayD, IxDyn, arr0};
+use ort::value::DynValue;
+
+use super::adam::Adam;
+use super::{TAU, Values};
+use crate::data::Batch;
+use crate::error::{Error, not_finite};
+use crate::runtime::{self, Held, Runtime, Session};
+
+/// A student in sessions, with weights of its own.
+pub(super) struct Learner {
+    learning: Session,
+    judging: Session,
+    loss: String,
+    weights: Vec<Weight>,
+    values: HashMap<String, DynValue>,
+    adam: Adam,
+}
+
+/// What a batch is fed with besides its samples.
+pub(super) struct Lesson<'a> {
+    pub(super) batch: &'a Batch,
+    /// Inputs of the batch that are replaced.
+    pub(super) instead: Option<(String, Held)>,
+    /// What the teacher gives, by the names of the inputs that take it.
+    pub(super) teacher: HashMap<String, Held>,
+}
+
+impl Lesson<'_> {
+    /// The same in memory of its own, with the outputs alone, which are all that a judge wants.
+    ///
+    /// # Errors
+    /// Where ONNX Runtime makes no tensor.
+    pub(super) fn without_streams(mut self, graph: &Graph, objective: &Objective) -> Result<Self, Error> {
+        let mut kept = HashMap::new();
+        for compared in &objective.outputs {
+            let name = teacher_input(graph.name(compared.value));
+            if let Some(held) = self.teacher.get(&name) {
+                kept.insert(name, held.owned()?);
+            }
+        }
+        self.teacher = kept;
+        Ok(self)
+    }
+
+    fn find(&self, name: &str) -> Option<&DynValue> {
+        let instead = self.instead.as_ref().filter(|(input, _)| input == name).map(|(_, held)| held.value());
+        instead.or_else(|| self.teacher.get(name).map(Held::value)).or_else(|| self.batch.find(name))
+    }
+}
+
+impl Learner {
+    /// A student with those of `weights` that its loss depends on.
+    pub(super) fn new(runtime: &Runtime, student: &distil::Student, weights: &[ValueId]) -> Result<Self, Error> {
+        let impossible = |why: String| Error::Usage(format!("--distil: {why}"));
+        let step = distil::step(student, TAU, weights).map_err(|e| impossible(e.to_string()))?;
+        let Step { model, loss, weights } = step;
+        if weights.is_empty() {
+            return Err(impossible("the outputs depend on no weight that the file has as a constant".into()));
+        }
+        let learning = runtime.session(&model, "distilling", true)?;
+        let judging = runtime.session(&distil::judge(student, &weights), "judging the distilled model", true)?;
+        let mut values = HashMap::new();
+        for weight in &weights {
+            let tensor = student.model.graph.constant(weight.value);
+            let tensor = tensor.ok_or_else(|| Error::internal(format!("{} is no constant", weight.name)))?;
+            values.insert(weight.name.clone(), runtime::changeable(tensor)?);
+        }
+        let sizes = weights.iter().map(|w| student.model.graph.constant(w.value).map_or(0, |t| t.count()));
+        let adam = Adam::new(sizes);
+        Ok(Self { learning, judging, loss, weights, values, adam })
+    }
+
+    /// Moves the weights by the lessons of one mini-batch, at this rate.
+    pub(super) fn learn(&mut self, lessons: &[Lesson], rate: f32) -> Result<(), Error> {
+        let samples = lessons.iter().map(|l| l.batch.samples).sum();
+        let mut sums: Vec<Vec<f32>> = Vec::new();
+        for lesson in lessons {
+            let given = self.given(samples, lesson)?;
+            let values = &self.values;
+            let found = self.learning.run_with(|name| {
+                values.get(name).or_else(|| given.get(name).map(Held::value)).or_else(|| lesson.find(name))
+            })?;
+            if let Some(odd) = found.get(&self.loss).map(runtime::odd).transpose()?.flatten() {
+                return Err(not_finite(
+                    lesson.batch.describe(),
+                    "the loss of the student that is distilled",
+                    odd.value,
+                ));
+            }
+            self.add(&mut sums, &found)?;
+        }
+        let norm = sums.iter().flatten().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        if !norm.is_finite() {
+            let place = lessons.iter().map(|l| l.batch.describe()).collect::<Vec<_>>().join(", ");
+            return Err(not_finite(place, "the gradient of the student that is distilled", norm));
+        }
+        let scale = self.adam.start(norm);
+        for (i, (weight, gradient)) in self.weights.iter().zip(&sums).enumerate() {
+            if let Some(value) = self.values.get_mut(&weight.name) {
+                self.adam.step(i, runtime::numbers_of_mut(value)?, gradient, scale, rate);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the weights at a point between two others.
+    pub(super) fn go_between(&mut self, [start, end]: [&Values; 2], way: f64) -> Result<(), Error> {
+        for (weight, ((_, start), (_, end))) in self.weights.iter().zip(start.iter().zip(end)) {
+            let value = self.values.get_mut(&weight.name).ok_or_else(|| Error::internal("a weight has no value"))?;
+            let numbers = runtime::numbers_of_mut(value)?.iter_mut().zip(start.iter().zip(end));
+            numbers.for_each(|(w, (a, b))| *w = a + way as f32 * (b - a));
+        }
+        Ok(())
+    }
+
+    /// Adds the gradients that a run gave.
+    fn add(&self, sums: &mut Vec<Vec<f32>>, found: &runtime::Values) -> Result<(), Error> {
+        let is_first = sums.is_empty();
+        for (i, weight) in self.weights.iter().enumerate() {
+            let missing = || Error::internal(format!("a step gave no gradient of {}", weight.name));
+            let gradient = runtime::numbers_of(found.get(&weight.gradient).ok_or_else(missing)?)?;
+            match is_first {
+                true => sums.push(gradient.to_vec()),
+                false => sums[i].iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g),
+            }
+        }
+        Ok(())
+    }
+
+    /// The loss of a lesson's outputs, a mean over its samples.
+    pub(super) fn judged(&mut self, lesson: &Lesson) -> Result<f64, Error> {
+        let given = self.given(lesson.batch.samples, lesson)?;
+        let values = &self.values;
+        let found = self.judging.run_with(|name| {
+            values.get(name).or_else(|| given.get(name).map(Held::value)).or_else(|| lesson.find(name))
+        })?;
+        let loss = found.values().next().ok_or_else(|| Error::internal("a judge gave nothing"))?;
+        Ok(runtime::scalars(loss)?.sum())
+    }
+
+    /// Numbers of samples.
+    fn given(&self, samples: usize, lesson: &Lesson) -> Result<HashMap<String, Held>, Error> {
+        let share = lesson.batch.samples as f64 / samples as f64;
+        let scalar = |x: f64| runtime::numbers(&arr0(x).into_dyn());
+        Ok(HashMap::from([(SAMPLES.to_string(), scalar(samples as f64)?), (SHARE.to_string(), scalar(share)?)]))
+    }
+
+    /// The weights as they are now.
+    pub(super) fn weights(&self) -> Result<Values, Error> {
+        let of = |weight: &Weight| {
+            let value = self.values.get(&weight.name).ok_or_else(|| Error::internal("a weight has no value"))?;
+            let shape = value.dtype().tensor_shape().map(|s| s.iter().map(|&d| d as usize).collect::<Vec<_>>());
+            let numbers = runtime::numbers_of(value)?.to_vec();
+            let array = ArrayD::from_shape_vec(IxDyn(&shape.unwrap_or_default()), numbers)
+                .map_err(|e| Error::internal(e.to_string()))?;
+            Ok((weight.value, array))
+        };
+        self.weights.iter().map(of).collect()
+    }
+}
+
+/// What the teacher gives, by the names of the inputs of the student's graphs.
+pub(super) fn as_inputs(values: runtime::Values) -> HashMap<String, Held> {
+    let of = |(name, value): (String, DynValue)| {
+        let held = Held::from(value);
+        [(teacher_input(&name), held.clone()), (stream_input(&name), held)]
+    };
+    values.into_iter().flat_map(of).collect()
+}

@@ -1,0 +1,85 @@
+//! Distillation, through the command line.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::path::Path;
+
+use serde_json::Value;
+use support::{fixtures, kprune, program, prune_reviews, reviews, text};
+
+fn divergence(report: &Value) -> f64 {
+    report["quality"]["fidelity"]["divergence"].as_f64().unwrap()
+}
+
+/// The loss of what was taken, over the loss before.
+fn gain(distillation: &Value) -> f64 {
+    let loss = match distillation["kept"].as_u64() {
+        Some(place) => &distillation["tried"][place as usize]["loss"],
+        None => &distillation["before"],
+    };
+    loss.as_f64().unwrap() / distillation["before"].as_f64().unwrap()
+}
+
+#[test]
+fn a_student_comes_nearer_to_its_teacher_and_keeps_its_units() {
+    let folder = tempfile::tempdir().unwrap();
+    let eval = reviews().join("eval.npz");
+    let prune = |name: &str, distil: &str| {
+        let more = ["--method", "random", "--compression", "0.8", "-q", "--eval", eval.to_str().unwrap()];
+        let output = folder.path().join(name);
+        let report = prune_reviews(&output, &[&more[..], &["--distil", distil]].concat());
+        (report, std::fs::read(&output).unwrap())
+    };
+    let ((plain, _), (auto, bytes)) = (prune("plain.onnx", "off"), prune("auto.onnx", "20"));
+    assert!(plain["distillation"].is_null());
+    let size = |report: &Value| (report["output"]["parameters"].clone(), report["sublayers"][0]["kept"].clone());
+    assert_eq!(size(&plain), size(&auto), "no unit comes or goes");
+    assert!(gain(&auto["distillation"]) < 0.9, "{}", auto["distillation"]);
+    assert!(divergence(&auto) < 0.9 * divergence(&plain), "{} and {}", divergence(&auto), divergence(&plain));
+    let (again, other) = prune("again.onnx", "20");
+    assert_eq!(auto["distillation"], again["distillation"]);
+    assert!(bytes == other, "the same seed gives the same bytes");
+}
+
+#[test]
+fn what_would_be_no_better_is_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plain, guarded) = (folder.path().join("plain.onnx"), folder.path().join("guarded.onnx"));
+    // Nothing can be learnt from a student that is as good as its teacher.
+    let arguments = ["--method", "obs", "--compression", "0.05", "-q"];
+    prune_reviews(&plain, &arguments);
+    let report = prune_reviews(&guarded, &[&arguments[..], &["--distil", "0.01"]].concat());
+    let done = &report["distillation"];
+    assert!(gain(done) <= 1.0, "{done}");
+}
+
+#[test]
+fn every_kind_of_model_can_be_distilled() {
+    let folder = tempfile::tempdir().unwrap();
+    // Half precision, shared weights, images, two inputs of tokens, sound, spans, external data.
+    let names =
+        ["bert.ts17.f16", "albert.ts17", "vit.dy20", "t5.ts17", "wav2vec2.ts17", "bert-qa.ts17", "bert.ts17.external"];
+    for name in names {
+        let (model, output) = (fixtures().join(format!("zoo/{name}.onnx")), folder.path().join(format!("{name}.onnx")));
+        let report = output.with_extension("json");
+        let arguments = ["-q", "--method", "magnitude", "--compression", "0.5", "--samples", "32", "--distil", "on"];
+        let mut command = program();
+        command.args(arguments).arg("--report").arg(&report).arg(&model).arg(&output);
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{name}: {}", text(&done.stderr));
+        let report: Value = serde_json::from_str(&std::fs::read_to_string(&report).unwrap()).unwrap();
+        assert!(!report["distillation"]["kept"].is_null(), "{name}: what is on is kept");
+        assert!(report["verify"]["difference"].as_f64().unwrap() < 2e-2, "{name}: the file is what was trained");
+    }
+}
+
+#[test]
+fn what_is_no_amount_is_refused() {
+    for wrong in ["0", "-1", "maybe", "inf"] {
+        let model = reviews().join("model.onnx");
+        let refused = kprune([model.as_path(), Path::new("out.onnx"), Path::new(&format!("--distil={wrong}"))]);
+        assert_eq!(refused.status.code(), Some(2), "{wrong}");
+        assert!(text(&refused.stderr).contains("off, on, auto or a number above 0"), "{}", text(&refused.stderr));
+    }
+}
