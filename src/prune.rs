@@ -55,7 +55,7 @@ pub(crate) fn prune(
     let each = loaded.tokens_of_a_sample(seq_len);
     let batches = loaded.calibration.batches_within(size, runtime.tokens_at_once(), each)?;
     let judges = match judges {
-        Some(judges) => judges.batches_within(JUDGED, runtime.tokens_at_once(), each)?,
+        Some(judges) => judges.batches_within(judged(judges.samples()), runtime.tokens_at_once(), each)?,
         None => Vec::new(),
     };
     let lengths = loaded.calibration.lengths(None);
@@ -137,7 +137,12 @@ fn judges(loaded: &mut Loaded, options: &Options) -> Result<Option<Dataset>, Err
     if options.distil == Distil::Off {
         return Ok(None);
     }
-    let aside = (loaded.calibration.samples() / JUDGES).clamp(1, MOST_SET_ASIDE);
+    let samples = loaded.calibration.samples();
+    if samples < 2 {
+        let reason = "--distil: samples are set aside to judge by, and there is only one";
+        return Err(Error::Usage(format!("{reason}; give more with --calibration, or leave the option away")));
+    }
+    let aside = (samples / JUDGES).clamp(1, MOST_SET_ASIDE);
     let [stay, aside] = loaded.calibration.split(aside, options.data.calibration.seed)?;
     loaded.calibration = stay;
     Ok(Some(aside))
@@ -146,8 +151,10 @@ fn judges(loaded: &mut Loaded, options: &Options) -> Result<Option<Dataset>, Err
 /// One of so many samples judges a distillation.
 const JUDGES: usize = 10;
 
-/// So many of them are judged together: the spread between batches tells how sure the judgement is.
-const JUDGED: usize = 8;
+/// So many of them are judged together, few where there are few: the spread between batches tells how sure a judgement is.
+fn judged(samples: usize) -> usize {
+    (samples / 8).clamp(1, 8)
+}
 
 /// What the outputs are taken for.
 fn kinds_of(loaded: &Loaded, options: &Options) -> Result<Vec<Kind>, Error> {

@@ -26,18 +26,19 @@ fn a_student_comes_nearer_to_its_teacher_and_keeps_its_units() {
     let folder = tempfile::tempdir().unwrap();
     let eval = reviews().join("eval.npz");
     let prune = |name: &str, distil: &str| {
-        let more = ["--method", "random", "--compression", "0.8", "-q", "--eval", eval.to_str().unwrap()];
+        let eval = ["--eval", eval.to_str().unwrap()];
+        let more = ["--method", "random", "--compression", "0.8", "-q", eval[0], eval[1]];
         let output = folder.path().join(name);
         let report = prune_reviews(&output, &[&more[..], &["--distil", distil]].concat());
         (report, std::fs::read(&output).unwrap())
     };
-    let ((plain, _), (auto, bytes)) = (prune("plain.onnx", "off"), prune("auto.onnx", "20"));
+    let ((plain, _), (auto, bytes)) = (prune("plain.onnx", "off"), prune("auto.onnx", "5"));
     assert!(plain["distillation"].is_null());
     let size = |report: &Value| (report["output"]["parameters"].clone(), report["sublayers"][0]["kept"].clone());
     assert_eq!(size(&plain), size(&auto), "no unit comes or goes");
     assert!(gain(&auto["distillation"]) < 0.9, "{}", auto["distillation"]);
     assert!(divergence(&auto) < 0.9 * divergence(&plain), "{} and {}", divergence(&auto), divergence(&plain));
-    let (again, other) = prune("again.onnx", "20");
+    let (again, other) = prune("again.onnx", "5");
     assert_eq!(auto["distillation"], again["distillation"]);
     assert!(bytes == other, "the same seed gives the same bytes");
 }
@@ -72,6 +73,16 @@ fn every_kind_of_model_can_be_distilled() {
         assert!(!report["distillation"]["kept"].is_null(), "{name}: what is on is kept");
         assert!(report["verify"]["difference"].as_f64().unwrap() < 2e-2, "{name}: the file is what was trained");
     }
+}
+
+#[test]
+fn one_sample_is_too_few() {
+    let (model, data) = (reviews().join("model.onnx"), reviews().join("calibration.npz"));
+    let mut command = program();
+    command.args([&model, Path::new("out.onnx"), Path::new("--calibration"), &data]);
+    let refused = command.args(["--samples", "1", "--distil", "auto"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("there is only one"), "{}", text(&refused.stderr));
 }
 
 #[test]

@@ -51,15 +51,16 @@ fn mean(judged: &[Judged]) -> f64 {
     judged.iter().map(|j| j.loss * j.samples as f64).sum::<f64>() / samples as f64
 }
 
-/// Whether the loss fell by more than one standard error of its fall, over the same batches before and after.
+/// Whether the loss fell by more than one standard error of its fall, over the same batches before and after; one batch
+/// tells nothing of that.
 fn is_better(before: &[Judged], after: &[Judged]) -> bool {
     let falls: Vec<Judged> =
         before.iter().zip(after).map(|(b, a)| Judged { samples: b.samples, loss: b.loss - a.loss }).collect();
     let (fall, count) = (mean(&falls), falls.len() as f64);
     let samples: usize = falls.iter().map(|j| j.samples).sum();
     let squares = falls.iter().map(|j| (j.samples as f64 * (j.loss - fall)).powi(2)).sum::<f64>();
-    let error = (squares * count / (count - 1.0).max(1.0)).sqrt() / samples as f64;
-    fall > error
+    let error = (squares * count / (count - 1.0)).sqrt() / samples as f64;
+    count > 1.0 && fall > error
 }
 
 #[cfg(test)]
@@ -77,6 +78,7 @@ mod tests {
         assert!(!is_better(&before, &judged(&[1.1, 2.1, 3.1, 2.0])), "by 0.42 in the mean, and 0.52 is its error");
         assert!(!is_better(&before, &before), "the same is no better");
         assert!(!is_better(&before, &judged(&[1.1, 2.1, 3.1, 4.1])));
+        assert!(!is_better(&before[..1], &judged(&[0.5])), "one batch may be luck");
     }
 
     #[test]
