@@ -116,9 +116,7 @@ fn evaluation(
     }
     if options.data.evaluation.is_empty() {
         let aside = (loaded.calibration.samples() / SET_ASIDE).clamp(1, MOST_SET_ASIDE);
-        let [stay, aside] = loaded.calibration.split(aside, calibration.seed)?;
-        loaded.calibration = stay;
-        return Ok(Some(aside));
+        return set_aside(loaded, aside, calibration.seed).map(Some);
     }
     let files = options.data.evaluation.clone();
     let sources = Sources { files, batches: Vec::new(), samples: None, ..calibration.clone() };
@@ -143,9 +141,14 @@ fn judges(loaded: &mut Loaded, options: &Options) -> Result<Option<Dataset>, Err
         return Err(Error::Usage(format!("{reason}; give more with --calibration, or leave the option away")));
     }
     let aside = (samples / JUDGES).clamp(1, MOST_SET_ASIDE);
-    let [stay, aside] = loaded.calibration.split(aside, options.data.calibration.seed)?;
+    set_aside(loaded, aside, options.data.calibration.seed).map(Some)
+}
+
+/// Takes so many samples out of the calibration set.
+fn set_aside(loaded: &mut Loaded, samples: usize, seed: u64) -> Result<Dataset, Error> {
+    let [stay, aside] = loaded.calibration.split(samples, seed)?;
     loaded.calibration = stay;
-    Ok(Some(aside))
+    Ok(aside)
 }
 
 /// One of so many samples judges a distillation.

@@ -84,11 +84,7 @@ impl Learner {
         let samples = lessons.iter().map(|l| l.batch.samples).sum();
         let mut sums: Vec<Vec<f32>> = Vec::new();
         for lesson in lessons {
-            let given = self.given(samples, lesson)?;
-            let values = &self.values;
-            let found = self.learning.run_with(|name| {
-                values.get(name).or_else(|| given.get(name).map(Held::value)).or_else(|| lesson.find(name))
-            })?;
+            let found = run(&mut self.learning, &self.values, lesson, samples)?;
             if let Some(odd) = found.get(&self.loss).map(runtime::odd).transpose()?.flatten() {
                 return Err(not_finite(
                     lesson.batch.describe(),
@@ -138,20 +134,9 @@ impl Learner {
 
     /// The loss of a lesson's outputs, a mean over its samples.
     pub(super) fn judged(&mut self, lesson: &Lesson) -> Result<f64, Error> {
-        let given = self.given(lesson.batch.samples, lesson)?;
-        let values = &self.values;
-        let found = self.judging.run_with(|name| {
-            values.get(name).or_else(|| given.get(name).map(Held::value)).or_else(|| lesson.find(name))
-        })?;
+        let found = run(&mut self.judging, &self.values, lesson, lesson.batch.samples)?;
         let loss = found.values().next().ok_or_else(|| Error::internal("a judge gave nothing"))?;
         Ok(runtime::scalars(loss)?.sum())
-    }
-
-    /// Numbers of samples.
-    fn given(&self, samples: usize, lesson: &Lesson) -> Result<HashMap<String, Held>, Error> {
-        let share = lesson.batch.samples as f64 / samples as f64;
-        let scalar = |x: f64| runtime::numbers(&arr0(x).into_dyn());
-        Ok(HashMap::from([(SAMPLES.to_string(), scalar(samples as f64)?), (SHARE.to_string(), scalar(share)?)]))
     }
 
     /// The weights as they are now.
@@ -166,6 +151,22 @@ impl Learner {
         };
         self.weights.iter().map(of).collect()
     }
+}
+
+/// Runs a student with these weights on a lesson, which is a part of `samples`.
+fn run(
+    session: &mut Session,
+    weights: &HashMap<String, DynValue>,
+    lesson: &Lesson,
+    samples: usize,
+) -> Result<runtime::Values, Error> {
+    let scalar = |x: f64| runtime::numbers(&arr0(x).into_dyn());
+    let (count, share) = (scalar(samples as f64)?, scalar(lesson.batch.samples as f64 / samples as f64)?);
+    session.run_with(|name| match name {
+        SAMPLES => Some(count.value()),
+        SHARE => Some(share.value()),
+        _ => weights.get(name).or_else(|| lesson.find(name)),
+    })
 }
 
 /// What the teacher gives, by the names of the inputs of the student's graphs.

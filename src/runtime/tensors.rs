@@ -30,9 +30,7 @@ impl Held {
     pub fn value(&self) -> &DynValue {
         &self.value
     }
-}
 
-impl Held {
     /// The same in memory of its own; see [`own`].
     ///
     /// # Errors

@@ -6,7 +6,6 @@ use crate::calculus::differentiate::Seed;
 use crate::calculus::emit::Emit;
 use crate::discover::Discovery;
 use crate::ir::{ElementType, Operator, ValueId, attribute};
-use crate::observe::Observation;
 use crate::probe::only_real;
 use crate::signature;
 
@@ -39,19 +38,20 @@ pub(super) fn append(emit: &mut Emit, student: &Student) -> (Option<ValueId>, Ve
     let count = emit.number(ElementType::F32, streams.len() as f64);
     let share = emit.op("Div", &[share, count]);
     let (losses, seeds): (Vec<ValueId>, Vec<Seed>) =
-        streams.into_iter().map(|stream| apart(emit, student.seen, student, stream, share)).unzip();
+        streams.into_iter().map(|stream| apart(emit, student, stream, share)).unzip();
     (Some(emit.with(Operator::new("Sum"), &losses)), seeds)
 }
 
 /// share * ||S - T||^2 / ||T - mean T||^2 over real tokens, the mean over the last axis; and its gradient.
-fn apart(emit: &mut Emit, seen: &Observation, student: &Student, stream: ValueId, share: ValueId) -> (ValueId, Seed) {
-    let dims = seen.dims(stream).unwrap_or_default();
+fn apart(emit: &mut Emit, student: &Student, stream: ValueId, share: ValueId) -> (ValueId, Seed) {
+    let dims = student.seen.dims(stream).unwrap_or_default();
     let name = stream_input(emit.graph.name(stream));
     let teacher = emit.graph.add_input(signature::declare(&name, ElementType::F32, dims.len()));
     let mean = emit.reduce_mean(teacher, &[-1]);
     let centred = emit.op("Sub", &[teacher, mean]);
     let error = emit.op("Sub", &[stream, teacher]);
-    let [centred, error] = [centred, error].map(|value| only_real(emit, seen, value, &dims, student.token_mask));
+    let [centred, error] =
+        [centred, error].map(|value| only_real(emit, student.seen, value, &dims, student.token_mask));
     let [size, lost] = [centred, error].map(|value| sum_of_squares(emit, value));
     let least = emit.number(ElementType::F32, LEAST);
     let size = emit.op("Add", &[size, least]);
