@@ -144,6 +144,13 @@ impl Observation {
         (a.shape.len() == b.shape.len()).then_some(pairs)
     }
 
+    /// What the value's axes are called: as a named axis of the inputs, or by the two lengths that they were seen to have.
+    pub(crate) fn symbols(&self, value: ValueId) -> Option<Vec<String>> {
+        let named = |dim: Dim| self.sizes.iter().find(|(_, size)| **size == dim.0).map(|(name, _)| name.clone());
+        let symbol = |dim: Dim| named(dim).unwrap_or_else(|| format!("kprune_{}_{}", dim.0[0], dim.0[1]));
+        Some(self.dims(value)?.into_iter().map(symbol).collect())
+    }
+
     /// The value's element type.
     pub fn element(&self, value: ValueId) -> Option<ElementType> {
         self.seen.get(&value).map(|[first, _]| first.element)

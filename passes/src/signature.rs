@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::ir::schema::tensor_shape_proto::{Dimension, dimension};
 use crate::ir::schema::{TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
 use crate::ir::{ElementType, Graph, Model, NodeId, Slot, ValueId};
 
@@ -100,7 +101,29 @@ pub fn tensor_type(info: &ValueInfoProto) -> Option<&type_proto::Tensor> {
 
 /// A declaration of a tensor of `rank` axes of any length.
 pub fn declare(name: &str, element: ElementType, rank: usize) -> ValueInfoProto {
-    let shape = TensorShapeProto { dim: vec![Default::default(); rank] };
+    declare_axes(name, element, vec![Default::default(); rank])
+}
+
+/// A declaration of a tensor whose axes are as long as others of the same symbol.
+pub fn declare_symbols(name: &str, element: ElementType, symbols: Vec<String>) -> ValueInfoProto {
+    let axis = |symbol| Dimension { value: Some(dimension::Value::DimParam(symbol)), ..Default::default() };
+    declare_axes(name, element, symbols.into_iter().map(axis).collect())
+}
+
+/// A declaration in which no axis is said to be as long as another.
+pub(crate) fn without_symbols(mut info: ValueInfoProto) -> ValueInfoProto {
+    let tensor = info.r#type.as_mut().and_then(|t| t.value.as_mut());
+    if let Some(type_proto::Value::TensorType(type_proto::Tensor { shape: Some(shape), .. })) = tensor {
+        let is_symbol = |value: &mut dimension::Value| matches!(value, dimension::Value::DimParam(_));
+        for dim in &mut shape.dim {
+            dim.value.take_if(is_symbol);
+        }
+    }
+    info
+}
+
+fn declare_axes(name: &str, element: ElementType, dim: Vec<Dimension>) -> ValueInfoProto {
+    let shape = TensorShapeProto { dim };
     let tensor = type_proto::Tensor { elem_type: Some(element.code()), shape: Some(shape) };
     ValueInfoProto {
         name: Some(name.to_string()),

@@ -25,7 +25,7 @@ use crate::data::{Dataset, Sources};
 use crate::error::Error;
 use crate::options::Aim;
 use crate::report::DeclinedReport;
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, Session};
 use crate::store;
 use observation::{count, feeds};
 
@@ -180,21 +180,30 @@ impl Observed {
             Some(samples) => samples,
             None => gather(runtime, &self.single, &self.path, sources)?,
         };
-        self.settle_mask(runtime, &mut samples, sources)?;
+        let trial = self.settle_mask(runtime, &mut samples, sources)?;
         if samples.mask_input().is_some() {
-            let mut session = runtime.session(&self.single, "trying the model", false)?;
+            let mut session = trial.map_or_else(|| self.trial(runtime), Ok)?;
             samples.try_cuts(|batch| session.run(batch.feeds()).is_ok())?;
         }
         Ok(samples)
     }
 
-    /// Tries on the model what its token mask means.
-    fn settle_mask(&mut self, runtime: &Runtime, samples: &mut Dataset, sources: &Sources) -> Result<(), Error> {
+    fn trial(&self, runtime: &Runtime) -> Result<Session, Error> {
+        runtime.session(&self.single, TRYING, false)
+    }
+
+    /// Tries on the model what its token mask means; returns the session of it, where one was needed.
+    fn settle_mask(
+        &mut self,
+        runtime: &Runtime,
+        samples: &mut Dataset,
+        sources: &Sources,
+    ) -> Result<Option<Session>, Error> {
         let mut session = None;
         samples.settle_mask(sources.mask_input.as_deref(), |feeds| {
             let session = match &mut session {
                 Some(session) => session,
-                none => none.insert(runtime.session(&self.single, "trying the model", false)?),
+                none => none.insert(self.trial(runtime)?),
             };
             match changes::outputs_of(session, &self.single, feeds) {
                 Err(error @ Error::Interrupted) => Err(error),
@@ -202,7 +211,7 @@ impl Observed {
             }
         })?;
         self.mask_input = samples.mask_input().map(str::to_string).or_else(|| sources.mask_input.clone());
-        Ok(())
+        Ok(session)
     }
 
     /// The samples that were given, or else a single one that is made up.
@@ -315,7 +324,7 @@ fn gather(runtime: &Runtime, model: &Model, path: &Path, sources: &Sources) -> R
     if !data.is_made_up || sources.seq_len.is_some() {
         return Ok(data);
     }
-    let mut session = runtime.session(model, "trying the model", false)?;
+    let mut session = runtime.session(model, TRYING, false)?;
     for length in SHORTER {
         let runs = data.batches(2)?;
         if runs.first().is_some_and(|batch| session.run(batch.feeds()).is_ok()) {
@@ -326,6 +335,9 @@ fn gather(runtime: &Runtime, model: &Model, path: &Path, sources: &Sources) -> R
     }
     Ok(data)
 }
+
+/// What is being done while the model runs on samples as it is.
+const TRYING: &str = "trying the model";
 
 /// Lengths of made-up sequences for models that do not take the usual one.
 const SHORTER: &[usize] = &[32, 16, 8];

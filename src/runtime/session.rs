@@ -8,6 +8,7 @@ use std::time::Instant;
 use kprune_passes::ir::Model;
 use kprune_passes::onnx::write_detached;
 use ort::memory::MemoryInfo;
+use ort::session::builder::SessionBuilder;
 use ort::value::DynValue;
 
 use super::interrupt::Interrupt;
@@ -27,7 +28,15 @@ pub struct Session {
     interrupt: Arc<Interrupt>,
     /// Where outputs may stay; `None` where that is the host.
     device: Option<MemoryInfo<'static>>,
+    /// What becomes a session anew where inner values turn out to have other shapes.
+    declared: Option<Declared>,
     _weights: Vec<weights::Held>,
+}
+
+/// A model of which shapes are declared, and what makes a session of it without them.
+struct Declared {
+    builder: SessionBuilder,
+    model: Model,
 }
 
 impl Runtime {
@@ -49,9 +58,10 @@ impl Runtime {
                 .map_err(|e| Error::runtime(doing)(e.into()))?;
             held.push(weight);
         }
+        let declared = model.declares_shapes().then(|| Declared { builder: builder.clone(), model: model.clone() });
         let inner = builder.commit_from_memory(&detached.bytes).map_err(Error::runtime(doing))?;
         self.set_up.set(self.set_up.get() + start.elapsed());
-        self.session_of(inner, doing, self.device()?, held)
+        Ok(Session { declared, ..self.session_of(inner, doing, self.device()?, held)? })
     }
 
     /// Makes a session of a model file, as any user of the file would.
@@ -73,7 +83,7 @@ impl Runtime {
     ) -> Result<Session, Error> {
         self.check_cancelled()?;
         let interrupt = self.interrupt.clone();
-        Ok(Session { inner, doing: doing.to_string(), interrupt, device, _weights: weights })
+        Ok(Session { inner, doing: doing.to_string(), interrupt, device, declared: None, _weights: weights })
     }
 }
 
@@ -95,6 +105,28 @@ impl Session {
         &mut self,
         find: impl Fn(&str) -> Option<&'a DynValue>,
         stays: impl Fn(&str) -> bool,
+    ) -> Result<Values, Error> {
+        match self.run_as_declared(&find, &stays) {
+            Err(error) if self.declared.is_some() && !matches!(error, Error::Interrupted) => {
+                self.forget_shapes()?;
+                self.run_as_declared(&find, &stays)
+            }
+            values => values,
+        }
+    }
+
+    /// Makes the session anew without declared shapes.
+    fn forget_shapes(&mut self) -> Result<(), Error> {
+        let Some(Declared { mut builder, model }) = self.declared.take() else { return Ok(()) };
+        let plain = write_detached(&model.without_declared_shapes(), BY_REFERENCE);
+        self.inner = builder.commit_from_memory(&plain.bytes).map_err(Error::runtime(&self.doing))?;
+        Ok(())
+    }
+
+    fn run_as_declared<'a>(
+        &mut self,
+        find: &impl Fn(&str) -> Option<&'a DynValue>,
+        stays: &impl Fn(&str) -> bool,
     ) -> Result<Values, Error> {
         let names: Vec<String> = self.inner.inputs().iter().map(|i| i.name().to_string()).collect();
         let mut feeds = Vec::new();
@@ -149,11 +181,43 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use kprune_passes::ir::{ElementType, Graph, Operator};
-    use kprune_passes::signature::declare;
+    use kprune_passes::signature::{declare, declare_symbols};
     use ndarray::ArrayD;
 
     use super::*;
     use crate::runtime::{Choice, numbers, scalars};
+
+    /// A sum of doubled `x`, and one of doubled `y`, which are said to be equally long.
+    fn sums_said_to_be_alike() -> Model {
+        let mut graph = Graph::new();
+        let mut ends = Vec::new();
+        for name in ["x", "y"] {
+            let input = graph.add_input(declare(name, ElementType::F32, 1));
+            let twice = graph.add(Operator::new("Add"), &[input, input], &format!("twice_{name}"));
+            let symbols = vec!["length".to_string()];
+            graph.set_info(twice, Some(declare_symbols(graph.name(twice), ElementType::F32, symbols)));
+            ends.push(graph.add(Operator::new("ReduceSum"), &[twice], &format!("sum_{name}")));
+        }
+        graph.set_outputs(&ends);
+        let mut model = Model::new(graph, 17);
+        model.list_declared();
+        model
+    }
+
+    #[test]
+    fn shapes_that_turn_out_to_be_others_than_declared_are_forgotten() {
+        let runtime = Runtime::load(None, Choice::Cpu, 1, Default::default()).unwrap();
+        let mut session = runtime.session(&sums_said_to_be_alike(), "testing", true).unwrap();
+        for [x, y] in [[4, 4], [3, 500], [500, 3]] {
+            let held = [x, y].map(|length| numbers(&ArrayD::from_elem(vec![length], 1.0)).unwrap());
+            let find = |name: &str| Some(held[usize::from(name == "y")].value());
+            let values = session.run_with(find).unwrap();
+            let sum = |name: &str| scalars(&values[name]).unwrap().sum();
+            assert_eq!((sum("sum_x"), sum("sum_y")), (2.0 * x as f64, 2.0 * y as f64));
+            assert!(session.declared.is_some() || x != y, "as long as they hold, shapes are used");
+        }
+        assert!(session.declared.is_none(), "the buffer of the shorter one was to hold the longer");
+    }
 
     /// With the host in the place of a device: what comes back is the same, for inputs of any shape.
     #[test]

@@ -7,6 +7,7 @@ use crate::calculus::emit::Emit;
 use crate::calculus::loss::{self, Criterion};
 use crate::calculus::objective::Objective;
 use crate::ir::{ElementType, Model, ValueId};
+use crate::probe::shapes;
 use crate::probe::suffix::finish;
 use crate::signature;
 
@@ -74,6 +75,7 @@ fn step_of(student: &Student, tau: f64, weights: &[ValueId]) -> Result<Step, Dif
     let (loss, weights): (String, Vec<Weight>) = (name(loss), reached.iter().map(named).collect());
     take(&mut model, &weights);
     finish(&mut model, &ends);
+    shapes::declare(&mut model, student.seen);
     Ok(Step { model, loss, weights })
 }
 

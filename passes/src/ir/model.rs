@@ -2,6 +2,7 @@
 
 use super::{Graph, ValueId};
 use crate::ir::schema::{GraphProto, ModelProto, OperatorSetIdProto, SparseTensorProto, ValueInfoProto};
+use crate::signature;
 
 /// A model: a graph, and everything else that its file holds.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +39,30 @@ impl Model {
             .iter()
             .find(|o| standard(o.domain.as_deref().unwrap_or("")) == domain)
             .and_then(|o| o.version)
+    }
+
+    /// Writes down all declared types and shapes of inner values with the graph, each once.
+    pub fn list_declared(&mut self) {
+        let graph = &self.graph;
+        let made = graph.sorted().into_iter().flat_map(|n| graph.operator(n).outputs()).flatten().copied();
+        self.listed = made.filter(|&v| graph.info(v).is_some() && !graph.outputs().contains(&v)).collect();
+        self.repeated.clear();
+    }
+
+    /// Whether shapes of inner values are declared.
+    pub fn declares_shapes(&self) -> bool {
+        !self.listed.is_empty()
+    }
+
+    /// This model with no shape of an inner value declared, and no two axes of inputs and outputs said to be alike.
+    pub fn without_declared_shapes(&self) -> Self {
+        let mut plain = Self { listed: Vec::new(), repeated: Vec::new(), ..self.clone() };
+        let graph = &mut plain.graph;
+        for value in graph.inputs().iter().chain(graph.outputs()).copied().collect::<Vec<_>>() {
+            let info = graph.info(value).cloned().map(signature::without_symbols);
+            graph.set_info(value, info);
+        }
+        plain
     }
 
     /// The element type in which a constant is stored in the file.

@@ -6,6 +6,7 @@ use crate::calculus::differentiate::{DifferentiateError, differentiate};
 use crate::calculus::emit::Emit;
 use crate::calculus::loss::{self, Criterion};
 use crate::ir::{Model, ValueId};
+use crate::probe::shapes;
 use crate::probe::suffix::{extract, finish};
 
 /// Sums over a batch for one sublayer, one number for every column of its features: `[width]`.
@@ -35,6 +36,7 @@ impl Probes<'_> {
         let gradients = differentiate(&mut part.graph, &self.seen, self.opset(), &loss.seeds, &features)?;
         let (sums, ends) = self.sums(t, &mut part, token_mask, gradients);
         finish(&mut part, &ends);
+        shapes::declare(&mut part, &self.seen);
         Ok(Graph { model: part, outputs: sums })
     }
 

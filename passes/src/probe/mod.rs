@@ -20,6 +20,7 @@
 mod columns;
 mod equations;
 mod moments;
+pub(crate) mod shapes;
 mod step;
 pub mod suffix;
 

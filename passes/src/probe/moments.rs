@@ -9,6 +9,7 @@ use crate::calculus::emit::Emit;
 use crate::calculus::metric;
 use crate::discover::Projection;
 use crate::ir::{ElementType, Model, Operator, ValueId, attribute};
+use crate::probe::shapes;
 use crate::probe::suffix::{extract, finish};
 use crate::signature;
 
@@ -80,7 +81,9 @@ impl Probes<'_> {
             felt.push(sum);
         }
         let grams = if grams { self.grams(&mut part, 0..count, token_mask) } else { Vec::new() };
-        Ok(Self::with_sums(part, grams, felt, Vec::new()))
+        let mut graph = Self::with_sums(part, grams, felt, Vec::new());
+        shapes::declare(&mut graph.model, &self.seen);
+        Ok(graph)
     }
 
     /// What the projections of sublayer `t` give.

@@ -17,6 +17,7 @@ use thiserror::Error;
 use crate::calculus::emit::Emit;
 use crate::ir::{ElementType, Graph, NodeId, Operator, ValueId};
 use crate::observe::{Dim, Observation};
+use crate::probe::shapes;
 use crate::rules::{Decline, Table, find};
 
 /// An operator on the way that cannot be differentiated.
@@ -56,7 +57,7 @@ pub fn differentiate(
     let mut gradients: HashMap<ValueId, ValueId> = HashMap::new();
     let mut emit = Emit::new(graph, opset, "gradient");
     for &(value, gradient) in seeds {
-        accumulate(&mut emit, &mut gradients, value, gradient);
+        accumulate(&mut emit, seen, &mut gradients, value, gradient);
     }
     for node in nodes.into_iter().rev() {
         let operator = emit.graph.operator(node).clone();
@@ -72,7 +73,7 @@ pub fn differentiate(
         })?;
         for (slot, gradient) in inputs {
             if let Some(value) = operator.input(slot) {
-                accumulate(&mut emit, &mut gradients, value, gradient);
+                accumulate(&mut emit, seen, &mut gradients, value, gradient);
             }
         }
     }
@@ -80,11 +81,18 @@ pub fn differentiate(
     Ok(wanted.iter().map(|value| gradients.get(value).copied()).collect())
 }
 
-fn accumulate(emit: &mut Emit, gradients: &mut HashMap<ValueId, ValueId>, value: ValueId, gradient: ValueId) {
+fn accumulate(
+    emit: &mut Emit,
+    seen: &Observation,
+    gradients: &mut HashMap<ValueId, ValueId>,
+    value: ValueId,
+    gradient: ValueId,
+) {
     let sum = match gradients.get(&value) {
         Some(&old) => emit.op("Add", &[old, gradient]),
         None => gradient,
     };
+    shapes::declare_like(emit.graph, seen, sum, value);
     gradients.insert(value, sum);
 }
 
