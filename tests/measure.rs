@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use kprune_passes::discover::discover;
 use kprune_passes::ir::{ElementType, Tensor};
 use kprune_passes::plan::Decision;
-use kprune_passes::probe::{COLUMNS, FEATURES, Probes, SO_FAR, WEIGHT, stream_input};
+use kprune_passes::probe::{COLUMNS, FEATURES, Probes, Sum, WEIGHT, stream_input};
 use ndarray::{Array2, ArrayD, IxDyn};
 use onnx_kprune::analysis::observe;
 use onnx_kprune::data::{Dataset, Sources};
@@ -70,12 +70,12 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
             assert!(!is_gathered, "{fixture}, sublayer {t}: units are cut out of the graph, not out of the features");
             let teacher = numbers(&stream).unwrap();
             // The sums so far are ones, so that they are seen to be added to.
-            let (kept, outputs) = (columns.len() + 1, projection.outputs);
-            let so_far = [kept, outputs].map(|columns| numbers(&ArrayD::ones(vec![kept, columns])).unwrap());
+            let growing = equations.outputs.gram.sums.iter().chain([&equations.outputs.cross]);
+            let one = |sum: &Sum| (sum.input.clone(), numbers(&ArrayD::ones(sum.shape.to_vec())).unwrap());
+            let so_far: HashMap<String, Held> = growing.map(one).collect();
             let sums = cpu.session(&equations.model, "testing", true).unwrap().run_with(|n| match n {
                 n if n == stream_input(0) => Some(teacher.value()),
-                n if SO_FAR.contains(&n) => SO_FAR.iter().position(|s| *s == n).map(|i| so_far[i].value()),
-                n => state.get(n).or_else(|| batch.find(n)),
+                n => so_far.get(n).map(Held::value).or_else(|| state.get(n)).or_else(|| batch.find(n)),
             });
             let mut sums = sums.unwrap_or_else(|e| panic!("{fixture}, sublayer {t}: {e}"));
             let real = Array2::from_shape_fn((real.len(), 1), |(i, _)| real[i]);
@@ -86,11 +86,16 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
             ];
             let kept = kept * &real;
             let target = (&features * &real).dot(&weight);
-            let [gram, cross] = equations.outputs.sums.each_ref().map(|name| scalars(&sums[name]).unwrap() - 1.0);
+            let matrix = |sum: &Sum| {
+                let sum = scalars(&sums[&sum.output]).unwrap() - 1.0;
+                sum.into_dimensionality::<ndarray::Ix2>().unwrap()
+            };
+            let gram = &equations.outputs.gram;
+            let gram = gram.whole(&gram.sums.iter().map(matrix).collect::<Vec<_>>());
+            let cross = matrix(&equations.outputs.cross);
             let energy = scalars(&sums[&equations.outputs.energy]).unwrap();
-            let matrix = |sum: ArrayD<f64>| sum.into_dimensionality::<ndarray::Ix2>().unwrap();
-            assert!(close(&matrix(gram), &kept.t().dot(&kept)), "{fixture}, sublayer {t}: Gram matrix");
-            assert!(close(&matrix(cross), &kept.t().dot(&target)), "{fixture}, sublayer {t}: cross terms");
+            assert!(close(&gram, &kept.t().dot(&kept)), "{fixture}, sublayer {t}: Gram matrix");
+            assert!(close(&cross, &kept.t().dot(&target)), "{fixture}, sublayer {t}: cross terms");
             let norm = target.mapv(|y| y * y).sum();
             assert!((energy.sum() - norm).abs() < 1e-4 * norm, "{fixture}, sublayer {t}: energy");
 

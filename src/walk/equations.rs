@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use kprune_passes::ir::Tensor;
 use kprune_passes::linalg::least_squares::Sums;
 use kprune_passes::methods::Equations;
-use kprune_passes::probe::{COLUMNS, EquationOutputs, FEATURES, Probes, SO_FAR, stream_input};
+use kprune_passes::probe::{COLUMNS, EquationOutputs, FEATURES, Probes, stream_input};
 use ort::value::DynValue;
 
 use super::growing::Growing;
@@ -70,9 +70,7 @@ impl Own {
         let graph = graph.map_err(|e| Error::Runtime { doing: "tuning".into(), reason: e.to_string() })?;
         let session = runtime.session(&graph.model, "summing up features", true)?;
         let columns: Vec<i64> = sublayer.columns(keep).into_iter().map(|c| c as i64).collect();
-        let rows = columns.len() + 1;
-        let shapes = [[rows, rows], [rows, sublayer.projection.outputs]];
-        let growing = || Growing::new(SO_FAR.map(String::from).into_iter().zip(shapes));
+        let growing = || Growing::new(graph.outputs.gram.sums.iter().chain([&graph.outputs.cross]));
         let sums = [growing()?, growing()?];
         let columns = runtime::host(&Tensor::from_i64s(&[columns.len()], &columns))?;
         Ok(Self { place: named(t, sublayer), session, names: graph.outputs, columns, sums, energies: [0.0; 2] })
@@ -99,17 +97,15 @@ impl Own {
         let mut results = self.session.run_keeping(find, |name| name != names.energy)?;
         let energy = vector(&results, &names.energy, &|| format!("{}, {}", self.place, batch.describe()))?;
         self.energies[part] += energy.sum();
-        growing.take(&mut results, &names.sums, batch.padded)?;
+        growing.take(&mut results, batch.padded)?;
         Ok(names.features.as_ref().and_then(|name| results.remove(name)))
     }
 
     fn finish(self) -> Result<Equations, Error> {
         let sums = |growing: Growing, energy: f64| {
-            let [gram, cross] = growing
-                .finish(&|_| self.place.clone())?
-                .try_into()
-                .map_err(|_| Error::internal("a Gram matrix and cross terms were expected"))?;
-            Ok::<_, Error>(Sums { gram, cross, energy })
+            let mut found = growing.finish(&|_| self.place.clone())?;
+            let cross = found.pop().ok_or_else(|| Error::internal("cross terms were expected"))?;
+            Ok::<_, Error>(Sums { gram: self.names.gram.whole(&found), cross, energy })
         };
         let ([solve, held_out], [energy, held_out_energy]) = (self.sums, self.energies);
         Ok(Equations { solve: sums(solve, energy)?, held_out: sums(held_out, held_out_energy)? })

@@ -1,6 +1,7 @@
 //! Sums of products that grow batch by batch.
 
 use kprune_passes::ir::{ElementType, Tensor};
+use kprune_passes::probe::Sum;
 use ndarray::{Array2, Ix2};
 use ort::value::DynValue;
 
@@ -16,30 +17,30 @@ pub(super) struct Growing {
     totals: Vec<Array2<f64>>,
     /// Of the last batches, in f32, where sessions run.
     recent: Vec<Held>,
-    /// The names of the inputs that take them.
-    inputs: Vec<String>,
+    /// What they are called in the graph.
+    sums: Vec<Sum>,
     /// Tokens of those batches.
     tokens: usize,
 }
 
 impl Growing {
-    /// Sums of such shapes, each with the name of the input that takes it.
-    pub(super) fn new(sums: impl IntoIterator<Item = (String, [usize; 2])>) -> Result<Self, Error> {
-        let (inputs, totals): (Vec<_>, Vec<_>) =
-            sums.into_iter().map(|(input, shape)| (input, Array2::zeros(shape))).unzip();
-        Ok(Self { recent: nothing(&totals)?, totals, inputs, tokens: 0 })
+    /// Sums of nothing yet.
+    pub(super) fn new<'a>(sums: impl IntoIterator<Item = &'a Sum>) -> Result<Self, Error> {
+        let sums: Vec<Sum> = sums.into_iter().cloned().collect();
+        let totals: Vec<_> = sums.iter().map(|sum| Array2::zeros(sum.shape)).collect();
+        Ok(Self { recent: nothing(&totals)?, totals, sums, tokens: 0 })
     }
 
     /// What to feed for the input of this name.
     pub(super) fn find(&self, name: &str) -> Option<&DynValue> {
-        self.inputs.iter().position(|input| input == name).map(|place| self.recent[place].value())
+        self.sums.iter().position(|sum| sum.input == name).map(|place| self.recent[place].value())
     }
 
-    /// Takes the sums of these names, with a batch of so many tokens added.
-    pub(super) fn take(&mut self, values: &mut Values, names: &[String], tokens: usize) -> Result<(), Error> {
-        for (sum, name) in self.recent.iter_mut().zip(names) {
-            let missing = || Error::internal(format!("a probe gave no {name:?}"));
-            *sum = values.remove(name).ok_or_else(missing)?.into();
+    /// Takes the sums with a batch of so many tokens added.
+    pub(super) fn take(&mut self, values: &mut Values, tokens: usize) -> Result<(), Error> {
+        for (recent, Sum { output, .. }) in self.recent.iter_mut().zip(&self.sums) {
+            let missing = || Error::internal(format!("a probe gave no {output:?}"));
+            *recent = values.remove(output).ok_or_else(missing)?.into();
         }
         self.tokens += tokens;
         if self.tokens >= IN_SINGLE { self.add_up() } else { Ok(()) }
@@ -55,7 +56,7 @@ impl Growing {
         Ok(())
     }
 
-    /// The sums; `place` says in words where each was formed.
+    /// The sums, in their order; `place` says in words where each was formed.
     ///
     /// # Errors
     /// Where one is not finite.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use kprune_passes::calculus::metric::{DRAW, DRAWS};
 use kprune_passes::ir::Tensor;
 use kprune_passes::methods::{Failure, Moments};
-use kprune_passes::probe::{felt_input, gram_input};
+use kprune_passes::probe::Gram;
 use ndarray::Array2;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -49,30 +49,26 @@ impl Calibrated<'_> {
         let graph = graph.map_err(|e| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() })?;
         let mut session = self.world.runtime.session(&graph.model, MEASURING, true)?;
         let (count, outputs) = (self.probes.discovery.sublayers.len(), graph.outputs);
-        let felt_at: Vec<usize> = (0..count).filter(|&t| outputs.felt[t].is_some()).collect();
-        let names: Vec<String> = outputs.felt.into_iter().flatten().collect();
-        let side = |t: usize| [self.sublayer(t).projection.outputs; 2];
-        let mut felt = Growing::new(felt_at.iter().map(|&t| (felt_input(t), side(t))))?;
-        let mut grams = self.growing_grams(0..outputs.grams.len())?;
+        let at = |grams: Vec<Option<Gram>>| grams.into_iter().enumerate().filter_map(|(t, gram)| Some((t, gram?)));
+        let mut felt = Matrices::new(at(outputs.felt).collect())?;
+        let mut grams = Matrices::new(outputs.grams.into_iter().enumerate().collect())?;
         let mut random = ChaCha8Rng::seed_from_u64(self.world.seed);
         for batch in self.world.batches {
             self.world.runtime.check_cancelled()?;
             let draw = host(&Tensor::from_i64s(&[], &[random.random_range(0..DRAWS)]))?;
             let find = |name: &str| match name {
                 DRAW => Some(draw.value()),
-                _ => felt.find(name).or_else(|| grams.find(name)).or_else(|| batch.find(name)),
+                _ => felt.growing.find(name).or_else(|| grams.growing.find(name)).or_else(|| batch.find(name)),
             };
             let mut values = session.run_keeping(find, |_| true)?;
-            felt.take(&mut values, &names, batch.padded)?;
-            grams.take(&mut values, &outputs.grams, batch.padded)?;
+            felt.growing.take(&mut values, batch.padded)?;
+            grams.growing.take(&mut values, batch.padded)?;
             // Gram matrices that are formed apart are a part of the work.
             self.world.progress.advance((MEASURE_WORK - usize::from(!with_grams)) * count);
         }
-        let mut all: Vec<_> = (0..count).map(|t| Array2::zeros(side(t))).collect();
-        let place = |t: usize| named(t, self.sublayer(t));
-        let found = felt.finish(&|i| place(felt_at[i]))?;
-        felt_at.iter().zip(found).for_each(|(&t, sum)| all[t] = sum);
-        Ok([all, grams.finish(&place)?])
+        let mut all: Vec<_> = (0..count).map(|t| Array2::zeros([self.sublayer(t).projection.outputs; 2])).collect();
+        felt.finish(self)?.into_iter().for_each(|(t, sum)| all[t] = sum);
+        Ok([all, grams.finish(self)?.into_iter().map(|(_, gram)| gram).collect()])
     }
 
     /// The sublayers from `start` on whose Gram matrices are formed in one pass.
@@ -91,18 +87,37 @@ impl Calibrated<'_> {
         let graph = self.probes.moments(group.clone());
         let outputs = graph.outputs;
         let mut region = Region::new(self, group.end - 1, graph.model, outputs.crossing)?;
-        let mut growing = self.growing_grams(group.clone())?;
+        let mut grams = Matrices::new(group.clone().zip(outputs.grams).collect())?;
         for (state, batch) in states.iter_mut().zip(self.world.batches) {
             self.world.runtime.check_cancelled()?;
-            let mut values = region.run(&state.load()?, batch, &|name| growing.find(name))?;
-            growing.take(&mut values, &outputs.grams, batch.padded)?;
+            let mut values = region.run(&state.load()?, batch, &|name| grams.growing.find(name))?;
+            grams.growing.take(&mut values, batch.padded)?;
             region.keep(&mut values, state, &self.cache)?;
             self.world.progress.advance(group.len());
         }
-        growing.finish(&|i| named(group.start + i, self.sublayer(group.start + i)))
+        Ok(grams.finish(self)?.into_iter().map(|(_, gram)| gram).collect())
+    }
+}
+
+/// Gram matrices of sublayers, as they grow.
+struct Matrices {
+    /// The sublayer of each, and its blocks.
+    grams: Vec<(usize, Gram)>,
+    /// The blocks of all.
+    growing: Growing,
+}
+
+impl Matrices {
+    fn new(grams: Vec<(usize, Gram)>) -> Result<Self, Error> {
+        let growing = Growing::new(grams.iter().flat_map(|(_, gram)| &gram.sums))?;
+        Ok(Self { grams, growing })
     }
 
-    fn growing_grams(&self, of: Range<usize>) -> Result<Growing, Error> {
-        Growing::new(of.map(|t| (gram_input(t), [self.sublayer(t).projection.width + 1; 2])))
+    fn finish(self, walk: &Calibrated) -> Result<Vec<(usize, Array2<f64>)>, Error> {
+        let of: Vec<usize> = self.grams.iter().flat_map(|(t, gram)| vec![*t; gram.sums.len()]).collect();
+        let mut blocks = self.growing.finish(&|i| named(of[i], walk.sublayer(of[i])))?.into_iter();
+        let whole =
+            |(t, gram): (usize, Gram)| (t, gram.whole(&blocks.by_ref().take(gram.sums.len()).collect::<Vec<_>>()));
+        Ok(self.grams.into_iter().map(whole).collect())
     }
 }

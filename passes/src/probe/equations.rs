@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::sums::{Adding, AddingGram, Gram, Sum};
 use super::{Graph, Probes, add};
 use crate::calculus::TokenMask;
 use crate::calculus::differentiate::{DifferentiateError, differentiate};
@@ -17,8 +18,6 @@ use crate::signature;
 
 /// Name of the input that lists the columns of the features that stay, where not only those are there.
 pub const COLUMNS: &str = "kprune_columns";
-/// Names of the inputs that take the sums so far: Gram matrix, cross terms.
-pub const SO_FAR: [&str; 2] = ["kprune_gram", "kprune_cross"];
 
 /// Name of the input that takes the teacher's residual stream after the place with this number where the
 /// sublayer's weights are applied.
@@ -28,12 +27,10 @@ pub fn stream_input(site: usize) -> String {
 
 /// What the graph of the normal equations gives.
 pub struct EquationOutputs {
-    /// The sums so far with this batch's added to them: Fa^T Fa for the kept columns and a column of ones
-    /// [kept + 1, kept + 1]; Fa^T Y [kept + 1, outputs].
-    ///
-    /// They are f32, as the products are: the sums of a few batches at once are no coarser than one large
-    /// batch, and adding them up costs no pass over memory.
-    pub sums: [String; 2],
+    /// Fa^T Fa for the kept columns and a column of ones: [kept + 1, kept + 1].
+    pub gram: Gram,
+    /// Fa^T Y: [kept + 1, outputs].
+    pub cross: Sum,
     /// The squared norm of this batch's Y, for every output: `[outputs]`.
     pub energy: String,
     /// The kept columns of the features and a column of ones, for all tokens, at the first place where the
@@ -66,29 +63,29 @@ impl Probes<'_> {
         let mut part = cut.unwrap_or(part);
         let token_mask = self.restore_token_mask(&mut part);
         let columns = (!is_cut).then(|| part.graph.add_input(signature::declare(COLUMNS, ElementType::I64, 1)));
-        let so_far = SO_FAR.map(|name| part.graph.add_input(signature::declare(name, ElementType::F32, 2)));
-        let (mut sums, mut energy, mut features) = (so_far, None, None);
+        let kept = sublayer.columns(keep).len() + 1;
+        let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
+        let mut gram = AddingGram::new(&mut emit, "kprune_gram", kept);
+        let mut cross = Adding::new(&mut emit, "kprune_cross", [kept, sublayer.projection.outputs]);
+        let (mut energy, mut features) = (None, None);
         for (site, (projection, residual)) in sublayer.sites().enumerate() {
             let [kept, rows] = self.kept_features(&mut part.graph, projection, columns, token_mask);
             let target = self.target(&mut part.graph, site, projection, residual, token_mask)?;
             let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
-            for (sum, right) in sums.iter_mut().zip([rows, target]) {
-                let product = Operator::new("Gemm").with(attribute::int("transA", 1));
-                *sum = emit.with(product, &[rows, right, *sum]);
-            }
+            gram.add(&mut emit, rows);
+            cross.add(&mut emit, rows, target);
             let square = emit.op("Mul", &[target, target]);
             let norm = emit.reduce_sum(square, &[0], false);
             energy = add(&mut emit, energy, Some(norm));
             features = features.or(Some(kept));
         }
         let features = features.filter(|_| self.feeds_next(t));
+        let emit = Emit::new(&mut part.graph, self.opset(), "measure");
+        let ((gram, mut ends), (cross, last)) = (gram.finish(&emit), cross.finish(&emit));
+        ends.extend([Some(last), energy, features].into_iter().flatten());
         let name = |v: ValueId| part.graph.name(v).to_string();
-        let outputs = EquationOutputs {
-            sums: sums.map(name),
-            energy: energy.map(name).unwrap_or_default(),
-            features: features.map(name),
-        };
-        let ends: Vec<ValueId> = sums.into_iter().chain(energy).chain(features).collect();
+        let (energy, features) = (energy.map(name).unwrap_or_default(), features.map(name));
+        let outputs = EquationOutputs { gram, cross, energy, features };
         finish(&mut part, &ends);
         Ok(Graph { model: part, outputs })
     }

@@ -23,11 +23,13 @@ mod moments;
 pub(crate) mod shapes;
 mod step;
 pub mod suffix;
+mod sums;
 
 pub use columns::ColumnSums;
-pub use equations::{COLUMNS, EquationOutputs, SO_FAR, stream_input};
-pub use moments::{MomentOutputs, felt_input, gram_input};
+pub use equations::{COLUMNS, EquationOutputs, stream_input};
+pub use moments::MomentOutputs;
 pub use step::{FEATURES, RegionOutputs, WEIGHT};
+pub use sums::{Gram, Sum};
 
 use std::collections::BTreeMap;
 

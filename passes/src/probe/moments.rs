@@ -2,37 +2,27 @@
 
 use std::ops::Range;
 
+use super::sums::{AddingGram, Gram};
 use super::{Graph, Probes};
 use crate::calculus::TokenMask;
 use crate::calculus::differentiate::{DifferentiateError, differentiate};
 use crate::calculus::emit::Emit;
 use crate::calculus::metric;
-use crate::discover::Projection;
-use crate::ir::{ElementType, Model, Operator, ValueId, attribute};
+use crate::discover::{Projection, Sublayer};
+use crate::ir::{Model, ValueId};
 use crate::probe::shapes;
 use crate::probe::suffix::{extract, finish};
-use crate::signature;
 
 /// What the graph of moments gives.
 pub struct MomentOutputs {
-    /// For every sublayer, the sum so far with this batch's Fa^T Fa added to it, over real tokens, for all columns of its
-    /// features and a column of ones: [width + 1, width + 1], in f32.
-    pub grams: Vec<String>,
-    /// For every sublayer, the sum so far with this batch's g^T g added to it, over real tokens, g being the gradient with
-    /// respect to what the projection gives, [outputs, outputs]; `None` where the outputs do not depend on it.
-    pub felt: Vec<Option<String>>,
+    /// For every sublayer, Fa^T Fa over real tokens, for all columns of its features and a column of ones:
+    /// [width + 1, width + 1].
+    pub grams: Vec<Gram>,
+    /// For every sublayer, g^T g over real tokens, g being the gradient with respect to what the projection gives,
+    /// [outputs, outputs]; `None` where the outputs do not depend on it.
+    pub felt: Vec<Option<Gram>>,
     /// The values that cross into the sublayer after the last and are made here.
     pub crossing: Vec<String>,
-}
-
-/// The name of the input that takes the Gram matrix so far of sublayer `t`.
-pub fn gram_input(t: usize) -> String {
-    format!("kprune_gram_{t}")
-}
-
-/// The name of the input that takes the sum so far of what is felt of sublayer `t`.
-pub fn felt_input(t: usize) -> String {
-    format!("kprune_felt_{t}")
 }
 
 impl Probes<'_> {
@@ -46,8 +36,11 @@ impl Probes<'_> {
         let wanted: Vec<ValueId> = sites.flat_map(|(p, r)| [p.features, r.output]).chain(crossing.clone()).collect();
         let mut part = extract(self.model, &self.seen, self.crossings.at(of.start), &wanted);
         let token_mask = self.restore_token_mask(&mut part);
-        let grams = self.grams(&mut part, of, token_mask);
-        Self::with_sums(part, grams, Vec::new(), crossing)
+        let (grams, mut ends) = self.grams(&mut part, of, token_mask);
+        ends.extend(&crossing);
+        finish(&mut part, &ends);
+        let crossing = crossing.into_iter().map(|v| self.name(v)).collect();
+        Graph { model: part, outputs: MomentOutputs { grams, felt: Vec::new(), crossing } }
     }
 
     /// The whole model, nothing removed, forward, and backward from random probes of its outputs: what is felt of every
@@ -67,23 +60,40 @@ impl Probes<'_> {
         let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
         let seeds = metric::append(&mut emit, &self.seen, &self.objective, tau, token_mask);
         let gradients = differentiate(&mut part.graph, &self.seen, self.opset(), &seeds, &made)?;
-        let mut gradients = gradients.into_iter();
-        let mut felt = Vec::new();
-        for t in 0..count {
+        let (felt, mut ends) = self.felt(&mut part, gradients, token_mask);
+        let (grams, more) = if grams { self.grams(&mut part, 0..count, token_mask) } else { Default::default() };
+        ends.extend(more);
+        finish(&mut part, &ends);
+        shapes::declare(&mut part, &self.seen);
+        Ok(Graph { model: part, outputs: MomentOutputs { grams, felt, crossing: Vec::new() } })
+    }
+
+    /// Appends what is felt of every sublayer, from the gradients of what its projections give, place by place. Returns
+    /// the sums, and the values that are to be outputs.
+    fn felt(
+        &self,
+        part: &mut Model,
+        gradients: Vec<Option<ValueId>>,
+        token_mask: Option<TokenMask>,
+    ) -> (Vec<Option<Gram>>, Vec<ValueId>) {
+        let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
+        let (mut gradients, mut ends) = (gradients.into_iter(), Vec::new());
+        let sublayer = |(t, sublayer): (usize, &Sublayer)| {
             let mut sum = None;
             for ((projection, value), gradient) in self.given(t).zip(gradients.by_ref()) {
                 let Some(gradient) = gradient else { continue };
                 let dims = self.seen.dims(value).unwrap_or_default();
-                let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
                 let rows = self.rows(&mut emit, gradient, &dims, projection.outputs, token_mask);
-                sum = Some(added(&mut emit, &felt_input(t), sum, rows));
+                let name = format!("kprune_felt_{t}");
+                let width = sublayer.projection.outputs;
+                sum.get_or_insert_with(|| AddingGram::new(&mut emit, &name, width)).add(&mut emit, rows);
             }
-            felt.push(sum);
-        }
-        let grams = if grams { self.grams(&mut part, 0..count, token_mask) } else { Vec::new() };
-        let mut graph = Self::with_sums(part, grams, felt, Vec::new());
-        shapes::declare(&mut graph.model, &self.seen);
-        Ok(graph)
+            let (gram, values) = sum?.finish(&emit);
+            ends.extend(values);
+            Some(gram)
+        };
+        let felt = self.discovery.sublayers.iter().enumerate().map(sublayer).collect();
+        (felt, ends)
     }
 
     /// What the projections of sublayer `t` give.
@@ -92,41 +102,22 @@ impl Probes<'_> {
         self.discovery.sublayers[t].sites().filter_map(move |(p, _)| Some((p, output(p)?)))
     }
 
-    /// Appends the Gram matrices of some sublayers.
-    fn grams(&self, part: &mut Model, of: Range<usize>, token_mask: Option<TokenMask>) -> Vec<ValueId> {
+    /// Appends the Gram matrices of some sublayers. Returns them, and the values that are to be outputs.
+    fn grams(&self, part: &mut Model, of: Range<usize>, token_mask: Option<TokenMask>) -> (Vec<Gram>, Vec<ValueId>) {
+        let mut ends = Vec::new();
         let sublayers = self.discovery.sublayers[of.clone()].iter().zip(of);
-        let gram = |(sublayer, t): (&crate::discover::Sublayer, usize)| {
-            let mut sum = None;
+        let gram = |(sublayer, t): (&Sublayer, usize)| {
+            let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
+            let mut sum = AddingGram::new(&mut emit, &format!("kprune_gram_{t}"), sublayer.projection.width + 1);
             for (projection, _) in sublayer.sites() {
                 let [_, rows] = self.kept_features(&mut part.graph, projection, None, token_mask);
-                let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
-                sum = Some(added(&mut emit, &gram_input(t), sum, rows));
+                sum.add(&mut Emit::new(&mut part.graph, self.opset(), "measure"), rows);
             }
-            sum
+            let (gram, values) = sum.finish(&Emit::new(&mut part.graph, self.opset(), "measure"));
+            ends.extend(values);
+            gram
         };
-        sublayers.filter_map(gram).collect()
+        let grams = sublayers.map(gram).collect();
+        (grams, ends)
     }
-
-    fn with_sums(
-        mut part: Model,
-        grams: Vec<ValueId>,
-        felt: Vec<Option<ValueId>>,
-        crossing: Vec<ValueId>,
-    ) -> Graph<MomentOutputs> {
-        let ends: Vec<ValueId> = grams.iter().chain(felt.iter().flatten()).chain(&crossing).copied().collect();
-        let name = |v: ValueId| part.graph.name(v).to_string();
-        let outputs = MomentOutputs {
-            grams: grams.into_iter().map(name).collect(),
-            felt: felt.into_iter().map(|v| v.map(name)).collect(),
-            crossing: crossing.into_iter().map(name).collect(),
-        };
-        finish(&mut part, &ends);
-        Graph { model: part, outputs }
-    }
-}
-
-/// Adds X^T X to a sum, which starts with an input of this name.
-fn added(emit: &mut Emit, name: &str, sum: Option<ValueId>, rows: ValueId) -> ValueId {
-    let so_far = sum.unwrap_or_else(|| emit.graph.add_input(signature::declare(name, ElementType::F32, 2)));
-    emit.with(Operator::new("Gemm").with(attribute::int("transA", 1)), &[rows, rows, so_far])
 }
