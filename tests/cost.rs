@@ -67,7 +67,7 @@ fn memory_stays_within_what_the_readme_promises() {
 fn knowledge_is_measured_as_often_as_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out.onnx");
-    let run = |more: &[&str]| prune_reviews(&output, more);
+    let run = |more: &[&str]| prune_reviews(&output, &[&["--method", "kprune"], more].concat());
     let [once, default, published] = [run(&["--refresh", "99"]), run(&[]), run(&["--refresh", "1"])];
     assert_eq!(default["method"]["refresh"], (sublayers(&default).len()).div_ceil(4));
     assert_eq!(published["method"]["refresh"], 1);

@@ -27,7 +27,7 @@ pub enum Method {
 #[derive(Clone, Debug, Args)]
 pub struct MethodArgs {
     /// How units are chosen, and how what stays makes up for what goes
-    #[arg(long, value_enum, default_value = "kprune", help_heading = "Method")]
+    #[arg(long, value_enum, default_value = "obs", help_heading = "Method")]
     pub method: Method,
 
     #[command(flatten)]

@@ -51,7 +51,7 @@ pub enum Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self::Kprune(kprune::Settings::default())
+        Self::Obs(obs::Settings::default())
     }
 }
 
