@@ -14,7 +14,7 @@ FIXTURE := fixtures/reviews
 COMPRESSIONS := 0 0.3 0.6
 DENY := $(or $(shell command -v cargo-deny),.tools/bin/cargo-deny)
 
-.PHONY: demo test lint deny sanitize setup setup-tests bench zoo coverage wheel manual package
+.PHONY: demo test lint deny sanitize setup setup-tests bench accuracy zoo coverage wheel manual package
 
 demo: setup
 	cargo build --release
@@ -58,6 +58,17 @@ coverage: setup
 bench: setup
 	cargo build --release
 	$(PYTHON) benches/bench.py $(RELEASE)
+
+# docs/accuracy.md, from benches/accuracy.jsonl; what is not measured yet is measured first. SETS are folders.
+SETS := $(FIXTURE)
+accuracy: setup
+	cargo build --release
+	for set in $(SETS); do \
+	    $(PYTHON) benches/accuracy.py measure $(RELEASE) benches/accuracy.jsonl $$set --methods obs && \
+	    $(PYTHON) benches/accuracy.py measure $(RELEASE) benches/accuracy.jsonl $$set --methods kprune \
+	        --name "kprune, published" -- --refresh 1 --align 1 || exit 1; \
+	done
+	$(PYTHON) benches/accuracy.py page benches/accuracy.jsonl docs/accuracy.md docs/accuracy.svg
 
 # A Python package with the program in it, as dist/*.whl.
 wheel: setup $(VENV)/ready-for-wheels

@@ -53,7 +53,7 @@ def regression(o):
 
 
 def classes(o):
-    o.end(("logits", o.head(o.last("Tanh"), 4), ["batch", 4]))
+    o.end(("class_logits", o.head(o.last("Tanh"), 4), ["batch", 4]))
 
 
 def tokens(o):

@@ -66,7 +66,9 @@ impl<'a> Chooser<'a> {
             None => {
                 let Options { aim, data, .. } = self.options;
                 let (costs, alignment, seed) = (&budget.costs, aim.alignment, data.calibration.seed);
-                let task = Task { sublayers, costs, budgets: &budgets, alignment, seed };
+                let runtime = self.world.runtime;
+                let check = || Ok(runtime.check_cancelled()?);
+                let task = Task { sublayers, costs, budgets: &budgets, alignment, seed, check: &check };
                 self.method.choose(&mut self.walk, &task)
             }
         };

@@ -27,13 +27,14 @@ impl Calibrated<'_> {
         each: &mut dyn FnMut(usize, Moments) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let count = self.probes.discovery.sublayers.len();
-        let [mut felt, mut grams] = self.sum_sensitivity(tau, self.group(0).end == count)?;
+        let [mut felt, mut grams] =
+            self.sum_sensitivity(tau, self.group(0).end == count).map_err(|e| self.traced(e))?;
         let mut states: Vec<Kept> = self.world.batches.iter().map(|_| Kept::default()).collect();
         let mut start = 0;
         while start < count {
             let group = self.group(start);
             if grams.is_empty() {
-                grams = self.grams_of(group.clone(), &mut states)?;
+                grams = self.grams_of(group.clone(), &mut states).map_err(|e| self.traced(e))?;
             }
             for (t, gram) in group.clone().zip(grams.drain(..)) {
                 each(t, Moments { felt: std::mem::take(&mut felt[t]), gram })?;

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use kprune_passes::ir::Model;
+use kprune_passes::probe::ColumnSums;
+use ndarray::Array1;
 
 use super::{Calibrated, MEASURING, vector};
 use crate::data::Batch;
@@ -24,22 +26,45 @@ impl Calibrated<'_> {
         let graph = self.probes.teacher();
         let mut session = self.world.runtime.session(&graph.model, MEASURING, true)?;
         let mut yardstick = Yardstick::new(self.world.runtime, original)?;
-        let sums: HashSet<&str> = graph.outputs.iter().map(|s| s.energy.as_str()).collect();
         let mut energies = self.no_sums(&graph.outputs);
         for (i, batch) in self.world.batches.iter().enumerate() {
-            self.world.runtime.check_cancelled()?;
             yardstick.run(i, self.world.batches)?;
-            let mut values = session.run_keeping(|name| batch.find(name), |name| !sums.contains(name))?;
-            check_outputs(&values, &sums, batch)?;
-            for (energy, sum) in energies.iter_mut().zip(&graph.outputs) {
-                *energy += &vector(&values, &sum.energy, &|| self.place(sum.sublayer, batch))?;
-            }
-            values.retain(|name, _| !sums.contains(name.as_str()));
+            let (values, found) = self.met(&mut session, &graph.outputs, batch)?;
+            energies.iter_mut().zip(found).for_each(|(energy, found)| *energy += &found);
             self.outputs.push(self.cache.keep(values)?);
             self.world.progress.advance(self.probes.discovery.sublayers.len());
         }
         self.energies = energies;
         Ok(yardstick.seconds(self.world.batches))
+    }
+
+    /// What the untouched model gives for a batch, and the energies of all sublayers.
+    fn met(
+        &self,
+        session: &mut Session,
+        sums: &[ColumnSums],
+        batch: &Batch,
+    ) -> Result<(Values, Vec<Array1<f64>>), Error> {
+        self.world.runtime.check_cancelled()?;
+        let names: HashSet<&str> = sums.iter().map(|s| s.energy.as_str()).collect();
+        let mut values = session.run_keeping(|name| batch.find(name), |name| !names.contains(name))?;
+        check_outputs(&values, &names, batch)?;
+        let energy = |sum: &ColumnSums| vector(&values, &sum.energy, &|| self.place(sum.sublayer, batch));
+        let energies = sums.iter().map(energy).collect::<Result<_, _>>()?;
+        values.retain(|name, _| !names.contains(name.as_str()));
+        Ok((values, energies))
+    }
+
+    /// The same error, or that of the first batch for which the untouched model does not give numbers: a sum over all
+    /// batches that is not finite does not say whose it is.
+    pub(super) fn traced(&self, error: Error) -> Error {
+        let Error::NotFinite { .. } = error else { return error };
+        let graph = self.probes.teacher();
+        let first = || {
+            let mut session = self.world.runtime.session(&graph.model, MEASURING, true)?;
+            self.world.batches.iter().try_for_each(|batch| self.met(&mut session, &graph.outputs, batch).map(drop))
+        };
+        first().err().unwrap_or(error)
     }
 
     /// The seconds that one pass of `original` takes, where nothing else is asked of it.

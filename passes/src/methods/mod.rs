@@ -100,6 +100,8 @@ pub struct Task<'a> {
     pub alignment: Alignment,
     /// The seed of whatever is drawn.
     pub seed: u64,
+    /// Asked now and then in long work: fails where the run is to end.
+    pub check: &'a dyn Fn() -> Result<(), Failure>,
 }
 
 /// A way to choose units.

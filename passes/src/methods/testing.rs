@@ -78,7 +78,14 @@ impl FakeWalk {
 
     /// The task of pruning it to budgets in FLOPs.
     pub(crate) fn task<'a>(&'a self, budgets: &'a [f64]) -> Task<'a> {
-        Task { sublayers: &self.sublayers, costs: &Costs::Flops, budgets, alignment: Alignment(None), seed: 0 }
+        Task {
+            sublayers: &self.sublayers,
+            costs: &Costs::Flops,
+            budgets,
+            alignment: Alignment(None),
+            seed: 0,
+            check: &|| Ok(()),
+        }
     }
 
     fn sums(&self, t: usize, columns: &[usize], rows: std::ops::Range<usize>, factor: f64) -> Sums {

@@ -7,7 +7,7 @@ use super::settings::Settings;
 use crate::discover::{Kind, Sublayer};
 use crate::linalg::least_squares::RIDGES;
 use crate::linalg::{positive, product};
-use crate::methods::Stored;
+use crate::methods::{Failure, Stored};
 
 /// The ridge of a Gram matrix, relative to the mean of its diagonal.
 const RIDGE: f64 = 1e-4;
@@ -20,22 +20,27 @@ pub(super) struct Curve {
 
 impl Curve {
     /// Eliminates all units of the model itself, whose Gram matrix is of all columns and a column of ones.
+    ///
+    /// # Errors
+    /// As `check`, which is asked on the way.
     pub(super) fn measure(
         sublayer: &Sublayer,
         gram: &Array2<f64>,
         metric: &Array2<f64>,
         stored: &Stored,
         settings: &Settings,
-    ) -> Self {
+        check: &dyn Fn() -> Result<(), Failure>,
+    ) -> Result<Self, Failure> {
         let inverse = inverse(&centred(gram, stored.has_bias));
         let units: Vec<Vec<usize>> = sublayer.units.iter().map(|u| u.columns.clone()).collect();
         let weight = product(stored.weight.view(), metric.view());
         let mut elimination = Elimination::new(&inverse, &weight, &units);
         let mut gone = Vec::new();
         while elimination.left() > 0 {
+            check()?;
             gone.extend(elimination.remove(chunk(sublayer, elimination.left(), settings)));
         }
-        Self { gone }
+        Ok(Self { gone })
     }
 
     /// Those of the units that stay longest.

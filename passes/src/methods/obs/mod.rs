@@ -13,6 +13,7 @@ mod metric;
 mod sequential;
 mod settings;
 
+use curve::Curve;
 use sequential::{Here, Known};
 pub use settings::Settings;
 
@@ -39,7 +40,8 @@ impl Obs {
         walk.moments(TAU, &mut |t, Moments { gram, felt }| {
             let rows = gram.diag().last().copied().unwrap_or(0.0);
             let metric = metric::metric(&felt, rows, self.settings.shrinkage);
-            let curve = curve::Curve::measure(&task.sublayers[t], &gram, &metric, &stored[t], &self.settings);
+            let sublayer = &task.sublayers[t];
+            let curve = Curve::measure(sublayer, &gram, &metric, &stored[t], &self.settings, task.check)?;
             self.known.push(Known { curve, metric });
             Ok(())
         })

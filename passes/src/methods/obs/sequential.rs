@@ -47,7 +47,7 @@ impl Here<'_> {
         for (student, equations) in walk.equations(t, &looked_at)?.into_iter().enumerate() {
             let mut decision = Decision { keep: looked_at[student].clone(), tuned: None };
             let columns = decision.columns(sublayer);
-            self.eliminate(&stored, &equations, &chosen[student], &mut decision);
+            self.eliminate(&stored, &equations, &chosen[student], &mut decision)?;
             let stay = decision.columns(sublayer);
             let places: Vec<usize> = stay.iter().filter_map(|c| columns.binary_search(c).ok()).collect();
             let (tuned, repair) = repaired(t, sublayer, &stored, &stay, &equations.of(&places))?;
@@ -62,9 +62,15 @@ impl Here<'_> {
     }
 
     /// Removes units from a decision until it is what was chosen, from the solution for all that it keeps.
-    fn eliminate(&self, stored: &Stored, equations: &Equations, choice: &Choice, decision: &mut Decision) {
+    fn eliminate(
+        &self,
+        stored: &Stored,
+        equations: &Equations,
+        choice: &Choice,
+        decision: &mut Decision,
+    ) -> Result<(), Failure> {
         if self.is_met(choice, decision) {
-            return;
+            return Ok(());
         }
         let (sublayer, columns) = (self.sublayer(), decision.columns(self.sublayer()));
         let (inverse, weight) = solution(stored, &columns, &equations.solve.with(&equations.held_out));
@@ -75,12 +81,14 @@ impl Here<'_> {
         let felt = product(weight.view(), self.known.metric.view());
         let mut elimination = Elimination::new(&inverse, &felt, &units);
         while !self.is_met(choice, decision) && elimination.left() > 1 {
+            (self.task.check)()?;
             for gone in elimination.remove(chunk(sublayer, elimination.left(), self.settings)) {
                 if !self.is_met(choice, decision) {
                     decision.keep[kept[gone.unit]] = false;
                 }
             }
         }
+        Ok(())
     }
 
     /// Whether a decision keeps no more, and costs no more, than was chosen; sums of many costs are a little off.
