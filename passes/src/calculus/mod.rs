@@ -5,6 +5,7 @@ pub mod emit;
 pub mod loss;
 pub mod metric;
 pub mod objective;
+pub(crate) mod shapes;
 
 use crate::ir::ValueId;
 

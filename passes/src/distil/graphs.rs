@@ -6,8 +6,8 @@ use crate::calculus::differentiate::{DifferentiateError, Seed, differentiate};
 use crate::calculus::emit::Emit;
 use crate::calculus::loss::{self, Criterion};
 use crate::calculus::objective::Objective;
+use crate::calculus::shapes;
 use crate::ir::{ElementType, Model, ValueId};
-use crate::probe::shapes;
 use crate::probe::suffix::finish;
 use crate::signature;
 

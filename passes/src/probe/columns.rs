@@ -5,8 +5,8 @@ use crate::calculus::TokenMask;
 use crate::calculus::differentiate::{DifferentiateError, differentiate};
 use crate::calculus::emit::Emit;
 use crate::calculus::loss::{self, Criterion};
+use crate::calculus::shapes;
 use crate::ir::{Model, ValueId};
-use crate::probe::shapes;
 use crate::probe::suffix::{extract, finish};
 
 /// Sums over a batch for one sublayer, one number for every column of its features: `[width]`.

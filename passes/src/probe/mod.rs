@@ -20,7 +20,6 @@
 mod columns;
 mod equations;
 mod moments;
-pub(crate) mod shapes;
 mod step;
 pub mod suffix;
 mod sums;

@@ -8,9 +8,9 @@ use crate::calculus::TokenMask;
 use crate::calculus::differentiate::{DifferentiateError, differentiate};
 use crate::calculus::emit::Emit;
 use crate::calculus::metric;
+use crate::calculus::shapes;
 use crate::discover::{Projection, Sublayer};
 use crate::ir::{Model, ValueId};
-use crate::probe::shapes;
 use crate::probe::suffix::{extract, finish};
 
 /// What the graph of moments gives.

@@ -15,9 +15,9 @@ use std::collections::{HashMap, HashSet};
 use thiserror::Error;
 
 use crate::calculus::emit::Emit;
+use crate::calculus::shapes;
 use crate::ir::{ElementType, Graph, NodeId, Operator, ValueId};
 use crate::observe::{Dim, Observation};
-use crate::probe::shapes;
 use crate::rules::{Decline, Table, find};
 
 /// An operator on the way that cannot be differentiated.
