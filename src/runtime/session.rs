@@ -180,7 +180,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use kprune_passes::ir::{ElementType, Graph, Operator};
+    use kprune_passes::ir::{ElementType, Graph, Operator, Tensor};
     use kprune_passes::signature::{declare, declare_symbols};
     use ndarray::ArrayD;
 
@@ -198,6 +198,10 @@ mod tests {
             graph.set_info(twice, Some(declare_symbols(graph.name(twice), ElementType::F32, symbols)));
             ends.push(graph.add(Operator::new("ReduceSum"), &[twice], &format!("sum_{name}")));
         }
+        // A constant that is handed over by reference, whoever makes the session.
+        let table = Tensor::from_floats(ElementType::F32, &ArrayD::from_elem(vec![BY_REFERENCE], 0.5)).unwrap();
+        let table = graph.add_constant("table", table);
+        ends.push(graph.add(Operator::new("ReduceSum"), &[table], "sum_table"));
         graph.set_outputs(&ends);
         let mut model = Model::new(graph, 17);
         model.list_declared();
@@ -214,6 +218,7 @@ mod tests {
             let values = session.run_with(find).unwrap();
             let sum = |name: &str| scalars(&values[name]).unwrap().sum();
             assert_eq!((sum("sum_x"), sum("sum_y")), (2.0 * x as f64, 2.0 * y as f64));
+            assert_eq!(sum("sum_table"), 0.5 * BY_REFERENCE as f64);
             assert!(session.declared.is_some() || x != y, "as long as they hold, shapes are used");
         }
         assert!(session.declared.is_none(), "the buffer of the shorter one was to hold the longer");
