@@ -35,6 +35,7 @@ pub fn inverse(matrix: &Array2<f64>) -> Option<Array2<f64>> {
         half.slice_mut(s![start.., start..start + block.ncols()]).assign(&block);
         start += block.ncols();
     }
+    drop(lower);
     // M^-1 = L^-T L^-1, of which the part above the diagonal is enough.
     let upper = in_blocks(n, |columns| {
         let rows = half.slice(s![columns.start.., ..columns.end]);

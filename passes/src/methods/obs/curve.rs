@@ -25,16 +25,19 @@ impl Curve {
     /// As `check`, which is asked on the way.
     pub(super) fn measure(
         sublayer: &Sublayer,
-        gram: &Array2<f64>,
+        gram: Array2<f64>,
         metric: &Array2<f64>,
         stored: &Stored,
         settings: &Settings,
         check: &dyn Fn() -> Result<(), Failure>,
     ) -> Result<Self, Failure> {
-        let inverse = inverse(&centred(gram, stored.has_bias));
+        let centred = centred(&gram, stored.has_bias);
+        // Of wide sublayers each of these matrices takes as much memory as a large part of the model.
+        drop(gram);
+        let inverse = inverse(centred);
         let units: Vec<Vec<usize>> = sublayer.units.iter().map(|u| u.columns.clone()).collect();
         let weight = product(stored.weight.view(), metric.view());
-        let mut elimination = Elimination::new(&inverse, &weight, &units);
+        let mut elimination = Elimination::new(inverse, &weight, &units);
         let mut gone = Vec::new();
         while elimination.left() > 0 {
             check()?;
@@ -83,14 +86,14 @@ pub(super) fn without_mean(gram: &Array2<f64>, cross: ArrayView2<f64>, has_bias:
 }
 
 /// The inverse of a Gram matrix with a ridge, a larger one where that fails.
-pub(super) fn inverse(gram: &Array2<f64>) -> Array2<f64> {
+pub(super) fn inverse(mut gram: Array2<f64>) -> Array2<f64> {
     let mean = gram.diag().mean().unwrap_or(0.0).max(f64::MIN_POSITIVE);
-    let ridged = |ridge: f64| {
-        let mut gram = gram.clone();
-        gram.diag_mut().mapv_inplace(|d| d + ridge * mean);
-        positive::inverse(&gram)
-    };
+    let mut added = 0.0;
     let larger = RIDGES.into_iter().filter(|&ridge| ridge > RIDGE);
-    let found = std::iter::once(RIDGE).chain(larger).find_map(ridged);
-    found.unwrap_or_else(|| Array2::from_diag(&gram.diag().mapv(|d| 1.0 / (d + mean))))
+    let found = std::iter::once(RIDGE).chain(larger).find_map(|ridge| {
+        gram.diag_mut().mapv_inplace(|d| d + ridge * mean - added);
+        added = ridge * mean;
+        positive::inverse(&gram)
+    });
+    found.unwrap_or_else(|| Array2::from_diag(&gram.diag().mapv(|d| 1.0 / (d - added + mean))))
 }

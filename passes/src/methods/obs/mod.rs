@@ -41,7 +41,7 @@ impl Obs {
             let rows = gram.diag().last().copied().unwrap_or(0.0);
             let metric = metric::metric(&felt, rows, self.settings.shrinkage);
             let sublayer = &task.sublayers[t];
-            let curve = Curve::measure(sublayer, &gram, &metric, &stored[t], &self.settings, task.check)?;
+            let curve = Curve::measure(sublayer, gram, &metric, &stored[t], &self.settings, task.check)?;
             self.known.push(Known { curve, metric });
             Ok(())
         })

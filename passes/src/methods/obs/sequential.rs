@@ -79,7 +79,7 @@ impl Here<'_> {
         let places = |&unit: &usize| sublayer.units[unit].columns.iter().filter_map(place).collect();
         let units: Vec<Vec<usize>> = kept.iter().map(places).collect();
         let felt = product(weight.view(), self.known.metric.view());
-        let mut elimination = Elimination::new(&inverse, &felt, &units);
+        let mut elimination = Elimination::new(inverse, &felt, &units);
         while !self.is_met(choice, decision) && elimination.left() > 1 {
             (self.task.check)()?;
             for gone in elimination.remove(chunk(sublayer, elimination.left(), self.settings)) {
@@ -107,8 +107,8 @@ fn solution(stored: &Stored, columns: &[usize], sums: &Sums) -> (Array2<f64>, Ar
     let original = stored.weight.select(Axis(0), columns);
     let gram = centred(&sums.gram, stored.has_bias);
     let cross = without_mean(&sums.gram, sums.cross.view(), stored.has_bias);
-    let inverse = inverse(&gram);
     let missing = cross - product(gram.view(), original.view());
+    let inverse = inverse(gram);
     let weight = original + product(inverse.view(), missing.view());
     (inverse, weight)
 }
