@@ -2,7 +2,7 @@
 """How accurate every method is, on several tasks: measures, and writes the page.
 
     python benches/accuracy.py measure PROGRAM RESULTS.jsonl FOLDER [--task TASK] [--methods obs kprune ...]
-        [--sweep 0.4,0.6,0.8] [--seeds 1 2 3] [--samples 512] [--calibration FILE] [--name NAME] [-- OPTIONS]
+        [--sweep 0.4,0.6,0.8] [--seeds 1 2 3] [--samples 512] [--calibration FILE] [--eval FILE] [--name NAME] [-- OPTIONS]
     python benches/accuracy.py page RESULTS.jsonl PAGE.md FIGURE.svg
 
 FOLDER holds model.onnx, calibration.npz, and eval-large.npz or eval.npz, whose samples nothing is calibrated on. TASK gives
@@ -39,7 +39,7 @@ def distance(fidelity):
 def run(arguments, model, method, seed):
     """The report of one sweep."""
     large = arguments.folder / "eval-large.npz"
-    judged_by = large if large.exists() and not arguments.task else arguments.folder / "eval.npz"
+    judged_by = arguments.eval or (large if large.exists() and not arguments.task else arguments.folder / "eval.npz")
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder) / "report.json"
         command = [arguments.program, model, pathlib.Path(folder) / "out-{compression}.onnx", "--calibration",
@@ -87,10 +87,10 @@ def mean(values):
 
 
 def tables(lines):
-    """For every set, task and number of samples: rows of methods."""
+    """For every set, task and numbers of samples: rows of methods."""
     found = collections.OrderedDict()
     for line in lines:
-        place = (line["set"], line["task"], line["samples"], line["sweep"])
+        place = (line["set"], line["task"], line["samples"], line["sweep"], line["models"][0]["judged"])
         found.setdefault(place, collections.OrderedDict()).setdefault(line["name"], []).append(line)
     return found
 
@@ -109,12 +109,12 @@ def cell(runs, i):
 def page(arguments):
     lines = [json.loads(line) for line in arguments.results.read_text().splitlines()]
     text = [arguments.page.read_text().split(BEGIN)[0] + BEGIN, ""]
-    for (name, task, samples, sweep), rows in tables(lines).items():
+    for (name, task, samples, sweep, judged), rows in tables(lines).items():
         first = next(iter(rows.values()))[0]["models"][0]
         what = [first["unit"]] + ["agreement"] * (first["agreement"] is not None)
         what += ["accuracy ± its standard error"] * (first["score"] is not None)
         text += [f"### {name}{', ' + task if task else ''}: {samples} samples", "",
-                 f"{' / '.join(what)}, on {first['judged']} others.", "",
+                 f"{' / '.join(what)}, on {judged} others.", "",
                  f"| method | {' | '.join(sweep.split(','))} | seeds | cost of all |",
                  f"|---|{'---|' * (len(sweep.split(',')) + 2)}"]
         for method, runs in rows.items():
@@ -131,18 +131,20 @@ BEGIN = "<!-- What follows is made by benches/accuracy.py. -->"
 def figure(path, lines):
     """KL against compression, on a logarithmic scale, one line a method; one panel for every set with labels."""
     panels = [(place, rows) for place, rows in tables(lines).items() if not place[1] and len(rows) > 1]
-    width, height = 360, 300
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width * len(panels)} {height + 40}" role="img" '
+    width, height, across = 420, 300, 2
+    whole = f'{width * min(across, len(panels))} {(height + 40) * math.ceil(len(panels) / across)}'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole}" role="img" '
              'aria-label="KL to the original against compression, by method" font-family="sans-serif" font-size="12">',
-             f'<rect width="{width * len(panels)}" height="{height + 40}" fill="white"/>']
-    for k, ((name, _, samples, sweep), rows) in enumerate(panels):
+             '<rect width="100%" height="100%" fill="white"/>']
+    for k, ((name, _, samples, sweep, _), rows) in enumerate(panels):
         shares = [float(s) for s in sweep.split(",")]
         points = {m: [mean([r["models"][i]["apart"] for r in runs]) for i in range(len(shares))] for m, runs in rows.items()}
         low, high = (f(math.log10(max(v, 1e-6)) for p in points.values() for v in p) for f in (min, max))
         low, high = math.floor(low * 2) / 2, math.ceil(high * 2) / 2
-        x = lambda s: k * width + 60 + 220 * (s - shares[0]) / max(shares[-1] - shares[0], 1e-9)
+        x = lambda s: 60 + 220 * (s - shares[0]) / max(shares[-1] - shares[0], 1e-9)
         y = lambda v: height - 30 - (height - 70) * (math.log10(max(v, 1e-6)) - low) / (high - low)
-        parts += [f'<text x="{k * width + 170}" y="22" text-anchor="middle" font-weight="bold">{name}, {samples} samples</text>',
+        parts.append(f'<g transform="translate({k % across * width} {k // across * (height + 40)})">')
+        parts += [f'<text x="170" y="22" text-anchor="middle" font-weight="bold">{name}, {samples} samples</text>',
                   f'<path d="M{x(shares[0]) - 10:.0f} 40V{height - 20}H{x(shares[-1]) + 10:.0f}" fill="none" stroke="#888"/>']
         parts += [f'<text x="{x(s):.0f}" y="{height - 4}" text-anchor="middle">{s:g}</text>' for s in shares]
         ticks = [10 ** (low + i / 2) for i in range(int((high - low) * 2) + 1)]
@@ -151,7 +153,7 @@ def figure(path, lines):
             line = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(shares, values))
             parts += [f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>',
                       f'<text x="{x(shares[-1]) + 6:.0f}" y="{y(values[-1]) + 4:.0f}" fill="{colour}">{method}</text>']
-        parts.append(f'<text x="{k * width + 170}" y="{height + 16}" text-anchor="middle">FLOPs removed</text>')
+        parts.append(f'<text x="170" y="{height + 16}" text-anchor="middle">FLOPs removed</text></g>')
     path.write_text("\n".join(parts + ["</svg>", ""]))
 
 
@@ -168,6 +170,7 @@ def main():
     own.add_argument("--samples", type=int, default=512)
     own.add_argument("--threads", type=int, default=1)
     own.add_argument("--calibration", type=pathlib.Path)
+    own.add_argument("--eval", type=pathlib.Path)
     own.add_argument("--name")
     own = commands.add_parser("page")
     for name in ("results", "page", "figure"):
