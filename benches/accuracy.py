@@ -42,7 +42,7 @@ def run(arguments, model, method, seed):
     judged_by = arguments.eval or (large if large.exists() and not arguments.task else arguments.folder / "eval.npz")
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder) / "report.json"
-        command = [arguments.program, model, pathlib.Path(folder) / "out-{compression}.onnx", "--calibration",
+        command = [arguments.program, model, pathlib.Path(folder) / "out.onnx", "--calibration",
                    arguments.calibration or arguments.folder / "calibration.npz", "--eval", judged_by, "--method", method,
                    "--sweep", arguments.sweep, "--seed", seed, "--samples", arguments.samples, "--report", report, "-q",
                    "--threads", arguments.threads, *arguments.options]

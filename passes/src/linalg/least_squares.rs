@@ -78,18 +78,28 @@ impl Sums {
             &cross - &gram.dot(&prior)
         });
         let missing = joined(&missing, used);
-        let mean = gram.diag().mean().unwrap_or(0.0).max(f64::MIN_POSITIVE);
-        let mut added = 0.0;
-        let larger = RIDGES.iter().copied().filter(|&other| other > ridge);
-        let solution = std::iter::once(ridge).chain(larger).find_map(|ridge| {
-            gram.diag_mut().mapv_inplace(|d| d + ridge * mean - added);
-            added = ridge * mean;
-            solve(&gram, missing.view())
-        });
+        let solution = with_ridge(&mut gram, ridge, |gram| solve(gram, missing.view()));
         let apart = solution.unwrap_or_else(|| solve_svd(&gram, missing.view()));
         weight.slice_mut(s![..used, ..]).scaled_add(1.0, &apart);
         weight
     }
+}
+
+/// What `attempt` makes of a Gram matrix with a ridge, relative to the mean of its diagonal, or else with the larger ones of
+/// [`RIDGES`]; the last that was tried stays in the matrix.
+pub(crate) fn with_ridge<T>(
+    gram: &mut Array2<f64>,
+    ridge: f64,
+    mut attempt: impl FnMut(&Array2<f64>) -> Option<T>,
+) -> Option<T> {
+    let mean = gram.diag().mean().unwrap_or(0.0).max(f64::MIN_POSITIVE);
+    let mut added = 0.0;
+    let larger = RIDGES.into_iter().filter(|&other| other > ridge);
+    std::iter::once(ridge).chain(larger).find_map(|ridge| {
+        gram.diag_mut().mapv_inplace(|d| d + ridge * mean - added);
+        added = ridge * mean;
+        attempt(gram)
+    })
 }
 
 fn solve_svd(gram: &Array2<f64>, cross: ArrayView2<f64>) -> Array2<f64> {

@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayView2, s};
 use super::eliminate::{Elimination, Gone};
 use super::settings::Settings;
 use crate::discover::{Kind, Sublayer};
-use crate::linalg::least_squares::RIDGES;
+use crate::linalg::least_squares::with_ridge;
 use crate::linalg::{positive, product};
 use crate::methods::{Failure, Stored};
 
@@ -87,13 +87,9 @@ pub(super) fn without_mean(gram: &Array2<f64>, cross: ArrayView2<f64>, has_bias:
 
 /// The inverse of a Gram matrix with a ridge, a larger one where that fails.
 pub(super) fn inverse(mut gram: Array2<f64>) -> Array2<f64> {
-    let mean = gram.diag().mean().unwrap_or(0.0).max(f64::MIN_POSITIVE);
-    let mut added = 0.0;
-    let larger = RIDGES.into_iter().filter(|&ridge| ridge > RIDGE);
-    let found = std::iter::once(RIDGE).chain(larger).find_map(|ridge| {
-        gram.diag_mut().mapv_inplace(|d| d + ridge * mean - added);
-        added = ridge * mean;
-        positive::inverse(&gram)
-    });
-    found.unwrap_or_else(|| Array2::from_diag(&gram.diag().mapv(|d| 1.0 / (d - added + mean))))
+    let diagonal = gram.diag().to_owned();
+    with_ridge(&mut gram, RIDGE, positive::inverse).unwrap_or_else(|| {
+        let mean = diagonal.mean().unwrap_or(0.0).max(f64::MIN_POSITIVE);
+        Array2::from_diag(&diagonal.mapv(|d| 1.0 / (d + mean)))
+    })
 }
