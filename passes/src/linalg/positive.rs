@@ -1,9 +1,9 @@
 //! Systems of equations with a symmetric, positive definite matrix, and its inverse, by Cholesky.
 
-use ndarray::{Array2, ArrayView2, ShapeBuilder, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, ShapeBuilder, s};
 use ndarray_linalg::{CholeskyInto, Diag, SolveTriangularInto, UPLO};
 
-use super::{in_blocks, joined};
+use super::{add_product, in_blocks, joined, product};
 
 /// M^-1 X; `None` where M is not positive definite, or the solution not finite.
 pub fn solve(matrix: &Array2<f64>, right: ArrayView2<f64>) -> Option<Array2<f64>> {
@@ -20,22 +20,8 @@ pub fn solve(matrix: &Array2<f64>, right: ArrayView2<f64>) -> Option<Array2<f64>
 
 /// M^-1; `None` where M is not positive definite, or its inverse not finite.
 pub fn inverse(matrix: &Array2<f64>) -> Option<Array2<f64>> {
-    let (lower, n) = (factor(matrix)?, matrix.nrows());
-    // The inverse of a lower triangle is one, so that every block starts where it does.
-    let blocks = in_blocks(n, |columns| {
-        let (start, width) = (columns.start, columns.len());
-        let corner = column_major(lower.slice(s![start.., start..]));
-        let mut right = Array2::zeros((n - start, width).f());
-        right.slice_mut(s![..width, ..]).diag_mut().fill(1.0);
-        corner.solve_triangular_into(UPLO::Lower, Diag::NonUnit, right).ok()
-    });
-    let mut half = Array2::zeros((n, n).f());
-    let mut start = 0;
-    for block in blocks.into_iter().collect::<Option<Vec<_>>>()? {
-        half.slice_mut(s![start.., start..start + block.ncols()]).assign(&block);
-        start += block.ncols();
-    }
-    drop(lower);
+    let (mut half, n) = (matrix.clone(), matrix.nrows());
+    invert_factor(half.view_mut())?;
     // M^-1 = L^-T L^-1, of which the part above the diagonal is enough.
     let upper = in_blocks(n, |columns| {
         let rows = half.slice(s![columns.start.., ..columns.end]);
@@ -51,6 +37,34 @@ pub fn inverse(matrix: &Array2<f64>) -> Option<Array2<f64>> {
     }
     inverse.iter().all(|x| x.is_finite()).then_some(inverse)
 }
+
+/// Puts L^-1 in the place of M = L L^T, by halves: almost all of it are products of matrices, which are spread over threads.
+/// `None` where M is not positive definite.
+fn invert_factor(mut matrix: ArrayViewMut2<f64>) -> Option<()> {
+    let n = matrix.nrows();
+    if n <= SMALL {
+        let lower = factor(&matrix.to_owned())?;
+        let inverse = lower.solve_triangular_into(UPLO::Lower, Diag::NonUnit, Array2::eye(n)).ok()?;
+        matrix.assign(&inverse);
+        return Some(());
+    }
+    let (top, bottom) = matrix.split_at(Axis(0), (n / 2).next_multiple_of(SMALL / 2));
+    let half = top.nrows();
+    let (mut first, mut above) = top.split_at(Axis(1), half);
+    let (mut across, mut second) = bottom.split_at(Axis(1), half);
+    invert_factor(first.view_mut())?;
+    let lower = product(across.view(), first.t());
+    add_product(-1.0, lower.view(), lower.t(), second.view_mut());
+    invert_factor(second.view_mut())?;
+    let lower = product(lower.view(), first.view());
+    across.fill(0.0);
+    add_product(-1.0, second.view(), lower.view(), across);
+    above.fill(0.0);
+    Some(())
+}
+
+/// Matrices of so many rows are left to LAPACK.
+const SMALL: usize = 128;
 
 /// L with L L^T = M.
 pub fn factor(matrix: &Array2<f64>) -> Option<Array2<f64>> {

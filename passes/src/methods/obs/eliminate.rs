@@ -14,6 +14,9 @@ use ndarray::{Array2, Axis, s};
 
 use crate::linalg::{add_product, positive};
 
+/// So many units of a pool are looked at together.
+const AT_ONCE: usize = 16;
+
 /// A unit that went.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Gone {
@@ -38,9 +41,12 @@ impl Elimination {
     pub(super) fn new(inverse: Array2<f64>, weight: &Array2<f64>, units: &[Vec<usize>]) -> Self {
         let order: Vec<usize> = units.iter().flatten().copied().collect();
         let is_in_order = order.iter().copied().eq(0..inverse.nrows());
+        // Rows lie one after another in both, as `compact` has it.
+        let inverse = if is_in_order { inverse } else { gathered(&inverse, &order, &order) };
+        let weight = weight.select(Axis(0), &order);
         Self {
-            inverse: if is_in_order { inverse } else { gathered(&inverse, &order, &order) },
-            weight: weight.select(Axis(0), &order),
+            inverse: if inverse.is_standard_layout() { inverse } else { inverse.as_standard_layout().into_owned() },
+            weight: weight.as_standard_layout().into_owned(),
             left: units.iter().map(Vec::len).enumerate().collect(),
         }
     }
@@ -52,19 +58,17 @@ impl Elimination {
 
     /// Removes `count` units, the cheapest first.
     ///
-    /// Twice as many that are cheap now are looked at together: each of them knows at once of those that went before it.
+    /// Twice as many that are cheap now are looked at together, in turn by few at a time: each of them knows at once of
+    /// those that went before it, and the others of all of them at the end.
     pub(super) fn remove(&mut self, count: usize) -> Vec<Gone> {
-        let places = self.places();
-        let mut cheap: Vec<(usize, f64)> = places.iter().map(|p| self.error(p.clone())).enumerate().collect();
-        cheap.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
-        cheap.truncate(if count > 1 { 2 * count } else { 1 });
-        let columns: Vec<usize> = cheap.iter().flat_map(|&(i, _)| places[i].clone()).collect();
-        let mut pool = Self {
-            inverse: gathered(&self.inverse, &columns, &columns),
-            weight: self.weight.select(Axis(0), &columns),
-            left: cheap.iter().map(|&(i, _)| (i, self.left[i].1)).collect(),
-        };
-        let gone = pool.cheapest(count);
+        let mut pool = self.cheapest(if count > 1 { 2 * count } else { 1 });
+        let mut gone = Vec::new();
+        while gone.len() < count && pool.left() > 0 {
+            gone.extend(match count > AT_ONCE {
+                true => pool.remove(AT_ONCE.min(count - gone.len())),
+                false => pool.remove_cheapest(count),
+            });
+        }
         let mut going = vec![false; self.left.len()];
         gone.iter().for_each(|gone| going[gone.unit] = true);
         let gone = gone.into_iter().map(|gone| Gone { unit: self.left[gone.unit].0, ..gone }).collect();
@@ -72,8 +76,22 @@ impl Elimination {
         gone
     }
 
-    /// Eliminates the `count` cheapest of a few units, where they are.
-    fn cheapest(&mut self, count: usize) -> Vec<Gone> {
+    /// The `count` units that are cheapest now, by themselves, called by their places.
+    fn cheapest(&self, count: usize) -> Self {
+        let places = self.places();
+        let mut cheap: Vec<(usize, f64)> = places.iter().map(|p| self.error(p.clone())).enumerate().collect();
+        cheap.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
+        cheap.truncate(count);
+        let columns: Vec<usize> = cheap.iter().flat_map(|&(i, _)| places[i].clone()).collect();
+        Self {
+            inverse: gathered(&self.inverse, &columns, &columns),
+            weight: self.weight.select(Axis(0), &columns),
+            left: cheap.iter().map(|&(i, _)| (i, self.left[i].1)).collect(),
+        }
+    }
+
+    /// Removes the `count` cheapest of a few units, one after another, and all others with them.
+    fn remove_cheapest(&mut self, count: usize) -> Vec<Gone> {
         let places = self.places();
         let mut here: Vec<usize> = (0..places.len()).collect();
         let mut gone = Vec::new();
@@ -90,6 +108,7 @@ impl Elimination {
             general_mat_mul(-1.0, &across, &weight, 1.0, &mut self.weight);
             general_mat_mul(-1.0, &across, &inverse, 1.0, &mut self.inverse);
         }
+        self.left.clear();
         gone
     }
 
@@ -122,21 +141,39 @@ impl Elimination {
         let across = gathered(&self.inverse, &out, &stay);
         let weight = solved(&own, &self.weight.select(Axis(0), &out));
         let inverse = solved(&own, &across);
-        // Nothing moves to where something still has to be moved from.
-        for (row, &from) in stay.iter().enumerate() {
-            for (column, &from_column) in stay.iter().enumerate() {
-                self.inverse[[row, column]] = self.inverse[[from, from_column]];
-            }
-            for output in 0..self.weight.ncols() {
-                self.weight[[row, output]] = self.weight[[from, output]];
-            }
-        }
+        compact(&mut self.inverse, &stay, &stay);
+        let all: Vec<usize> = (0..self.weight.ncols()).collect();
+        compact(&mut self.weight, &stay, &all);
         let count = stay.len();
         add_product(-1.0, across.t(), weight.view(), self.weight.slice_mut(s![..count, ..]));
         add_product(-1.0, across.t(), inverse.view(), self.inverse.slice_mut(s![..count, ..count]));
         let mut going = going.iter();
         self.left.retain(|_| !going.next().copied().unwrap_or_default());
     }
+}
+
+/// Moves some rows and columns of a matrix, both ascending, to its corner.
+fn compact(matrix: &mut Array2<f64>, rows: &[usize], columns: &[usize]) {
+    let width = matrix.ncols();
+    let runs = runs(columns);
+    let Some(numbers) = matrix.as_slice_mut() else { return };
+    for (to, &from) in rows.iter().enumerate() {
+        for (start, run) in &runs {
+            numbers.copy_within(from * width + run.start..from * width + run.end, to * width + start);
+        }
+    }
+}
+
+/// Places that follow each other, with how many lie before each run of them.
+fn runs(places: &[usize]) -> Vec<(usize, Range<usize>)> {
+    let mut runs: Vec<(usize, Range<usize>)> = Vec::new();
+    for (before, &place) in places.iter().enumerate() {
+        match runs.last_mut().filter(|(_, run)| run.end == place) {
+            Some((_, run)) => run.end += 1,
+            None => runs.push((before, place..place + 1)),
+        }
+    }
+    runs
 }
 
 /// Some rows and columns of a matrix.
@@ -229,6 +266,35 @@ mod tests {
         let kept: Vec<usize> = (0..8).filter(|u| gone.iter().all(|g| g.unit != *u)).collect();
         let (lost, error) = (gone.iter().map(|g| g.error).sum::<f64>(), least_error(&features, &weight, &kept));
         assert!((lost - error).abs() < 1e-3 * error, "what units cost together is the sum: {lost} {error}");
+    }
+
+    #[test]
+    fn many_at_once_leave_what_is_left_after_all_of_them_have_gone() {
+        let rows = 300;
+        let features = Array2::from_shape_fn((rows, 100), |(i, j)| number(i + 3, j + 11));
+        let weight = weight(100);
+        let target = features.dot(&weight);
+        let units: Vec<Vec<usize>> = (0..100).map(|unit| vec![unit]).collect();
+        // The same numbers, stored the other way round.
+        for (features, weight) in [(features.clone(), weight.clone()), (features.clone(), stored_by_columns(&weight))] {
+            let mut elimination = elimination(&features, &weight, &units);
+            let gone = [elimination.remove(40), elimination.remove(30)].concat();
+            let mut kept = [true; 100];
+            gone.iter().for_each(|gone| kept[gone.unit] = false);
+            let kept: Vec<usize> = (0..100).filter(|&unit| kept[unit]).collect();
+            assert_eq!((gone.len(), kept.len()), (70, 30));
+            let stay = features.select(Axis(1), &kept);
+            let best = positive::solve(&stay.t().dot(&stay), stay.t().dot(&target).view()).unwrap();
+            let error = (&target - &stay.dot(&best)).iter().map(|e| e * e).sum::<f64>();
+            let counted: f64 = gone.iter().map(|gone| gone.error).sum();
+            assert!((counted - error).abs() < 1e-8 * error, "{counted} {error}");
+            let dense = elimination.weight.slice(s![..30, ..]).to_owned();
+            assert!((&dense - &best).iter().all(|d| d.abs() < 1e-8));
+        }
+    }
+
+    fn stored_by_columns(matrix: &Array2<f64>) -> Array2<f64> {
+        matrix.t().as_standard_layout().into_owned().reversed_axes()
     }
 
     #[test]
