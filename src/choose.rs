@@ -99,6 +99,19 @@ impl<'a> Chooser<'a> {
         Ok(())
     }
 
+    /// Times the original, where it was not yet.
+    ///
+    /// # Errors
+    /// Where ONNX Runtime fails.
+    pub(crate) fn time_original(&mut self) -> Result<(), Error> {
+        if self.forward.is_none() {
+            self.world.progress.stage("running the original");
+            self.forward = Some(self.walk.time(self.original)?);
+            self.world.clock.stage("teacher");
+        }
+        Ok(())
+    }
+
     fn expect(&mut self, work: usize) {
         self.expected += work;
         self.world.progress.expect(self.expected);

@@ -35,6 +35,7 @@ pub mod report;
 #[doc(hidden)]
 pub mod runtime;
 #[doc(hidden)]
+mod sparsify;
 pub mod store;
 #[doc(hidden)]
 pub mod walk;

@@ -7,7 +7,9 @@ use std::sync::atomic::AtomicBool;
 use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::discover::Scope;
 use kprune_passes::discover::cost::Alignment;
-use kprune_passes::methods::Settings;
+use kprune_passes::methods::{Settings, besa};
+use kprune_passes::sparsity::Pattern;
+use serde::Serialize;
 
 use crate::data::Sources;
 use crate::error::Error;
@@ -30,6 +32,8 @@ pub struct Options {
     pub method: Settings,
     /// Whether what stays learns from the original afterwards.
     pub distil: Distil,
+    /// How many single weights of what stays go.
+    pub sparsity: Option<Sparsity>,
     /// What graphs are run with.
     pub runtime: RuntimeOptions,
     /// What is read and written besides the models.
@@ -79,6 +83,53 @@ pub enum Distil {
     Auto,
     /// The same at the cost of so many passes of the original over the calibration set.
     Equivalents(f64),
+}
+
+/// How many single weights go, and which.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Sparsity {
+    /// The share of the weights of every block that is to be zero, 0 to 0.9.
+    pub share: f64,
+    /// Where zeros may be.
+    pub pattern: Pattern,
+    /// Which weights go.
+    pub method: WeightMethod,
+}
+
+/// How single weights are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(tag = "name", rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum WeightMethod {
+    /// The smallest of every row: a baseline.
+    Magnitude,
+    /// Those of every row that are smallest times what they are multiplied with (Sun et al. 2024): a baseline.
+    Wanda,
+    /// The same, with shares of rows that are learned (BESA, ICLR 2024).
+    Besa(besa::Settings),
+}
+
+/// No more of the weights of a block than this can go.
+pub const SPARSEST: f64 = 0.9;
+
+impl Sparsity {
+    fn check(&self) -> Result<(), String> {
+        let (share, most) = (self.share, self.pattern.most());
+        if !(share > 0.0 && share <= SPARSEST) {
+            return Err(format!("a sparsity of {share} is not possible: it is a share above 0, up to {SPARSEST}"));
+        }
+        if share > most {
+            return Err(format!("a sparsity of {share} is more than the {most} that the pattern {} has", self.pattern));
+        }
+        let is_allocated = matches!(self.method, WeightMethod::Besa(_));
+        if share < most && self.pattern != Pattern::Unstructured && !is_allocated {
+            let reason = format!("with the pattern {}, {most} of every matrix go", self.pattern);
+            return Err(format!(
+                "{reason}: --sparsity {share} needs --method besa, which learns which matrices take part"
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// What is measured on.
@@ -240,6 +291,7 @@ impl Options {
     pub fn check(&self) -> Result<(), Error> {
         self.aim.amount.check().map_err(Error::Usage)?;
         self.method.check().map_err(Error::Usage)?;
+        self.sparsity.as_ref().map_or(Ok(()), Sparsity::check).map_err(Error::Usage)?;
         let wrong = |what: &str| Err(Error::Usage(what.into()));
         if self.files.latency_table.is_some() && !self.aim.amount.is_timed() {
             return wrong(

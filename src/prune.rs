@@ -86,9 +86,14 @@ pub(crate) fn prune(
             (budget, products) = (corrected, again);
         }
     }
+    if options.sparsity.is_some() {
+        chooser.time_original()?;
+    }
     let (mut probes, forward) = chooser.finish();
     maker.distil(&mut products, &mut probes)?;
     clock.stage("distil");
+    maker.sparsify(&mut products, &probes, &cache)?;
+    clock.stage("sparsify");
 
     // Judge and deliver.
     maker.judge(&mut products)?;

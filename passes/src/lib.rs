@@ -20,6 +20,7 @@ pub mod remove;
 pub mod rules;
 pub mod signature;
 pub mod simplify;
+pub mod sparsity;
 
 #[cfg(test)]
 mod testing;

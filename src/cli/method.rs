@@ -4,6 +4,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, ValueEnum};
 use kprune_passes::methods::Settings;
 
+use super::besa::BesaArgs;
 use super::kprune::KpruneArgs;
 use super::kwon::KwonArgs;
 use super::obs::ObsArgs;
@@ -17,7 +18,11 @@ pub enum Method {
     Obs,
     /// Fisher information of masks, rearranged and scaled (Kwon et al., NeurIPS 2022); uses labels where there are any
     Kwon,
-    /// A baseline: the units with the smallest weights go
+    /// Shares of zeros that are learned block by block (BESA, ICLR 2024), with --sparsity
+    Besa,
+    /// A baseline with --sparsity: weights go that are small times what they are multiplied with (Sun et al. 2024)
+    Wanda,
+    /// A baseline: the units with the smallest weights go, or with --sparsity the smallest weights
     Magnitude,
     /// A baseline: units are drawn with the seed
     Random,
@@ -41,6 +46,10 @@ pub struct MethodArgs {
     #[command(flatten)]
     #[allow(missing_docs)] // A line here would become the help of the command.
     pub obs: ObsArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)] // A line here would become the help of the command.
+    pub besa: BesaArgs,
 }
 
 impl MethodArgs {
@@ -49,20 +58,24 @@ impl MethodArgs {
         match self.method {
             Method::Kprune => Settings::Kprune(self.kprune.settings()),
             Method::Kwon => Settings::Kwon(self.kwon.settings()),
-            Method::Obs => Settings::Obs(self.obs.settings()),
+            // Those that choose single weights leave units to the default.
+            Method::Obs | Method::Besa | Method::Wanda => Settings::Obs(self.obs.settings()),
             Method::Magnitude => Settings::Magnitude,
             Method::Random => Settings::Random,
         }
     }
 
     /// An option that was given and belongs to another method, with that method.
-    pub(super) fn stray(&self, given: &ArgMatches) -> Option<(String, Method)> {
+    /// With --sparsity, weights go by besa unless --method says otherwise.
+    pub(super) fn stray(&self, given: &ArgMatches, is_sparse: bool) -> Option<(String, Method)> {
+        let is_besa = is_sparse && !matches!(self.method, Method::Wanda | Method::Magnitude);
         let of = [
             (Method::Kprune, KpruneArgs::augment_args(Command::new(""))),
             (Method::Kwon, KwonArgs::augment_args(Command::new(""))),
             (Method::Obs, ObsArgs::augment_args(Command::new(""))),
+            (Method::Besa, BesaArgs::augment_args(Command::new(""))),
         ];
-        let others = of.iter().filter(|(method, _)| *method != self.method);
+        let others = of.iter().filter(|(method, _)| *method != self.method && !(is_besa && *method == Method::Besa));
         let mut options = others.flat_map(|(method, command)| command.get_arguments().map(move |a| (method, a)));
         let stray = options.find(|(_, a)| given.value_source(a.get_id().as_str()) == Some(ValueSource::CommandLine));
         stray.map(|(method, option)| (format!("--{}", option.get_long().unwrap_or_default()), *method))

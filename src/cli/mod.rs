@@ -1,5 +1,6 @@
 //! The command line.
 
+mod besa;
 mod compare;
 mod inspect;
 mod kprune;
@@ -54,9 +55,14 @@ impl Cli {
     pub fn read() -> Self {
         let given = Self::command().get_matches();
         let cli = Self::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
-        if let Some((option, method)) = cli.prune.method.stray(&given) {
-            let message = format!("{option} is an option of --method {method:?}").to_lowercase();
-            Self::command().error(ErrorKind::ArgumentConflict, message).exit();
+        let is_sparse = cli.prune.sparsity.sparsity.is_some();
+        let refuse = |message: String| Self::command().error(ErrorKind::ArgumentConflict, message).exit();
+        if let Some((option, method)) = cli.prune.method.stray(&given, is_sparse) {
+            refuse(format!("{option} is an option of --method {method:?}").to_lowercase());
+        }
+        if !is_sparse && matches!(cli.prune.method.method, Method::Besa | Method::Wanda) {
+            let method = format!("{:?}", cli.prune.method.method).to_lowercase();
+            refuse(format!("--method {method} makes single weights zero: say how many with --sparsity"));
         }
         cli
     }

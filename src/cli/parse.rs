@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::discover::Scope;
 
-use crate::options::{Distil, MOST, Stage};
+use crate::options::{Distil, MOST, SPARSEST, Stage};
 
 pub(super) fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a whole number above 0".into())
@@ -25,6 +25,10 @@ fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<f64,
 
 pub(super) fn compression(text: &str) -> Result<f64, String> {
     number(text, |x| (0.0..=MOST).contains(&x), "a number from 0 to 0.95")
+}
+
+pub(super) fn sparsity(text: &str) -> Result<f64, String> {
+    number(text, |x| (0.0..=SPARSEST).contains(&x), "a number from 0 to 0.9")
 }
 
 pub(super) fn weight(text: &str) -> Result<f64, String> {

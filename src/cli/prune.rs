@@ -8,12 +8,16 @@ use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::discover::Scope;
 use kprune_passes::discover::cost::Alignment;
 
+use super::besa::SparsityArgs;
 use super::parse::{above_one, above_zero, compression, distil, dump, output, positive, scope, weight};
 use super::{DataArgs, MethodArgs, RuntimeArgs};
 use crate::options::{Amount, Distil, Options, Stage};
 
 /// Compressions that are tried where only the drop is limited.
 const TRIED: [f64; 9] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
+
+/// The compression where nothing is said of how much goes.
+const USUAL: f64 = 0.5;
 
 /// How to prune.
 #[derive(Clone, Debug, Args)]
@@ -39,9 +43,9 @@ pub struct PruneArgs {
     #[allow(missing_docs)] // A line here would become the help of the command.
     pub data: DataArgs,
 
-    /// Share of the prunable FLOPs to remove, 0 to 0.95
-    #[arg(long, value_name = "R", default_value = "0.5", value_parser = compression, help_heading = "How much")]
-    pub compression: f64,
+    /// Share of the prunable FLOPs to remove, 0 to 0.95 [default: 0.5, and 0 with --sparsity]
+    #[arg(long, value_name = "R", value_parser = compression, help_heading = "How much")]
+    pub compression: Option<f64>,
 
     /// Remove as much as makes the model X times as fast, measured on this machine
     #[arg(long, value_name = "X", value_parser = above_one, help_heading = "How much",
@@ -101,6 +105,10 @@ pub struct PruneArgs {
     #[command(flatten)]
     #[allow(missing_docs)] // A line here would become the help of the command.
     pub method: MethodArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)] // A line here would become the help of the command.
+    pub sparsity: SparsityArgs,
 
     /// Let what stays learn from the original afterwards: off, on, auto (only where it is better on held-out samples), or
     /// auto at the cost of so many passes of the original over the calibration set
@@ -163,6 +171,7 @@ impl PruneArgs {
         options.data.batch_size = self.batch_size;
         options.method = self.method.settings();
         options.distil = self.distil;
+        options.sparsity = self.sparsity.settings(self.method.method, &self.method.besa);
         options.runtime = self.runtime.options();
         options.runtime.memory = self.memory.map_or(options.runtime.memory, |size| size.as_u64());
         options.files.plan.clone_from(&self.plan);
@@ -178,7 +187,7 @@ impl PruneArgs {
             (Some(times), ..) => Amount::Speedup(times),
             (_, Some(milliseconds), ..) => Amount::Latency(milliseconds / 1e3),
             (_, _, [], Some(_)) => Amount::Compression(TRIED.to_vec()),
-            (_, _, [], None) => Amount::Compression(vec![self.compression]),
+            (_, _, [], None) => Amount::Compression(vec![self.compression.unwrap_or(self.usual())]),
             (_, _, shares, _) => {
                 let mut shares = shares.to_vec();
                 shares.sort_by(f64::total_cmp);
@@ -186,6 +195,11 @@ impl PruneArgs {
                 Amount::Compression(shares)
             }
         }
+    }
+
+    /// The compression where none is given.
+    fn usual(&self) -> f64 {
+        if self.sparsity.sparsity.is_some() { 0.0 } else { USUAL }
     }
 
     /// The model to prune.

@@ -14,11 +14,12 @@ use super::verify::{Verified, masked_original, verify};
 use crate::analysis::{Loaded, View, parameters};
 use crate::budget::Budget;
 use crate::data::{Batch, Dataset};
-use crate::distil::Distillation;
+use crate::distil::{Distillation, Pupil};
 use crate::error::Error;
 use crate::judge::latency::{self, Setting, Timing};
 use crate::judge::quality::{Judgement, Kind, judge};
 use crate::options::Options;
+use crate::sparsify::Sparsified;
 use crate::store::{self, Ledger, Publication, Source, Staged, StagedFolder, Target};
 use crate::walk::World;
 
@@ -47,6 +48,8 @@ pub(super) struct Product {
     pub(super) judgement: Option<Judgement>,
     /// What its distillation did.
     pub(super) distillation: Option<Distillation>,
+    /// Which of its weights went.
+    pub(super) sparsified: Option<Sparsified>,
     /// Why there was none, though it was wanted.
     pub(super) warning: Option<String>,
     /// The files; `None` where nothing is to be written.
@@ -62,6 +65,8 @@ pub(super) struct Made {
     folder: Option<StagedFolder>,
     /// The model, read back.
     pub(super) model: Model,
+    /// The same as it was trained, where it was.
+    pub(super) pupil: Option<Pupil>,
 }
 
 /// What is needed to make models.
@@ -99,6 +104,7 @@ impl Maker<'_> {
                 timing: None,
                 judgement: None,
                 distillation: None,
+                sparsified: None,
                 warning: None,
                 made,
             });
@@ -132,7 +138,7 @@ impl Maker<'_> {
         let reread = staged.reread()?;
         let verified = runtime.in_full_precision(|| verify(runtime, &reread, &staged, &masked, found, batches))?;
         clock.stage("verify");
-        Ok(Made { target, parameters: parameters(&pruned), verified, staged, folder, model: reread })
+        Ok(Made { target, parameters: parameters(&pruned), verified, staged, folder, model: reread, pupil: None })
     }
 
     /// The original, and every model that was made.

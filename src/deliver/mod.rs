@@ -1,9 +1,11 @@
 //! What a run makes: models, their check, and the report, put in place together.
 
+mod anew;
 mod describe;
 mod distilled;
 pub(crate) mod dump;
 mod make;
+mod sparse;
 pub(crate) mod targets;
 pub mod verify;
 

@@ -15,6 +15,7 @@ pub use crate::distil::{Distillation, Tried};
 use crate::error::Error;
 use crate::judge::latency::{Setting, Timing};
 use crate::judge::quality::Judgement;
+pub use crate::sparsify::{SparseBlock, SparseMatrix, Sparsified};
 use crate::store;
 
 /// The report of a run. Units: bytes, seconds, milliseconds for latencies, FLOPs (two for every multiply-add) of
@@ -70,6 +71,9 @@ pub struct ModelReport {
     /// What its distillation did, where there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distillation: Option<Distillation>,
+    /// Which single weights went, where some did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sparsification: Option<Sparsified>,
     /// How long it takes, where that was measured.
     pub latency: Option<Timing>,
     /// How good it is, where that was measured.

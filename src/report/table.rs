@@ -39,6 +39,9 @@ impl Report {
         if let Some(distillation) = &self.model.distillation {
             line("distilled", distillation.to_string());
         }
+        if let Some(sparsification) = &self.model.sparsification {
+            line("sparse", sparsification.to_string());
+        }
         if let Some(verify) = &self.model.verify {
             let differ =
                 |difference| format!("outputs differ from the masked original by {difference:.1e} of the largest");

@@ -72,9 +72,20 @@ impl<'a> Emit<'a> {
         self.with(Operator::new("ReduceSum").with(attribute::int("keepdims", keep as i64)), &[value, axes])
     }
 
+    /// A sum of squares over axes.
+    pub fn sum_of_squares(&mut self, value: ValueId, axes: &[i64], keep: bool) -> ValueId {
+        let operator = Operator::new("ReduceSumSquare").with(attribute::int("keepdims", keep as i64));
+        self.reduced(operator, value, axes)
+    }
+
     /// A mean over axes, which stay with length 1.
     pub fn reduce_mean(&mut self, value: ValueId, axes: &[i64]) -> ValueId {
         let operator = Operator::new("ReduceMean").with(attribute::int("keepdims", 1));
+        self.reduced(operator, value, axes)
+    }
+
+    /// A reduction, whose axes became an input with version 18.
+    fn reduced(&mut self, operator: Operator, value: ValueId, axes: &[i64]) -> ValueId {
         if self.opset < 18 {
             return self.with(operator.with(attribute::ints("axes", axes)), &[value]);
         }

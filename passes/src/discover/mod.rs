@@ -1,5 +1,6 @@
 //! What can be removed: units, grouped into sublayers.
 
+pub mod blocks;
 pub mod cost;
 pub mod flops;
 pub mod provenance;

@@ -38,7 +38,7 @@ fn in_blocks<T: Send>(columns: usize, work: impl Fn(Range<usize>) -> T + Send + 
 }
 
 /// Does each piece of work, on as many threads as may be used; the results come in order.
-fn side_by_side<P: Send, T: Send>(pieces: Vec<P>, work: impl Fn(P) -> T + Send + Sync) -> Vec<T> {
+pub(crate) fn side_by_side<P: Send, T: Send>(pieces: Vec<P>, work: impl Fn(P) -> T + Send + Sync) -> Vec<T> {
     match pool().filter(|_| pieces.len() > 1) {
         Some(pool) => pool.install(|| pieces.into_par_iter().map(work).collect()),
         None => pieces.into_iter().map(work).collect(),

@@ -5,6 +5,7 @@
 //! A new method is a file or folder here, a line in [`Settings`], and its options in the command line
 //! (docs/adding-a-method.md).
 
+pub mod besa;
 pub mod kprune;
 pub mod kwon;
 pub mod magnitude;

@@ -17,6 +17,7 @@
 //!
 //! [`Criterion`]: crate::calculus::loss::Criterion
 
+mod block;
 mod columns;
 mod equations;
 mod moments;
@@ -24,6 +25,7 @@ mod step;
 pub mod suffix;
 mod sums;
 
+pub use block::{FeatureOutputs, REFERENCE, ReconstructionOutputs, TOKENS};
 pub use columns::ColumnSums;
 pub use equations::{COLUMNS, EquationOutputs, stream_input};
 pub use moments::MomentOutputs;

@@ -1,0 +1,155 @@
+//! A model, led over the calibration set block by block.
+
+use std::collections::HashMap;
+
+use kprune_passes::discover::blocks::Block;
+use kprune_passes::methods::besa::{self, Learnt, Reconstruction, Shape};
+use kprune_passes::probe::{FeatureOutputs, Graph, Probes};
+use kprune_passes::sparsity::Order;
+use ndarray::{Array1, ArrayD, Ix1};
+
+use super::learning::Learning;
+use super::tensor;
+use crate::data::Batch;
+use crate::error::{Error, not_finite};
+use crate::options::Sparsity;
+use crate::runtime::{self, Cache, Held, Kept, Session};
+use crate::walk::World;
+use kprune_passes::ir::ValueId;
+
+/// Upstream of the block in hand: for every batch, the values that cross into it.
+pub(super) struct Walk<'a> {
+    world: World<'a>,
+    /// The model without the weights that went so far.
+    probes: Probes<'a>,
+    cache: Cache,
+    states: Vec<Kept>,
+    /// The same of the model with all its weights, where blocks are compared with that.
+    dense: Option<(Probes<'a>, Vec<Kept>)>,
+    /// What the block in hand is to give, for every batch.
+    references: Vec<Kept>,
+}
+
+impl<'a> Walk<'a> {
+    /// Upstream of the first block; blocks are compared with the model as it was where `from_dense`, and else with what
+    /// their own weights give from what comes in.
+    pub(super) fn new(world: World<'a>, probes: Probes<'a>, cache: Cache, from_dense: bool) -> Self {
+        let states = || world.batches.iter().map(|_| Kept::default()).collect();
+        let dense = from_dense.then(|| (probes.clone(), states()));
+        Self { world, probes, cache, states: states(), dense, references: Vec::new() }
+    }
+
+    /// Runs the block as it is: for every matrix, the squares of what it is multiplied with, summed up over tokens. What it
+    /// gives is kept.
+    pub(super) fn features(&mut self, block: &Block, place: &str) -> Result<Vec<Vec<f64>>, Error> {
+        self.world.progress.stage(&format!("{place}: measuring"));
+        let Graph { model, outputs } = self.probes.features(block);
+        let mut session = self.world.runtime.session(&model, "measuring a block", true)?;
+        let mut squares: Vec<Array1<f64>> = block.matrices.iter().map(|m| Array1::zeros(m.inputs)).collect();
+        self.references.clear();
+        for (state, batch) in self.states.iter().zip(self.world.batches) {
+            let mut values = run(&self.world, &mut session, state, batch)?;
+            for (sum, name) in squares.iter_mut().zip(&outputs.squares) {
+                *sum += &vector(&values, name, &|| format!("{place}, {}", batch.describe()))?;
+            }
+            values.retain(|name, _| *name == outputs.stream);
+            self.references.push(self.cache.keep(values)?);
+        }
+        self.compare_with_dense(block, &outputs)?;
+        Ok(squares.into_iter().map(|sum| sum.to_vec()).collect())
+    }
+
+    /// What the block gives in the model as it was takes the place of what it gives here.
+    fn compare_with_dense(&mut self, block: &Block, outputs: &FeatureOutputs) -> Result<(), Error> {
+        let Some((probes, states)) = &self.dense else { return Ok(()) };
+        let mut session = self.world.runtime.session(&probes.features(block).model, "measuring a block", true)?;
+        for ((state, batch), reference) in states.iter().zip(self.world.batches).zip(&mut self.references) {
+            let mut values = run(&self.world, &mut session, state, batch)?;
+            values.retain(|name, _| *name == outputs.stream);
+            *reference = self.cache.keep(values)?;
+        }
+        Ok(())
+    }
+
+    /// Learns how many weights of every row go.
+    pub(super) fn learn(
+        &mut self,
+        block: &Block,
+        orders: &[Order],
+        shapes: &[Shape],
+        settings: &Sparsity,
+        besa: &besa::Settings,
+        place: &str,
+    ) -> Result<Learnt, Error> {
+        let parts = Parts { states: &self.states, references: &self.references };
+        let mut learning = Learning::new(self.world, &self.probes, parts, block, orders, settings.pattern, place)?;
+        let block: &mut dyn Reconstruction = &mut learning;
+        let learnt = besa::learn(block, shapes, settings.share, settings.pattern, besa, self.world.seed)?;
+        self.world.clock.stage("learn");
+        Ok(learnt)
+    }
+
+    /// Goes through the block, with its matrices as they are now.
+    pub(super) fn advance<'v>(
+        &mut self,
+        block: &Block,
+        matrices: impl Iterator<Item = &'v (ValueId, ArrayD<f32>)>,
+        is_last: bool,
+    ) -> Result<(), Error> {
+        for (weight, numbers) in matrices {
+            if let Some(matrix) = block.matrices.iter().find(|m| m.weight == *weight) {
+                self.probes.replace(matrix, tensor(numbers)?);
+            }
+        }
+        if !is_last {
+            advance(&self.world, &self.probes, block, &mut self.states, &self.cache)?;
+            if let Some((probes, states)) = &mut self.dense {
+                advance(&self.world, probes, block, states, &self.cache)?;
+            }
+        }
+        self.world.clock.stage("advance");
+        Ok(())
+    }
+}
+
+/// What crosses into a block, and what it is to give.
+#[derive(Clone, Copy)]
+pub(super) struct Parts<'a> {
+    pub(super) states: &'a [Kept],
+    pub(super) references: &'a [Kept],
+}
+
+/// Moves what crosses into a block on to what crosses into the next.
+fn advance(world: &World, probes: &Probes, block: &Block, states: &mut [Kept], cache: &Cache) -> Result<(), Error> {
+    let Graph { model, outputs } = probes.advance(block);
+    let mut session = match outputs.is_empty() {
+        true => None,
+        false => Some(world.runtime.session(&model, "running a block", true)?),
+    };
+    let next = probes.crossings.at(block.sublayers.end).iter();
+    let next: Vec<&str> = next.map(|&v| probes.model.graph.name(v)).collect();
+    for (state, batch) in states.iter_mut().zip(world.batches) {
+        let values = match &mut session {
+            Some(session) => run(world, session, state, batch)?,
+            None => HashMap::new(),
+        };
+        state.retain(|name| next.contains(&name));
+        values.into_iter().try_for_each(|(name, value)| cache.add(state, name, value))?;
+    }
+    Ok(())
+}
+
+/// Runs a part of the model on a batch and what crosses into it.
+fn run(world: &World, session: &mut Session, state: &Kept, batch: &Batch) -> Result<runtime::Values, Error> {
+    world.runtime.check_cancelled()?;
+    let state = state.load()?;
+    session.run_keeping(|name| state.get(name).map(Held::value).or_else(|| batch.find(name)), |_| true)
+}
+
+fn vector(values: &runtime::Values, name: &str, place: &dyn Fn() -> String) -> Result<Array1<f64>, Error> {
+    let value = values.get(name).ok_or_else(|| Error::internal(format!("a probe gave no {name:?}")))?;
+    if let Some(odd) = runtime::odd(value)? {
+        return Err(not_finite(place(), "a sum over what a matrix is multiplied with", odd.value));
+    }
+    runtime::scalars(value)?.into_dimensionality::<Ix1>().map_err(|e| Error::internal(e.to_string()))
+}

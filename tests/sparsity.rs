@@ -1,0 +1,167 @@
+//! Sparsity of single weights, through the command line.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::path::Path;
+
+use kprune_passes::ir::{Model, ValueId};
+use onnx_kprune::store::read_model;
+use serde_json::Value;
+use support::{fixtures, kprune, prune_reviews, reviews, text};
+
+/// The reviews model with this share of zeros; the report, and the model.
+fn sparse(folder: &Path, name: &str, more: &[&str]) -> (Value, Model) {
+    let (output, eval) = (folder.join(name), reviews().join("eval.npz"));
+    let report = prune_reviews(&output, &[&["-q", "--eval", eval.to_str().unwrap()], more].concat());
+    let model = read_model(&output).unwrap();
+    (report, model)
+}
+
+fn divergence(report: &Value) -> f64 {
+    report["quality"]["fidelity"]["divergence"].as_f64().unwrap()
+}
+
+/// The matrices that the report lists: their numbers in the file, inputs first.
+fn matrices(report: &Value, model: &Model) -> Vec<ndarray::Array2<f64>> {
+    let blocks = report["sparsification"]["blocks"].as_array().unwrap();
+    let listed = blocks.iter().flat_map(|block| block["matrices"].as_array().unwrap());
+    let matrix = |row: &Value| {
+        let value: ValueId = model.graph.find(row["name"].as_str().unwrap()).unwrap();
+        let numbers = model.graph.constant(value).unwrap().to_f64().unwrap();
+        let numbers = numbers.into_dimensionality::<ndarray::Ix2>().unwrap();
+        let inputs = row["inputs"].as_u64().unwrap() as usize;
+        if numbers.nrows() == inputs { numbers } else { numbers.reversed_axes() }
+    };
+    listed.map(matrix).collect()
+}
+
+fn zeros(matrices: &[ndarray::Array2<f64>]) -> f64 {
+    let all: usize = matrices.iter().map(|m| m.len()).sum();
+    matrices.iter().flatten().filter(|x| **x == 0.0).count() as f64 / all as f64
+}
+
+#[test]
+fn as_many_weights_are_zero_as_were_asked_for_and_the_others_stay_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = read_model(&fixtures().join("reviews/model.onnx")).unwrap();
+    for share in ["0.5", "0.7", "0.8"] {
+        for method in ["besa", "wanda", "magnitude"] {
+            let more = ["--sparsity", share, "--method", method, "--steps", "8"];
+            let more = if method == "besa" { &more[..] } else { &more[..4] };
+            let (report, model) = sparse(folder.path(), "out.onnx", more);
+            let found = matrices(&report, &model);
+            let reported = report["sparsification"]["sparsity"].as_f64().unwrap();
+            let wanted: f64 = share.parse().unwrap();
+            assert!((zeros(&found) - wanted).abs() < 0.005, "{method} {share}: {}", zeros(&found));
+            assert!((zeros(&found) - reported).abs() < 1e-9);
+            let dense = matrices(&report, &original);
+            for (sparse, dense) in found.iter().zip(&dense) {
+                assert!(sparse.iter().zip(dense).all(|(s, d)| *s == 0.0 || s == d), "weights never change");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_learned_is_nearer_to_the_original_than_the_same_share_of_every_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |method: &[&str]| sparse(folder.path(), "out.onnx", &[&["--sparsity", "0.6"], method].concat()).0;
+    let [besa, wanda, magnitude] =
+        [&["--method", "besa"][..], &["--method", "wanda"], &["--method", "magnitude"]].map(of);
+    let [b, w, m] = [&besa, &wanda, &magnitude].map(divergence);
+    assert!(b < w && w < m, "besa {b}, wanda {w}, magnitude {m}");
+    for block in besa["sparsification"]["blocks"].as_array().unwrap() {
+        let [before, after] = ["error_uniform", "error"].map(|key| block[key].as_f64().unwrap());
+        assert!(after < before, "{block}");
+        let matrix = &block["matrices"][0]["of_rows"];
+        assert!(matrix[0].as_f64() < matrix[1].as_f64(), "rows differ");
+    }
+    let matrix = of(&["--rates", "matrix"]);
+    let rows = &matrix["sparsification"]["blocks"][0]["matrices"][0]["of_rows"];
+    assert!(rows[1].as_f64().unwrap() - rows[0].as_f64().unwrap() < 0.05, "one rate for all, but for rounding");
+}
+
+#[test]
+fn patterns_hold_in_every_group_along_the_axis_of_products() {
+    let folder = tempfile::tempdir().unwrap();
+    for (pattern, stay, of, share) in [("2:4", 2, 4, "0.5"), ("4:8", 4, 8, "0.5"), ("1:4", 1, 4, "0.75")] {
+        let (report, model) = sparse(folder.path(), "out.onnx", &["--sparsity", share, "--pattern", pattern]);
+        for matrix in matrices(&report, &model) {
+            for row in matrix.columns() {
+                let row = row.to_vec();
+                assert!(row.chunks(of).all(|group| group.iter().filter(|x| **x != 0.0).count() <= stay), "{pattern}");
+            }
+        }
+    }
+    // Fewer zeros than a pattern has: which matrices take part is learned.
+    let (report, model) =
+        sparse(folder.path(), "out.onnx", &["--sparsity", "0.25", "--pattern", "2:4", "--steps", "8"]);
+    let shares: Vec<f64> = matrices(&report, &model).iter().map(|m| zeros(std::slice::from_ref(m))).collect();
+    assert!(shares.iter().all(|&share| share == 0.0 || share == 0.5), "{shares:?}");
+    assert!(shares.contains(&0.0) && shares.contains(&0.5), "{shares:?}");
+}
+
+#[test]
+fn weights_go_after_units_and_after_distillation() {
+    let folder = tempfile::tempdir().unwrap();
+    let (report, model) = sparse(
+        folder.path(),
+        "out.onnx",
+        &["--compression", "0.5", "--distil", "1", "--sparsity", "0.5", "--steps", "4"],
+    );
+    assert!((zeros(&matrices(&report, &model)) - 0.5).abs() < 0.005);
+    assert!(report["output"]["parameters"].as_u64() < report["input"]["parameters"].as_u64());
+    assert!(report["distillation"]["before"].is_number());
+    assert!(report["sparsification"]["difference"].as_f64().unwrap() < 1e-4);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_on_one_thread_and_on_two() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = |name: &str, more: &[&str]| {
+        sparse(folder.path(), name, &[&["--sparsity", "0.5", "--steps", "6"], more].concat());
+        std::fs::read(folder.path().join(name)).unwrap()
+    };
+    let [first, again] = ["a.onnx", "b.onnx"].map(|name| bytes(name, &[]));
+    assert!(first == again);
+    assert!(first == bytes("c.onnx", &["--memory", "1kB"]), "values that are spilled are the same");
+}
+
+#[test]
+fn models_of_every_kind_lose_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    // Half precision, shared weights, images, two inputs of tokens, a decoder, fused operators, layers side by side.
+    let names =
+        ["bert.ts17.f16", "albert.ts17", "vit.dy20", "t5.ts17", "gpt2.dy20", "bert-sdpa.dy20.ort", "gpt-neox.ts17"];
+    for name in names {
+        let (model, output) = (fixtures().join(format!("zoo/{name}.onnx")), folder.path().join(format!("{name}.onnx")));
+        let more = ["--sparsity", "0.5", "--samples", "8", "--steps", "2", "-q"];
+        let out = support::program().args([&model, &output]).args(more).output().unwrap();
+        assert!(out.status.success(), "{name}: {}", text(&out.stderr));
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out.onnx");
+    let model = fixtures().join("reviews/model.onnx");
+    for (more, expected) in [
+        (&["--sparsity", "0.95"][..], "a number from 0 to 0.9"),
+        (&["--sparsity", "0.5", "--pattern", "4:2"], "is no pattern"),
+        (&["--sparsity", "0.6", "--pattern", "2:4"], "more than the 0.5"),
+        (&["--sparsity", "0.3", "--pattern", "2:4", "--method", "wanda"], "--method besa"),
+        (&["--method", "wanda"], "--sparsity"),
+        (&["--method", "besa"], "--sparsity"),
+        (&["--pattern", "2:4"], "--sparsity"),
+        (&["--sparsity", "0.5", "--method", "wanda", "--steps", "3"], "--method besa"),
+    ] {
+        let arguments = [model.as_os_str(), output.as_os_str()].map(|a| a.to_os_string()).to_vec();
+        let out = kprune(arguments.into_iter().chain(more.iter().map(Into::into)));
+        assert_eq!(out.status.code(), Some(2), "{more:?}: {}", text(&out.stderr));
+        let said = text(&out.stderr).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(expected), "{more:?}: {said}");
+        assert!(!output.exists());
+    }
+}
