@@ -10,7 +10,7 @@ use kprune_passes::ir::Model;
 use kprune_passes::signature;
 use serde::Serialize;
 
-use crate::analysis::{Observed, Opened, Simplified, parameters};
+use crate::analysis::{Observed, Opened, Simplified, parameters, zeros};
 use crate::clock::Clock;
 use crate::data::{Dataset, Sources};
 use crate::error::Error;
@@ -47,6 +47,10 @@ pub struct Side {
     pub path: String,
     /// Its size with external data, in bytes.
     pub bytes: u64,
+    /// The same, compressed by Zstandard.
+    pub compressed: u64,
+    /// The share of its parameters that is zero.
+    pub zeros: f64,
     /// Numbers in constants, floating-point or quantised.
     pub parameters: usize,
     /// FLOPs of one sample: matrix products and convolutions.
@@ -96,16 +100,18 @@ impl Subject {
         self.simplified.model()
     }
 
-    fn side(&self, at: &BTreeMap<String, f64>, latency: Timing, quality: Judgement) -> Side {
-        Side {
+    fn side(&self, at: &BTreeMap<String, f64>, latency: Timing, quality: Judgement) -> Result<Side, Error> {
+        Ok(Side {
             path: self.source.model.display().to_string(),
             bytes: store::size_with_data(&self.source.model, self.model()),
+            compressed: store::compressed_size(&self.source.model, self.model())?,
+            zeros: zeros(self.model()),
             parameters: parameters(self.model()),
             // Operators within fused ones count too.
             flops: flops::total(&self.simplified.lowered().graph, self.simplified.seen(), at),
             latency,
             quality,
-        }
+        })
     }
 }
 
@@ -144,7 +150,7 @@ pub fn compare_with(runtime: &Runtime, a: &Path, b: &Path, options: &Options) ->
     let mut side = |subject: &Subject| {
         let (timing, judgement) = (timings.next(), judgements.next());
         let measured = timing.zip(judgement).ok_or_else(|| Error::internal("a model was not measured"));
-        measured.map(|(latency, quality)| subject.side(&lengths, latency, quality))
+        measured.and_then(|(latency, quality)| subject.side(&lengths, latency, quality))
     };
     let (a, b) = (side(&a)?, side(&b)?);
     let notes = data.notes.iter().cloned().chain(a.quality.unused_labels(&data)).collect();
@@ -181,8 +187,11 @@ impl Comparison {
             table.add_row([name.into(), count(a), count(b), percent(b, a)]);
         };
         amount("bytes", a.bytes as f64, b.bytes as f64);
+        amount("compressed (zstd)", a.compressed as f64, b.compressed as f64);
         amount("parameters", a.parameters as f64, b.parameters as f64);
         amount("FLOPs", a.flops, b.flops);
+        let share = |side: &Side| format!("{:.1} %", 100.0 * side.zeros);
+        table.add_row(["zeros".into(), share(a), share(b), format!("{:+.1} points", 100.0 * (b.zeros - a.zeros))]);
         let milliseconds = |x: f64| format!("{x:.3} ms");
         let faster = format!("{:.2} times as fast", b.latency.speedup);
         table.add_row([

@@ -35,10 +35,10 @@ pub mod report;
 #[doc(hidden)]
 pub mod runtime;
 #[doc(hidden)]
-mod sparsify;
 pub mod store;
 #[doc(hidden)]
 pub mod walk;
+mod weights;
 
 pub use compare::compare;
 pub use error::Error;

@@ -8,6 +8,7 @@ use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::discover::Scope;
 use kprune_passes::discover::cost::Alignment;
 use kprune_passes::methods::{Settings, besa};
+use kprune_passes::quantise::Bits;
 use kprune_passes::sparsity::Pattern;
 use serde::Serialize;
 
@@ -34,6 +35,8 @@ pub struct Options {
     pub distil: Distil,
     /// How many single weights of what stays go.
     pub sparsity: Option<Sparsity>,
+    /// How many bits the weights of blocks have in the file, where not those that they came with.
+    pub quantise: Option<Bits>,
     /// What graphs are run with.
     pub runtime: RuntimeOptions,
     /// What is read and written besides the models.
@@ -113,6 +116,16 @@ pub enum WeightMethod {
 pub const SPARSEST: f64 = 0.9;
 
 impl Sparsity {
+    /// Whether what weights are multiplied with counts.
+    pub(crate) fn measures(&self) -> bool {
+        self.method != WeightMethod::Magnitude
+    }
+
+    /// Whether shares are learned.
+    pub(crate) fn learns(&self) -> bool {
+        matches!(self.method, WeightMethod::Besa(_))
+    }
+
     fn check(&self) -> Result<(), String> {
         let (share, most) = (self.share, self.pattern.most());
         if !(share > 0.0 && share <= SPARSEST) {
@@ -121,8 +134,7 @@ impl Sparsity {
         if share > most {
             return Err(format!("a sparsity of {share} is more than the {most} that the pattern {} has", self.pattern));
         }
-        let is_allocated = matches!(self.method, WeightMethod::Besa(_));
-        if share < most && self.pattern != Pattern::Unstructured && !is_allocated {
+        if share < most && self.pattern != Pattern::Unstructured && !self.learns() {
             let reason = format!("with the pattern {}, {most} of every matrix go", self.pattern);
             return Err(format!(
                 "{reason}: --sparsity {share} needs --method besa, which learns which matrices take part"

@@ -86,14 +86,14 @@ pub(crate) fn prune(
             (budget, products) = (corrected, again);
         }
     }
-    if options.sparsity.is_some() {
+    if options.sparsity.is_some() || options.quantise.is_some() {
         chooser.time_original()?;
     }
     let (mut probes, forward) = chooser.finish();
     maker.distil(&mut products, &mut probes)?;
     clock.stage("distil");
-    maker.sparsify(&mut products, &probes, &cache)?;
-    clock.stage("sparsify");
+    maker.settle(&mut products, &probes, &cache, &budget)?;
+    clock.stage("settle");
 
     // Judge and deliver.
     maker.judge(&mut products)?;

@@ -117,7 +117,7 @@ fn weights_go_after_units_and_after_distillation() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_bytes_on_one_thread_and_on_two() {
+fn the_same_seed_gives_the_same_bytes_also_where_values_are_spilled() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = |name: &str, more: &[&str]| {
         sparse(folder.path(), name, &[&["--sparsity", "0.5", "--steps", "6"], more].concat());
@@ -126,6 +126,22 @@ fn the_same_seed_gives_the_same_bytes_on_one_thread_and_on_two() {
     let [first, again] = ["a.onnx", "b.onnx"].map(|name| bytes(name, &[]));
     assert!(first == again);
     assert!(first == bytes("c.onnx", &["--memory", "1kB"]), "values that are spilled are the same");
+}
+
+#[test]
+fn zeros_make_a_file_smaller_when_it_is_compressed_and_compare_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    sparse(folder.path(), "out.onnx", &["--sparsity", "0.8", "--method", "magnitude"]);
+    let (original, data) = (fixtures().join("reviews/model.onnx"), reviews().join("eval.npz"));
+    let mut command = support::program();
+    command.arg("compare").arg(original).arg(folder.path().join("out.onnx")).arg("--data").arg(data).arg("--json");
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let compared: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let of = |side: &str, key: &str| compared[side][key].as_f64().unwrap();
+    assert_eq!(of("a", "bytes"), of("b", "bytes"));
+    assert!(of("b", "compressed") < 0.9 * of("a", "compressed"));
+    assert!(of("b", "zeros") > of("a", "zeros") + 0.1);
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub mod observe;
 pub mod onnx;
 pub mod plan;
 pub mod probe;
+pub mod quantise;
 pub mod remove;
 pub mod rules;
 pub mod signature;

@@ -3,6 +3,7 @@
 mod changes;
 mod constants;
 mod observation;
+mod parameters;
 mod sizes;
 mod supported;
 
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kprune_passes::discover::{Discovery, discover_units, flops};
-use kprune_passes::ir::{ElementType, Model, Tensor, ValueId};
+use kprune_passes::ir::Model;
 use kprune_passes::observe::Observation;
 use kprune_passes::signature;
 use kprune_passes::simplify::einsum;
@@ -19,6 +20,7 @@ use kprune_passes::simplify::low_rank;
 use kprune_passes::simplify::lower::{self, Lowered};
 
 pub use observation::observe;
+pub use parameters::{parameters, zeros};
 
 use crate::clock::Clock;
 use crate::data::{Dataset, Sources};
@@ -303,16 +305,6 @@ impl Loaded {
         let rows = found.sublayers.iter().map(|sublayer| flops::rows(sublayer, seen, &lengths));
         rows.fold(1.0, f64::max)
     }
-}
-
-/// Numbers in the constants of a model: of floating-point types, or quantised to eight bits or fewer.
-pub fn parameters(model: &Model) -> usize {
-    let constants = model.graph.initializers().into_iter().filter_map(|v: ValueId| model.graph.constant(v));
-    let is_weight = |t: &&Tensor| {
-        let element = t.element();
-        element.is_float() || (1..=8).contains(&element.bits()) && element != ElementType::Bool
-    };
-    constants.filter(is_weight).map(|t| t.count()).sum()
 }
 
 /// Samples for the model at `path`; made-up sequences are made shorter until the model takes them.

@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use kprune_passes::methods::besa::{Grain, Settings};
+use kprune_passes::quantise::Bits;
 use kprune_passes::sparsity::Pattern;
 
 use super::method::Method;
@@ -20,6 +21,11 @@ pub struct SparsityArgs {
     /// Where zeros may be: unstructured, or N:M, as 2:4 and 4:8, of which N weights of M that follow each other stay
     #[arg(long, value_name = "P", default_value_t = Pattern::default(), requires = "sparsity")]
     pub pattern: Pattern,
+
+    /// Write the matrices that stay with few bits: int8, with a scale for every row, a quarter of the size, or int4, with one
+    /// for every 32 weights; as DequantizeLinear, which runtimes fuse with the product behind it
+    #[arg(long, value_name = "BITS")]
+    pub quantise: Option<Bits>,
 }
 
 /// How shares of rows are learned.

@@ -171,6 +171,7 @@ impl PruneArgs {
         options.data.batch_size = self.batch_size;
         options.method = self.method.settings();
         options.distil = self.distil;
+        options.quantise = self.sparsity.quantise;
         options.sparsity = self.sparsity.settings(self.method.method, &self.method.besa);
         options.runtime = self.runtime.options();
         options.runtime.memory = self.memory.map_or(options.runtime.memory, |size| size.as_u64());

@@ -8,23 +8,18 @@ use kprune_passes::remove::remove;
 
 use super::make::{Made, Maker};
 use super::verify::verify_trained;
-use crate::analysis::{View, observe};
+use crate::analysis::{View, observe, parameters};
 use crate::distil::{Pupil, Values};
 use crate::error::Error;
 use crate::store;
 
 impl Maker<'_> {
-    /// Writes a model with other weights beside its target, and compares what is read back with the student. Returns
-    /// the largest difference.
-    pub(super) fn write_anew(
-        &self,
-        made: &mut Made,
-        student: &mut Model,
-        values: Values,
-    ) -> Result<Option<f64>, Error> {
-        let model = trained(student, &made.model, values)?;
-        made.staged = store::stage(&model, &self.source.model, made.staged.target())?;
+    /// Writes a model with other weights beside its target, and compares what is read back with the same as it is run to
+    /// find them. Returns the largest difference.
+    pub(super) fn write_anew(&self, made: &mut Made, model: &Model, student: &Model) -> Result<Option<f64>, Error> {
+        made.staged = store::stage(model, &self.source.model, made.staged.target())?;
         made.model = made.staged.reread()?;
+        made.parameters = parameters(&made.model);
         let found = &self.loaded.analysis.measured.found;
         verify_trained(self.world.runtime, &made.model, student, found, self.world.batches)
     }
@@ -70,7 +65,7 @@ fn is_rounded(own: &Tensor, other: &Tensor) -> bool {
 }
 
 /// The written model with what was trained, which the student gets too, as it is stored.
-fn trained(student: &mut Model, written: &Model, values: Values) -> Result<Model, Error> {
+pub(super) fn trained(student: &mut Model, written: &Model, values: Values) -> Result<Model, Error> {
     let mut model = written.clone();
     let internal = |e: kprune_passes::ir::TensorError| Error::internal(e.to_string());
     for (value, numbers) in values {

@@ -168,6 +168,7 @@ fn model_report(found: &Discovery, budget: &Budget, product: &Product) -> ModelR
         verify: product.made.as_ref().map(|m| report::Verification { difference: m.verified.difference }),
         distillation: product.distillation.clone(),
         sparsification: product.sparsified.clone(),
+        quantisation: product.quantised.clone(),
         latency: product.timing.clone(),
         quality: product.judgement.clone(),
     }

@@ -3,6 +3,7 @@
 use kprune_passes::methods::Outcome;
 use kprune_passes::probe::Probes;
 
+use super::anew::trained;
 use super::make::{Maker, Products};
 use crate::distil::Distiller;
 use crate::error::Error;
@@ -34,7 +35,8 @@ impl Maker<'_> {
             };
             self.world.progress.done(&format!("distilled: {done}"));
             if let Some(values) = values {
-                done.difference = self.write_anew(made, &mut pupil.model, values)?;
+                let model = trained(&mut pupil.model, &made.model, values)?;
+                done.difference = self.write_anew(made, &model, &pupil.model)?;
                 made.pupil = Some(pupil);
             }
             product.distillation = Some(done);

@@ -19,9 +19,9 @@ use crate::error::Error;
 use crate::judge::latency::{self, Setting, Timing};
 use crate::judge::quality::{Judgement, Kind, judge};
 use crate::options::Options;
-use crate::sparsify::Sparsified;
 use crate::store::{self, Ledger, Publication, Source, Staged, StagedFolder, Target};
 use crate::walk::World;
+use crate::weights::{Quantisation, Sparsified};
 
 /// How long models take turns when they are timed.
 const TIMING: Duration = Duration::from_millis(2500);
@@ -50,6 +50,8 @@ pub(super) struct Product {
     pub(super) distillation: Option<Distillation>,
     /// Which of its weights went.
     pub(super) sparsified: Option<Sparsified>,
+    /// How many bits they have.
+    pub(super) quantised: Option<Quantisation>,
     /// Why there was none, though it was wanted.
     pub(super) warning: Option<String>,
     /// The files; `None` where nothing is to be written.
@@ -105,6 +107,7 @@ impl Maker<'_> {
                 judgement: None,
                 distillation: None,
                 sparsified: None,
+                quantised: None,
                 warning: None,
                 made,
             });
@@ -154,7 +157,7 @@ impl Maker<'_> {
     }
 
     /// Times the models against the original.
-    fn time(&self, products: &mut Products, budget: &Budget) -> Result<(), Error> {
+    pub(super) fn time(&self, products: &mut Products, budget: &Budget) -> Result<(), Error> {
         if self.target.is_none() || !self.times(budget) {
             return Ok(());
         }

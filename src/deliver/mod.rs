@@ -5,9 +5,9 @@ mod describe;
 mod distilled;
 pub(crate) mod dump;
 mod make;
-mod sparse;
 pub(crate) mod targets;
 pub mod verify;
+mod weights;
 
 use kprune_passes::probe::Probes;
 

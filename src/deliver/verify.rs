@@ -136,7 +136,8 @@ pub fn verify_trained(
     let allowed = tolerance(written);
     let (batches, written) = (spread(batches), lower::in_single_precision(written));
     let expected = outputs(runtime, runtime.session(trained, TRAINED, true)?, trained, &batches)?;
-    let found = outputs(runtime, runtime.session(&written, PRUNED, true)?, &written, &batches)?;
+    // Kernels for few bits round what they multiply with as well; without them, what the file says is run as it is.
+    let found = outputs(runtime, runtime.session(&written, PRUNED, false)?, &written, &batches)?;
     compare_all(runtime, [&expected, &found], [trained, &written], allowed, discovery, &batches)
 }
 

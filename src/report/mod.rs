@@ -15,8 +15,8 @@ pub use crate::distil::{Distillation, Tried};
 use crate::error::Error;
 use crate::judge::latency::{Setting, Timing};
 use crate::judge::quality::Judgement;
-pub use crate::sparsify::{SparseBlock, SparseMatrix, Sparsified};
 use crate::store;
+pub use crate::weights::{Quantisation, SparseBlock, SparseMatrix, Sparsified};
 
 /// The report of a run. Units: bytes, seconds, milliseconds for latencies, FLOPs (two for every multiply-add) of
 /// one sample.
@@ -74,6 +74,9 @@ pub struct ModelReport {
     /// Which single weights went, where some did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sparsification: Option<Sparsified>,
+    /// How many bits weights have, where they were quantised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantisation: Option<Quantisation>,
     /// How long it takes, where that was measured.
     pub latency: Option<Timing>,
     /// How good it is, where that was measured.

@@ -41,6 +41,10 @@ impl Report {
         }
         if let Some(sparsification) = &self.model.sparsification {
             line("sparse", sparsification.to_string());
+            line("zeros", sparsification.advice().into());
+        }
+        if let Some(quantisation) = &self.model.quantisation {
+            line("quantised", quantisation.to_string());
         }
         if let Some(verify) = &self.model.verify {
             let differ =

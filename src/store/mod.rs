@@ -15,6 +15,6 @@ pub(crate) use folder::{StagedFolder, folder_of};
 pub use input::{open, read, read_text};
 pub use ledger::Ledger;
 pub(crate) use model::external_files;
-pub use model::{Staged, read_inlined, read_model, size_with_data, stage};
+pub use model::{Staged, compressed_size, read_inlined, read_model, size_with_data, stage};
 pub(crate) use publish::json;
 pub use publish::{Publication, write_json, write_whole};

@@ -120,6 +120,36 @@ pub fn size_with_data(path: &Path, model: &Model) -> u64 {
     size(path) + external_files(path, model).iter().map(|file| size(file)).sum::<u64>()
 }
 
+/// Size of a model's file and those that hold its data, each compressed by Zstandard at its usual level, in bytes: what is
+/// sent and stored where files are compressed.
+///
+/// # Errors
+/// Where a file cannot be read.
+pub fn compressed_size(path: &Path, model: &Model) -> Result<u64, Error> {
+    let compressed = |path: &Path| {
+        let mut file = std::fs::File::open(path)?;
+        let mut counted = Counted(0);
+        zstd::stream::copy_encode(&mut file, &mut counted, zstd::DEFAULT_COMPRESSION_LEVEL)?;
+        Ok(counted.0)
+    };
+    let files = std::iter::once(path.to_path_buf()).chain(external_files(path, model));
+    files.map(|file| compressed(&file).map_err(Error::io("read", &file))).sum()
+}
+
+/// Counts what is written to it.
+struct Counted(u64);
+
+impl std::io::Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Staged {
     /// Size of all files together, in bytes.
     pub fn bytes(&self) -> u64 {

@@ -5,4 +5,5 @@ pub mod expressions;
 pub mod fold;
 pub mod low_rank;
 pub mod lower;
+pub mod newer;
 pub mod upgrade;

@@ -47,7 +47,7 @@ pub fn upgrade(model: &mut Model, seen: &Observation) -> Result<Option<i64>, (St
     let graph = &mut model.graph;
     for node in graph.sorted() {
         let operator = graph.operator(node).clone();
-        if let Some(inner) = changed_within(&operator, old) {
+        if let Some(inner) = changed_within(&operator, &|op_type| rule_for(op_type, old).is_some()) {
             return Err((graph.label(node), format!("has {inner} of operator set {old} in a subgraph")));
         }
         if let Some(rule) = rule_for(&operator.op_type, old).filter(|_| operator.is_standard()) {
@@ -65,16 +65,16 @@ fn rule_for(op_type: &str, old: i64) -> Option<Rule> {
     RULES.iter().find(|(names, since, _)| names.contains(&op_type) && old < *since).map(|(_, _, rule)| *rule)
 }
 
-/// The first operator of an operator's subgraphs that means something else in the new set.
-fn changed_within(operator: &Operator, old: i64) -> Option<String> {
-    fn of(graph: &GraphProto, old: i64) -> Option<String> {
+/// The first operator of an operator's subgraphs that means something else in another set.
+pub(super) fn changed_within(operator: &Operator, is_changed: &dyn Fn(&str) -> bool) -> Option<String> {
+    fn of(graph: &GraphProto, is_changed: &dyn Fn(&str) -> bool) -> Option<String> {
         graph.node.iter().find_map(|node| {
             let op_type = node.op_type.clone().unwrap_or_default();
-            let inner = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
-            rule_for(&op_type, old).map(|_| op_type).or_else(|| inner.clone().find_map(|g| of(g, old)))
+            let mut inner = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
+            if is_changed(&op_type) { Some(op_type) } else { inner.find_map(|g| of(g, is_changed)) }
         })
     }
-    operator.attributes.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).find_map(|graph| of(graph, old))
+    operator.attributes.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).find_map(|graph| of(graph, is_changed))
 }
 
 /// An operator of an older set.

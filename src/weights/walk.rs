@@ -4,18 +4,17 @@ use std::collections::HashMap;
 
 use kprune_passes::discover::blocks::Block;
 use kprune_passes::methods::besa::{self, Learnt, Reconstruction, Shape};
-use kprune_passes::probe::{FeatureOutputs, Graph, Probes};
+use kprune_passes::probe::{Graph, Probes};
 use kprune_passes::sparsity::Order;
-use ndarray::{Array1, ArrayD, Ix1};
+use ndarray::{Array1, Array2, Ix1};
 
 use super::learning::Learning;
-use super::tensor;
+use super::{stored, tensor};
 use crate::data::Batch;
 use crate::error::{Error, not_finite};
 use crate::options::Sparsity;
 use crate::runtime::{self, Cache, Held, Kept, Session};
 use crate::walk::World;
-use kprune_passes::ir::ValueId;
 
 /// Upstream of the block in hand: for every batch, the values that cross into it.
 pub(super) struct Walk<'a> {
@@ -24,24 +23,20 @@ pub(super) struct Walk<'a> {
     probes: Probes<'a>,
     cache: Cache,
     states: Vec<Kept>,
-    /// The same of the model with all its weights, where blocks are compared with that.
-    dense: Option<(Probes<'a>, Vec<Kept>)>,
     /// What the block in hand is to give, for every batch.
     references: Vec<Kept>,
 }
 
 impl<'a> Walk<'a> {
-    /// Upstream of the first block; blocks are compared with the model as it was where `from_dense`, and else with what
-    /// their own weights give from what comes in.
-    pub(super) fn new(world: World<'a>, probes: Probes<'a>, cache: Cache, from_dense: bool) -> Self {
-        let states = || world.batches.iter().map(|_| Kept::default()).collect();
-        let dense = from_dense.then(|| (probes.clone(), states()));
-        Self { world, probes, cache, states: states(), dense, references: Vec::new() }
+    /// Upstream of the first block.
+    pub(super) fn new(world: World<'a>, probes: Probes<'a>, cache: Cache) -> Self {
+        let states = world.batches.iter().map(|_| Kept::default()).collect();
+        Self { world, probes, cache, states, references: Vec::new() }
     }
 
     /// Runs the block as it is: for every matrix, the squares of what it is multiplied with, summed up over tokens. What it
-    /// gives is kept.
-    pub(super) fn features(&mut self, block: &Block, place: &str) -> Result<Vec<Vec<f64>>, Error> {
+    /// gives is kept where it is to be learned from.
+    pub(super) fn features(&mut self, block: &Block, is_kept: bool, place: &str) -> Result<Vec<Vec<f64>>, Error> {
         self.world.progress.stage(&format!("{place}: measuring"));
         let Graph { model, outputs } = self.probes.features(block);
         let mut session = self.world.runtime.session(&model, "measuring a block", true)?;
@@ -52,23 +47,10 @@ impl<'a> Walk<'a> {
             for (sum, name) in squares.iter_mut().zip(&outputs.squares) {
                 *sum += &vector(&values, name, &|| format!("{place}, {}", batch.describe()))?;
             }
-            values.retain(|name, _| *name == outputs.stream);
+            values.retain(|name, _| is_kept && *name == outputs.stream);
             self.references.push(self.cache.keep(values)?);
         }
-        self.compare_with_dense(block, &outputs)?;
         Ok(squares.into_iter().map(|sum| sum.to_vec()).collect())
-    }
-
-    /// What the block gives in the model as it was takes the place of what it gives here.
-    fn compare_with_dense(&mut self, block: &Block, outputs: &FeatureOutputs) -> Result<(), Error> {
-        let Some((probes, states)) = &self.dense else { return Ok(()) };
-        let mut session = self.world.runtime.session(&probes.features(block).model, "measuring a block", true)?;
-        for ((state, batch), reference) in states.iter().zip(self.world.batches).zip(&mut self.references) {
-            let mut values = run(&self.world, &mut session, state, batch)?;
-            values.retain(|name, _| *name == outputs.stream);
-            *reference = self.cache.keep(values)?;
-        }
-        Ok(())
     }
 
     /// Learns how many weights of every row go.
@@ -89,23 +71,18 @@ impl<'a> Walk<'a> {
         Ok(learnt)
     }
 
-    /// Goes through the block, with its matrices as they are now.
-    pub(super) fn advance<'v>(
-        &mut self,
-        block: &Block,
-        matrices: impl Iterator<Item = &'v (ValueId, ArrayD<f32>)>,
-        is_last: bool,
-    ) -> Result<(), Error> {
-        for (weight, numbers) in matrices {
-            if let Some(matrix) = block.matrices.iter().find(|m| m.weight == *weight) {
-                self.probes.replace(matrix, tensor(numbers)?);
-            }
+    /// Puts other numbers in the place of a block's matrices, [outputs, inputs].
+    pub(super) fn replace(&mut self, block: &Block, numbers: &[Array2<f32>]) -> Result<(), Error> {
+        for (matrix, numbers) in block.matrices.iter().zip(numbers) {
+            self.probes.replace(matrix, tensor(&stored(matrix, numbers))?);
         }
+        Ok(())
+    }
+
+    /// Goes through the block, with its matrices as they are now.
+    pub(super) fn advance(&mut self, block: &Block, is_last: bool) -> Result<(), Error> {
         if !is_last {
             advance(&self.world, &self.probes, block, &mut self.states, &self.cache)?;
-            if let Some((probes, states)) = &mut self.dense {
-                advance(&self.world, probes, block, states, &self.cache)?;
-            }
         }
         self.world.clock.stage("advance");
         Ok(())

@@ -1,0 +1,170 @@
+//! Single weights of the matrices that stay: which are zero, and how many bits they have.
+//!
+//! Blocks are gone through from input to output, and those downstream see what those upstream give with their weights as
+//! they became. A block's weights are put on their grid first, so that what is learned of them is learned of the weights
+//! that the file will have.
+
+mod learning;
+mod sparse;
+mod walk;
+
+use std::fmt;
+
+use kprune_passes::calculus::TokenMask;
+use kprune_passes::discover::blocks::{Block, Matrix, blocks};
+use kprune_passes::discover::discover;
+use kprune_passes::ir::{ElementType, Tensor};
+use kprune_passes::probe::Probes;
+use kprune_passes::quantise::{Bits, Quantised};
+use ndarray::{Array2, ArrayD, ArrayView2, Ix2};
+use serde::Serialize;
+
+use crate::distil::Pupil;
+use crate::error::Error;
+use crate::options::Sparsity;
+use crate::runtime::Cache;
+use crate::walk::World;
+pub use sparse::{SparseBlock, SparseMatrix, Sparsified};
+use walk::Walk;
+
+/// What is wanted of weights.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    /// Which are to be zero.
+    pub(crate) sparsity: Option<&'a Sparsity>,
+    /// How many bits they are to have.
+    pub(crate) bits: Option<Bits>,
+}
+
+/// What became of the weights of a model.
+pub(crate) struct Settled {
+    pub(crate) matrices: Vec<SettledMatrix>,
+    /// Which are zero, where that was wanted.
+    pub(crate) sparsified: Option<Sparsified>,
+    /// How many bits they have, where that was wanted.
+    pub(crate) quantisation: Option<Quantisation>,
+}
+
+/// A matrix with other weights.
+pub(crate) struct SettledMatrix {
+    pub(crate) matrix: Matrix,
+    /// Its numbers, as it is stored.
+    pub(crate) numbers: ArrayD<f32>,
+    /// The same on a grid.
+    pub(crate) quantised: Option<Quantised>,
+}
+
+/// What a quantisation did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Quantisation {
+    /// How many bits weights have.
+    pub bits: Bits,
+    /// How many matrices were quantised.
+    pub matrices: usize,
+    /// The relative error of the weights, ||W - Q|| / ||W||, over all of them.
+    pub error: f64,
+}
+
+impl fmt::Display for Quantisation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} matrices to {}, which moves weights by {:.2} %", self.matrices, self.bits, 100.0 * self.error)
+    }
+}
+
+/// Settles the weights of a model, in f32 and of primitive operators.
+///
+/// # Errors
+/// Where no block is found, a block cannot be differentiated, or a number is not finite.
+pub(crate) fn settle(
+    world: World,
+    pupil: &Pupil,
+    token_mask: Option<TokenMask>,
+    wanted: Wanted,
+    cache: Cache,
+) -> Result<Settled, Error> {
+    let found = discover(&pupil.model.graph, &pupil.seen, world.lengths);
+    let mut blocks = blocks(&pupil.model.graph, &found);
+    blocks.iter_mut().for_each(|block| block.matrices.retain(|m| pupil.weights.contains(&m.weight)));
+    if blocks.iter().all(|block| block.matrices.is_empty()) {
+        let option = if wanted.sparsity.is_some() { "--sparsity" } else { "--quantise" };
+        let reason =
+            "there is no block of an attention and a feed-forward network whose weights are matrices of the file";
+        return Err(Error::Usage(format!("{option}: {reason}; onnx-kprune inspect says what was found and why")));
+    }
+    let probes = Probes::new(&pupil.model, &pupil.seen, &found, token_mask);
+    let mut walk = Walk::new(world, probes, cache);
+    let (mut matrices, mut sparse): (Vec<SettledMatrix>, Vec<SparseBlock>) = Default::default();
+    let (mut moved, mut all) = (0.0, 0.0);
+    for (i, block) in blocks.iter().enumerate() {
+        let place = format!("block {} of {}", i + 1, blocks.len());
+        let dense = dense(pupil, block)?;
+        let squares = if wanted.measures() { Some(walk.features(block, wanted.learns(), &place)?) } else { None };
+        let squares = |i: usize| squares.as_ref().map(|squares| squares[i].as_slice());
+        let quantised =
+            |(i, dense): (usize, &Array2<f32>)| wanted.bits.map(|bits| Quantised::of(dense.view(), bits, squares(i)));
+        let mut quantised: Vec<Option<Quantised>> = dense.iter().enumerate().map(quantised).collect();
+        let on_grid = |(dense, quantised): (Array2<f32>, &Option<Quantised>)| {
+            let numbers = quantised.as_ref().map_or_else(|| dense.clone(), Quantised::numbers);
+            moved += (&numbers - &dense).iter().map(|x| f64::from(x * x)).sum::<f64>();
+            all += dense.iter().map(|x| f64::from(x * x)).sum::<f64>();
+            numbers
+        };
+        let mut numbers: Vec<Array2<f32>> = dense.into_iter().zip(&quantised).map(on_grid).collect();
+        if wanted.bits.is_some() && wanted.measures() {
+            walk.replace(block, &numbers)?;
+        }
+        if let Some(sparsity) = wanted.sparsity {
+            let chosen = sparse::choose(&mut walk, block, &numbers, &squares, sparsity, &place)?;
+            chosen.apply(&mut numbers, &mut quantised);
+            sparse.push(chosen.report(pupil, block, sparsity));
+            world.progress.done(&format!("{place}: {}", sparse[i]));
+        }
+        if wanted.measures() {
+            walk.replace(block, &numbers)?;
+            walk.advance(block, i + 1 == blocks.len())?;
+        }
+        for ((matrix, numbers), quantised) in block.matrices.iter().zip(numbers).zip(quantised) {
+            matrices.push(SettledMatrix { matrix: matrix.clone(), numbers: stored(matrix, &numbers), quantised });
+        }
+    }
+    let sparsified = wanted.sparsity.map(|sparsity| Sparsified::of(&matrices, sparsity, sparse));
+    let error = if all > 0.0 { (moved / all).sqrt() } else { 0.0 };
+    let quantisation = wanted.bits.map(|bits| Quantisation { bits, matrices: matrices.len(), error });
+    Ok(Settled { matrices, sparsified, quantisation })
+}
+
+impl Wanted<'_> {
+    /// Whether blocks are run: where what weights are multiplied with counts.
+    fn measures(&self) -> bool {
+        self.sparsity.is_some_and(Sparsity::measures) || self.bits == Some(Bits::Int4)
+    }
+
+    /// Whether what blocks give is learned from.
+    fn learns(&self) -> bool {
+        self.sparsity.is_some_and(Sparsity::learns)
+    }
+}
+
+/// The matrices of a block, row by row: [outputs, inputs].
+fn dense(pupil: &Pupil, block: &Block) -> Result<Vec<Array2<f32>>, Error> {
+    let dense = |matrix: &Matrix| {
+        let numbers = pupil.model.graph.constant(matrix.weight).and_then(|t| t.to_f64().ok());
+        let numbers = numbers.and_then(|n| n.into_dimensionality::<Ix2>().ok());
+        let numbers = numbers.ok_or_else(|| Error::internal("a matrix of a block is none"))?.mapv(|x| x as f32);
+        Ok(if matrix.inputs_axis == 0 { numbers.reversed_axes().as_standard_layout().into_owned() } else { numbers })
+    };
+    block.matrices.iter().map(dense).collect()
+}
+
+/// As the matrix is stored.
+fn stored(matrix: &Matrix, by_rows: &Array2<f32>) -> ArrayD<f32> {
+    let view: ArrayView2<f32> = if matrix.inputs_axis == 0 { by_rows.t() } else { by_rows.view() };
+    view.as_standard_layout().into_owned().into_dyn()
+}
+
+/// A matrix as a tensor.
+fn tensor(numbers: &ArrayD<f32>) -> Result<Tensor, Error> {
+    let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let tensor = Tensor::from_raw("", ElementType::F32, numbers.shape(), bytes.into());
+    tensor.map_err(|e| Error::internal(e.to_string()))
+}
