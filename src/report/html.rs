@@ -41,6 +41,7 @@ impl Report {
                         (details_section(&self.model))
                 (details_section(&self.model))
                 (errors_section(&self.model))
+                        (self.sparsity_section())
                         (self.cost_section())
                         (self.settings_section())
                         (self.declined_section())
@@ -57,7 +58,8 @@ impl Report {
     }
 
     fn tiles(&self) -> Markup {
-        let ModelReport { flops, output, latency, quality, verify, distillation, .. } = &self.model;
+        let ModelReport { flops, output, latency, quality, verify, distillation, sparsification, quantisation, .. } =
+            &self.model;
         html! {
             div.tiles {
                 (tile(&percent(flops.removed(), 1.0), "of the prunable FLOPs removed"))
@@ -76,6 +78,12 @@ impl Report {
                 @if let Some(Distillation { before, tried, kept, samples, .. }) = distillation {
                     @let after = kept.and_then(|place| tried.get(place)).map_or(*before, |t| t.loss);
                     (tile(&format!("{after:.4}"), &format!("loss after distillation, from {before:.4} ({samples} samples set aside)")))
+                }
+                @if let Some(sparse) = sparsification {
+                    (tile(&percent(sparse.sparsity, 1.0), &format!("of the weights of blocks are zero ({})", sparse.settings.pattern)))
+                }
+                @if let Some(quantisation) = quantisation {
+                    (tile(&quantisation.bits.to_string(), &format!("weights of {} matrices, moved by {}", quantisation.matrices, percent(quantisation.error, 1.0))))
                 }
                 @if let Some(difference) = verify.as_ref().and_then(|v| v.difference) {
                     (tile(&format!("{difference:.0e}"), "largest relative difference from the masked original"))
@@ -113,6 +121,33 @@ impl Report {
                             td { @if let Some(l) = &model.latency { (format!("{:.2} ms", l.median)) } }
                             td { @if let Some(l) = &model.latency { (format!("{:.2}", l.speedup)) } }
                             td { @if let Some(q) = &model.quality { (format!("{:.4}", q.main().1)) } }
+                        }
+                    }
+                } }
+            }
+        }
+    }
+
+    fn sparsity_section(&self) -> Markup {
+        let Some(sparse) = &self.model.sparsification else { return html! {} };
+        let error = |error: Option<f64>| error.map_or(String::new(), |e| format!("{e:.4}"));
+        html! {
+            section {
+                h2 { "Zeros" }
+                p.note { (sparse.advice()) "." }
+                div.scroll { table {
+                    tr { th { "block" } th { "matrix" } th { "weights" } th { "zero" } th { "of rows" } th { "error, all rows alike" } th { "error" } }
+                    @for (i, block) in sparse.blocks.iter().enumerate() {
+                        @for (j, matrix) in block.matrices.iter().enumerate() {
+                            tr {
+                                td { @if j == 0 { (i + 1) } }
+                                td { (matrix.name) }
+                                td { (format!("{} × {}", matrix.rows, matrix.inputs)) }
+                                td { (percent(matrix.sparsity, 1.0)) }
+                                td { (format!("{} to {}", percent(matrix.of_rows[0], 1.0), percent(matrix.of_rows[1], 1.0))) }
+                                td { @if j == 0 { (error(block.error_uniform)) } }
+                                td { @if j == 0 { (error(block.error)) } }
+                            }
                         }
                     }
                 } }
