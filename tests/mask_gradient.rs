@@ -8,7 +8,7 @@ use kprune_passes::calculus::loss::{self, Criterion, SAMPLES, teacher_input};
 use kprune_passes::discover::{Discovery, discover};
 use kprune_passes::ir::{ElementType, Model, Operator};
 use kprune_passes::observe::Observation;
-use kprune_passes::probe::Probes;
+use kprune_passes::probe::{Probes, mask_input};
 use kprune_passes::signature::declare;
 use ndarray::{Array1, ArrayD, IxDyn};
 use onnx_kprune::analysis::observe;
@@ -157,4 +157,53 @@ fn energies_are_the_squared_features_of_real_tokens() {
         }
     }
     assert!((&energy - &expected).iter().zip(&expected).all(|(d, e)| d.abs() <= 1e-4 * e.max(1e-3)));
+}
+
+#[test]
+fn mask_gradients_of_units_that_are_gone_are_those_of_the_loss_too() {
+    let setting = Setting::of("tiny/torchscript-sdpa-17.onnx");
+    let probes = setting.probes();
+    let graph = probes.masks(CRITERION).unwrap();
+    let mut session = setting.runtime.session(&graph.model, "testing", true).unwrap_or_else(|e| panic!("{e}"));
+    let (teacher, samples) = (setting.teacher(), numbers(&ArrayD::from_elem(IxDyn(&[]), 4.0)).unwrap());
+    let name = teacher_input("logits");
+    let widths: Vec<usize> = setting.discovery.sublayers.iter().map(|s| s.projection.width).collect();
+    // A third of all columns are gone, everywhere.
+    let masks: Vec<Array1<f64>> =
+        widths.iter().map(|&width| Array1::from_shape_fn(width, |c| f64::from(u8::from(c % 3 != 0)))).collect();
+    let mut run = |masks: &[Array1<f64>]| {
+        let held: Vec<(String, Held)> = masks
+            .iter()
+            .enumerate()
+            .map(|(t, mask)| (mask_input(t), numbers(&mask.clone().into_dyn()).unwrap()))
+            .collect();
+        let values = session.run_with(|n| match n {
+            SAMPLES => Some(samples.value()),
+            n if n == name => Some(teacher.value()),
+            n => held.iter().find(|(name, _)| name == n).map(|h| h.1.value()).or_else(|| setting.batches[0].find(n)),
+        });
+        let values = values.unwrap();
+        let loss = scalars(&values[&graph.outputs.loss]).unwrap().sum();
+        let gradients: Vec<ArrayD<f64>> =
+            graph.outputs.gradients.iter().map(|g| scalars(&values[g.as_ref().unwrap()]).unwrap()).collect();
+        (loss, gradients)
+    };
+    let (_, gradients) = run(&masks);
+    for (t, gradient) in gradients.iter().enumerate() {
+        let scale = gradient.iter().fold(0.0f64, |m, g| m.max(g.abs()));
+        assert!(scale > 1e-4, "there is something to compare");
+        for column in [0, 3, 4] {
+            let mut at = |by: f64| {
+                let mut masks = masks.clone();
+                masks[t][column] += by;
+                run(&masks).0
+            };
+            let expected = (at(0.02) - at(-0.02)) / 0.04;
+            let found = gradient[[column]];
+            assert!(
+                (found - expected).abs() < 0.03 * scale,
+                "sublayer {t}, column {column}: {found} and not {expected}"
+            );
+        }
+    }
 }

@@ -34,13 +34,14 @@ fn every_method_keeps_the_budget_and_obs_is_nearest_to_the_original() {
     };
     let chosen = prune("kprune", &[]);
     let (obs, kwon, magnitude) = (prune("obs", &[]), prune("kwon", &[]), prune("magnitude", &[]));
-    let obs = divergence(&obs);
+    let (obs, besa) = (divergence(&obs), divergence(&prune("besa", &[])));
     let (random, other) = (prune("random", &[]), prune("random", &["--seed", "1"]));
     assert_ne!(kept(&random), kept(&other), "the seed decides");
     let [chosen, kwon, magnitude, random] = [&chosen, &kwon, &magnitude, &random].map(divergence);
     assert!(chosen < magnitude && chosen < random, "kprune {chosen}, magnitude {magnitude}, random {random}");
     assert!(chosen < kwon, "kprune {chosen}, kwon {kwon}: scales alone make up for less");
     assert!(obs < 0.5 * chosen, "obs {obs}, kprune {chosen}");
+    assert!(obs < besa && besa < random, "obs {obs}, besa {besa}, random {random}");
 }
 
 #[test]
@@ -61,7 +62,7 @@ fn options_of_another_method_are_refused() {
     assert!(text(&refused.stderr).contains("--lambda-pred is an option of --method kprune"));
     let refused = kprune([model.to_str().unwrap(), "out.onnx", "--method", "best"]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused.stderr).contains("kprune, obs, kwon, magnitude, random"));
+    assert!(text(&refused.stderr).contains("kprune, obs, kwon, besa, wanda, magnitude, random"));
 }
 
 #[test]

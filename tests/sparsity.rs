@@ -169,7 +169,6 @@ fn what_makes_no_sense_is_refused_with_what_to_do() {
         (&["--sparsity", "0.6", "--pattern", "2:4"], "more than the 0.5"),
         (&["--sparsity", "0.3", "--pattern", "2:4", "--method", "wanda"], "--method besa"),
         (&["--method", "wanda"], "--sparsity"),
-        (&["--method", "besa"], "--sparsity"),
         (&["--pattern", "2:4"], "--sparsity"),
         (&["--sparsity", "0.5", "--method", "wanda", "--steps", "3"], "--method besa"),
     ] {

@@ -124,6 +124,13 @@ impl Observation {
         }
     }
 
+    /// Says that a value is shaped as another is.
+    pub(crate) fn see_like(&mut self, value: ValueId, like: ValueId) {
+        if let Some(like) = self.seen.get(&like).cloned() {
+            self.seen.insert(value, like);
+        }
+    }
+
     /// What was seen of the values of another graph that has some of the same.
     pub fn of(&self, graph: &Graph) -> Self {
         let seen = self.seen.iter().filter(|(v, _)| graph.holds(**v)).map(|(&v, s)| (v, s.clone()));

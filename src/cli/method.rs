@@ -18,7 +18,7 @@ pub enum Method {
     Obs,
     /// Fisher information of masks, rearranged and scaled (Kwon et al., NeurIPS 2022); uses labels where there are any
     Kwon,
-    /// Shares of zeros that are learned block by block (BESA, ICLR 2024), with --sparsity
+    /// Learned shares (BESA, ICLR 2024): of units, or with --sparsity of zeros, block by block
     Besa,
     /// A baseline with --sparsity: weights go that are small times what they are multiplied with (Sun et al. 2024)
     Wanda,
@@ -58,8 +58,9 @@ impl MethodArgs {
         match self.method {
             Method::Kprune => Settings::Kprune(self.kprune.settings()),
             Method::Kwon => Settings::Kwon(self.kwon.settings()),
-            // Those that choose single weights leave units to the default.
-            Method::Obs | Method::Besa | Method::Wanda => Settings::Obs(self.obs.settings()),
+            Method::Besa => Settings::Besa(self.besa.settings()),
+            // It chooses single weights, and leaves units to the default.
+            Method::Obs | Method::Wanda => Settings::Obs(self.obs.settings()),
             Method::Magnitude => Settings::Magnitude,
             Method::Random => Settings::Random,
         }

@@ -7,6 +7,7 @@
 mod columns;
 mod equations;
 mod growing;
+mod masked;
 mod moments;
 mod targets;
 mod teacher;
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 use kprune_passes::calculus::loss::Criterion;
 use kprune_passes::discover::Sublayer;
 use kprune_passes::ir::{ElementType, Model, Tensor};
-use kprune_passes::methods::{Equations, Failure, Moments, Stored, Walk};
+use kprune_passes::methods::{Equations, Failure, Masked, Moments, Stored, Walk};
 use kprune_passes::plan::{Decision, Plan, Tuned, bias_of};
 use kprune_passes::probe::{Probes, WEIGHT};
 use ndarray::{Array1, Array2, ArrayD, Axis, Ix1, Ix2, concatenate};
@@ -88,6 +89,8 @@ pub struct Calibrated<'a> {
     leader: usize,
     /// How many units of the sublayer in hand the students keep that have settled there.
     kept: Vec<usize>,
+    /// The model with masks on all units, while they are learned.
+    masked: Option<masked::MaskedModel>,
 }
 
 /// The model as it is pruned so far, to one budget.
@@ -111,8 +114,19 @@ impl<'a> Calibrated<'a> {
     pub fn new(world: World<'a>, probes: Probes<'a>, cache: Cache) -> Self {
         let (outputs, energies, teacher, students, kept) = Default::default();
         let pruned_teacher = None;
-        let mut walk =
-            Self { world, probes, pruned_teacher, cache, outputs, energies, teacher, students, leader: 0, kept };
+        let mut walk = Self {
+            world,
+            probes,
+            pruned_teacher,
+            cache,
+            outputs,
+            energies,
+            teacher,
+            students,
+            leader: 0,
+            kept,
+            masked: None,
+        };
         walk.start(1, 0);
         walk
     }
@@ -221,6 +235,15 @@ impl Walk for Calibrated<'_> {
         }
     }
 
+    fn mini_batches(&self) -> usize {
+        self.world.batches.last().map_or(0, |batch| batch.mini_batch + 1)
+    }
+
+    fn masked(&mut self, mini_batch: usize, keep: &[Vec<bool>], tau: f64) -> Result<Masked, Failure> {
+        self.world.progress.stage("learning which units stay");
+        Ok(self.run_masked(mini_batch, keep, tau)?)
+    }
+
     fn moments(
         &mut self,
         tau: f64,
@@ -233,6 +256,7 @@ impl Walk for Calibrated<'_> {
     }
 
     fn equations(&mut self, t: usize, keep: &[Vec<bool>]) -> Result<Vec<Equations>, Failure> {
+        self.masked = None;
         self.world.clock.stage("measure");
         self.stage(t, "tuning");
         self.kept.clear();

@@ -44,6 +44,8 @@ pub enum Settings {
     Kwon(kwon::Settings),
     /// Optimal brain surgeon for units, in the directions that the outputs feel.
     Obs(obs::Settings),
+    /// Learned shares of units, then least squares (the structured variant of BESA).
+    Besa(besa::Settings),
     /// The units with the smallest weights go: a baseline.
     Magnitude,
     /// Whatever the dice say: a baseline.
@@ -63,6 +65,7 @@ impl Settings {
             Self::Kprune(settings) => Box::new(kprune::Kprune::new(settings.clone())),
             Self::Kwon(settings) => Box::new(kwon::Kwon::new(*settings)),
             Self::Obs(settings) => Box::new(obs::Obs::new(*settings)),
+            Self::Besa(settings) => Box::new(besa::Besa::new(*settings)),
             Self::Magnitude => Box::new(magnitude::Magnitude),
             Self::Random => Box::new(random::Random),
         }
@@ -84,7 +87,7 @@ impl Settings {
         match self {
             Self::Kprune(settings) => settings.check(),
             Self::Obs(settings) => settings.check(),
-            Self::Kwon(_) | Self::Magnitude | Self::Random => Ok(()),
+            Self::Kwon(_) | Self::Besa(_) | Self::Magnitude | Self::Random => Ok(()),
         }
     }
 }
@@ -162,6 +165,16 @@ pub trait Walk {
         each: &mut dyn FnMut(&[Array1<f64>]),
     ) -> Result<Vec<Array1<f64>>, Failure>;
 
+    /// How many mini-batches there are.
+    fn mini_batches(&self) -> usize;
+
+    /// Runs a mini-batch through the untouched model without the units that `keep` says to go, forward and backward, and
+    /// compares it with the teacher, distributions softened by `tau`.
+    ///
+    /// # Errors
+    /// Where an operator cannot be differentiated, a number is not finite, or ONNX Runtime fails.
+    fn masked(&mut self, mini_batch: usize, keep: &[Vec<bool>], tau: f64) -> Result<Masked, Failure>;
+
     /// Gives `each` sublayer's moments in the model itself, from the first to the last. They are measured with a random
     /// probe of the outputs, whose distributions are softened by `tau`.
     ///
@@ -191,6 +204,15 @@ pub trait Walk {
     /// # Errors
     /// Where ONNX Runtime fails.
     fn settle(&mut self, student: usize, t: usize, decision: &Decision) -> Result<(), Failure>;
+}
+
+/// What a mini-batch gives without some units.
+#[derive(Clone, Debug)]
+pub struct Masked {
+    /// The loss.
+    pub loss: f64,
+    /// For every sublayer the mask gradients of its columns, those of units that are gone among them: [width].
+    pub gradients: Vec<Array1<f64>>,
 }
 
 /// Sums over the real tokens of a sublayer.

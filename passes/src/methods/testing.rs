@@ -2,7 +2,7 @@
 
 use ndarray::{Array1, Array2, Axis, concatenate, s};
 
-use super::{Equations, Failure, Moments, Stored, Task, Walk};
+use super::{Equations, Failure, Masked, Moments, Stored, Task, Walk};
 use crate::calculus::loss::Criterion;
 use crate::discover::Sublayer;
 use crate::discover::cost::{Alignment, Costs};
@@ -138,6 +138,19 @@ impl Walk for FakeWalk {
             self.gradients.iter().for_each(|batch| each(&batch[t..]));
         }
         Ok(self.features[t..].iter().map(|f| f.mapv(|x| x * x).sum_axis(Axis(0))).collect())
+    }
+
+    fn mini_batches(&self) -> usize {
+        self.gradients.len()
+    }
+
+    /// The loss is linear in the masks: each unit that goes costs minus its gradient.
+    fn masked(&mut self, mini_batch: usize, keep: &[Vec<bool>], _tau: f64) -> Result<Masked, Failure> {
+        let gradients = self.gradients[mini_batch].clone();
+        let of = |(gradient, keep): (&Array1<f64>, &Vec<bool>)| {
+            gradient.iter().zip(keep).filter(|(_, keep)| !**keep).map(|(g, _)| -g).sum::<f64>()
+        };
+        Ok(Masked { loss: gradients.iter().zip(keep).map(of).sum(), gradients })
     }
 
     fn equations(&mut self, t: usize, keep: &[Vec<bool>]) -> Result<Vec<Equations>, Failure> {

@@ -6,8 +6,9 @@ use crate::calculus::differentiate::{DifferentiateError, differentiate};
 use crate::calculus::emit::Emit;
 use crate::calculus::loss::{self, Criterion};
 use crate::calculus::shapes;
-use crate::ir::{Model, ValueId};
+use crate::ir::{ElementType, Model, ValueId};
 use crate::probe::suffix::{extract, finish};
+use crate::signature;
 
 /// Sums over a batch for one sublayer, one number for every column of its features: `[width]`.
 pub struct ColumnSums {
@@ -18,6 +19,19 @@ pub struct ColumnSums {
     pub gradient: Option<String>,
     /// Sum over real tokens of the squared features.
     pub energy: String,
+}
+
+/// What the graph of masks gives.
+pub struct MaskOutputs {
+    /// The loss, a scalar.
+    pub loss: String,
+    /// For every sublayer dL/dm, [width]; `None` where the loss does not depend on it.
+    pub gradients: Vec<Option<String>>,
+}
+
+/// The name of the input that takes the factors of sublayer `t`.
+pub fn mask_input(t: usize) -> String {
+    format!("kprune_mask_{t}")
 }
 
 impl Probes<'_> {
@@ -38,6 +52,40 @@ impl Probes<'_> {
         finish(&mut part, &ends);
         shapes::declare(&mut part, &self.seen);
         Ok(Graph { model: part, outputs: sums })
+    }
+
+    /// The whole model with a factor on every column of every sublayer's features, forward and backward: the gradients of
+    /// the loss that `criterion` names with respect to those factors, also where they are zero.
+    ///
+    /// Inputs: those of the model, the factors ([`mask_input`], [width] each), the teacher's outputs, the number of samples.
+    ///
+    /// # Errors
+    /// Where an operator downstream cannot be differentiated.
+    pub fn masks(&self, criterion: Criterion) -> Result<Graph<MaskOutputs>, DifferentiateError> {
+        let (mut part, _) = self.from(0);
+        let token_mask = self.restore_token_mask(&mut part);
+        let (mut seen, mut masked) = (self.seen.clone(), Vec::new());
+        let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
+        for (t, sublayer) in self.discovery.sublayers.iter().enumerate() {
+            let mask = emit.graph.add_input(signature::declare(&mask_input(t), ElementType::F32, 1));
+            for (projection, _) in sublayer.sites() {
+                let value = emit.op("Mul", &[projection.features, mask]);
+                emit.graph.set_input(projection.node, projection.features_slot, Some(value));
+                seen.see_like(value, projection.features);
+                masked.push(value);
+            }
+        }
+        let loss = loss::append(&mut emit, &seen, &self.objective, criterion, token_mask);
+        let gradients = differentiate(&mut part.graph, &seen, self.opset(), &loss.seeds, &masked)?;
+        let (sums, _) = self.sums(0, &mut part, None, gradients);
+        let find = |name: &String| part.graph.find(name);
+        let ends: Vec<ValueId> = sums.iter().filter_map(|s| s.gradient.as_ref().and_then(find)).collect();
+        let ends: Vec<ValueId> = std::iter::once(loss.value).chain(ends).collect();
+        let name = part.graph.name(loss.value).to_string();
+        finish(&mut part, &ends);
+        shapes::declare(&mut part, &self.seen);
+        let gradients = sums.into_iter().map(|s| s.gradient).collect();
+        Ok(Graph { model: part, outputs: MaskOutputs { loss: name, gradients } })
     }
 
     /// The graph of the whole model, nothing removed, forward only: the outputs that the loss compares, and

@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | [`Probes::teacher`] | the untouched model | its outputs, and squared features summed by column |
 //! | [`Probes::columns`] | the student downstream of a sublayer, forward and backward | mask gradients of every mini-batch and squared features, by column |
+//! | [`Probes::masks`] | the untouched model with factors on all features, forward and backward | mask gradients of every mini-batch, by column |
+//! | [`Probes::features`], [`Probes::reconstruction`] | a block, forward; and backward without some of its weights | squared features; sums of gradient times weight |
 //! | [`Probes::equations`] | one sublayer of the student beside the teacher's | Gram matrix and cross terms of the columns that stay, which may be all |
 //! | [`Probes::sensitivity`] | the untouched model, forward and backward from random probes of its outputs | what they feel of errors of every projection, and Gram matrices of features |
 //! | [`Probes::moments`] | some of its sublayers, forward | Gram matrices of their features |
@@ -26,7 +28,7 @@ pub mod suffix;
 mod sums;
 
 pub use block::{FeatureOutputs, REFERENCE, ReconstructionOutputs, TOKENS};
-pub use columns::ColumnSums;
+pub use columns::{ColumnSums, MaskOutputs, mask_input};
 pub use equations::{COLUMNS, EquationOutputs, stream_input};
 pub use moments::MomentOutputs;
 pub use step::{FEATURES, RegionOutputs, WEIGHT};

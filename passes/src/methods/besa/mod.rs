@@ -10,7 +10,9 @@ mod learn;
 mod prodigy;
 mod rates;
 mod settings;
+mod structured;
 
 pub use learn::{Counts, Learnt, Reconstruction, Shape, Step, learn, uniform};
 pub use rates::{Rates, candidate_counts};
 pub use settings::{Grain, Settings};
+pub use structured::Besa;
