@@ -92,45 +92,77 @@ pub(crate) fn settle(
         return Err(Error::Usage(format!("{option}: {reason}; onnx-kprune inspect says what was found and why")));
     }
     let probes = Probes::new(&pupil.model, &pupil.seen, &found, token_mask);
-    let mut walk = Walk::new(world, probes, cache);
-    let (mut matrices, mut sparse): (Vec<SettledMatrix>, Vec<SparseBlock>) = Default::default();
-    let (mut moved, mut all) = (0.0, 0.0);
+    let walk = Walk::new(world, probes, cache);
+    let mut settling = Settling { walk, pupil, wanted, matrices: Vec::new(), sparse: Vec::new(), moved: 0.0, all: 0.0 };
     for (i, block) in blocks.iter().enumerate() {
-        let place = format!("block {} of {}", i + 1, blocks.len());
-        let dense = dense(pupil, block)?;
-        let squares = if wanted.measures() { Some(walk.features(block, wanted.learns(), &place)?) } else { None };
-        let squares = |i: usize| squares.as_ref().map(|squares| squares[i].as_slice());
-        let quantised =
-            |(i, dense): (usize, &Array2<f32>)| wanted.bits.map(|bits| Quantised::of(dense.view(), bits, squares(i)));
-        let mut quantised: Vec<Option<Quantised>> = dense.iter().enumerate().map(quantised).collect();
-        let on_grid = |(dense, quantised): (Array2<f32>, &Option<Quantised>)| {
-            let numbers = quantised.as_ref().map_or_else(|| dense.clone(), Quantised::numbers);
-            moved += (&numbers - &dense).iter().map(|x| f64::from(x * x)).sum::<f64>();
-            all += dense.iter().map(|x| f64::from(x * x)).sum::<f64>();
-            numbers
-        };
-        let mut numbers: Vec<Array2<f32>> = dense.into_iter().zip(&quantised).map(on_grid).collect();
-        if wanted.bits.is_some() && wanted.measures() {
-            walk.replace(block, &numbers)?;
-        }
-        if let Some(sparsity) = wanted.sparsity {
-            let chosen = sparse::choose(&mut walk, block, &numbers, &squares, sparsity, &place)?;
-            chosen.apply(&mut numbers, &mut quantised);
-            sparse.push(chosen.report(pupil, block, sparsity));
-            world.progress.done(&format!("{place}: {}", sparse[i]));
-        }
-        if wanted.measures() {
-            walk.replace(block, &numbers)?;
-            walk.advance(block, i + 1 == blocks.len())?;
-        }
-        for ((matrix, numbers), quantised) in block.matrices.iter().zip(numbers).zip(quantised) {
-            matrices.push(SettledMatrix { matrix: matrix.clone(), numbers: stored(matrix, &numbers), quantised });
+        settling.settle(block, &format!("block {} of {}", i + 1, blocks.len()))?;
+        settling.advance(block, i + 1 == blocks.len())?;
+        if let Some(done) = settling.sparse.last() {
+            world.progress.done(&format!("block {} of {}: {done}", i + 1, blocks.len()));
         }
     }
-    let sparsified = wanted.sparsity.map(|sparsity| Sparsified::of(&matrices, sparsity, sparse));
-    let error = if all > 0.0 { (moved / all).sqrt() } else { 0.0 };
-    let quantisation = wanted.bits.map(|bits| Quantisation { bits, matrices: matrices.len(), error });
-    Ok(Settled { matrices, sparsified, quantisation })
+    Ok(settling.finish())
+}
+
+/// Blocks as they are settled, from input to output.
+struct Settling<'a> {
+    walk: Walk<'a>,
+    pupil: &'a Pupil,
+    wanted: Wanted<'a>,
+    matrices: Vec<SettledMatrix>,
+    sparse: Vec<SparseBlock>,
+    /// The sum of squares of what putting weights on a grid added to them, and that of the weights.
+    moved: f64,
+    all: f64,
+}
+
+impl Settling<'_> {
+    /// Settles the weights of a block, into which the walk has come.
+    fn settle(&mut self, block: &Block, place: &str) -> Result<(), Error> {
+        let Wanted { bits, sparsity } = self.wanted;
+        let dense = dense(self.pupil, block)?;
+        let squares = match self.wanted.measures() {
+            true => Some(self.walk.features(block, self.wanted.learns(), place)?),
+            false => None,
+        };
+        let squares = |i: usize| squares.as_ref().map(|squares| squares[i].as_slice());
+        let on_grid = |(i, dense): (usize, &Array2<f32>)| bits.map(|b| Quantised::of(dense.view(), b, squares(i)));
+        let mut quantised: Vec<Option<Quantised>> = dense.iter().enumerate().map(on_grid).collect();
+        let rounded = |(dense, quantised): (&Array2<f32>, &Option<Quantised>)| match quantised {
+            Some(quantised) => quantised.numbers(),
+            None => dense.clone(),
+        };
+        let mut numbers: Vec<Array2<f32>> = dense.iter().zip(&quantised).map(rounded).collect();
+        for (numbers, dense) in numbers.iter().zip(&dense) {
+            self.moved += (numbers - dense).iter().map(|x| f64::from(x * x)).sum::<f64>();
+            self.all += dense.iter().map(|x| f64::from(x * x)).sum::<f64>();
+        }
+        if let Some(sparsity) = sparsity.filter(|_| !block.matrices.is_empty()) {
+            // What is learned is learned of weights on their grid.
+            self.walk.replace(block, &numbers)?;
+            let chosen = sparse::choose(&mut self.walk, block, &numbers, &squares, sparsity, place)?;
+            chosen.apply(&mut numbers, &mut quantised);
+            self.sparse.push(chosen.report(self.pupil, block, sparsity));
+        }
+        self.walk.replace(block, &numbers)?;
+        for ((matrix, numbers), quantised) in block.matrices.iter().zip(numbers).zip(quantised) {
+            self.matrices.push(SettledMatrix { matrix: matrix.clone(), numbers: stored(matrix, &numbers), quantised });
+        }
+        Ok(())
+    }
+
+    /// Goes through the block with its weights as they are now, where that is of use.
+    fn advance(&mut self, block: &Block, is_last: bool) -> Result<(), Error> {
+        if self.wanted.measures() { self.walk.advance(block, is_last) } else { Ok(()) }
+    }
+
+    fn finish(self) -> Settled {
+        let Self { matrices, wanted, sparse, moved, all, .. } = self;
+        let sparsified = wanted.sparsity.map(|sparsity| Sparsified::of(&matrices, sparsity, sparse));
+        let error = if all > 0.0 { (moved / all).sqrt() } else { 0.0 };
+        let quantisation = wanted.bits.map(|bits| Quantisation { bits, matrices: matrices.len(), error });
+        Settled { matrices, sparsified, quantisation }
+    }
 }
 
 impl Wanted<'_> {
