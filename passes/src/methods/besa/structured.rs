@@ -14,9 +14,9 @@ use super::prodigy::Prodigy;
 use super::rates::{Rates, candidate_counts, tilt_to};
 use super::settings::{Grain, Settings};
 use crate::calculus::loss::Criterion;
-use crate::discover::Sublayer;
 use crate::methods::tune::tune_all;
 use crate::methods::{Failure, Masked, Method, Outcome, Task, Walk};
+use crate::plan::Decision;
 use crate::sparsity::Pattern;
 
 /// How much distributions are softened.
@@ -95,6 +95,9 @@ impl Besa {
     }
 }
 
+/// A tilt is moved on by no more than this, where halving it left it below what the budget needs.
+const FURTHEST: f64 = 1e3;
+
 /// A share is at least so far from none and from all.
 const LEAST: f64 = 1e-3;
 
@@ -168,36 +171,39 @@ impl Masks<'_> {
         };
         // More goes with a larger tilt: the smallest at which what stays costs no more than the budget.
         let fits = |tilt: f64| f64::from(u8::from(self.cost(&tilted(tilt)) <= budget * (1.0 + 1e-9)));
-        let mut keep = tilted(tilt_to(fits, 0.5));
-        let mut nudged = 1e-9;
-        while self.cost(&keep) > budget * (1.0 + 1e-9) && nudged < 1e3 {
-            keep = tilted(tilt_to(fits, 0.5) + nudged);
-            nudged *= 10.0;
+        let (tilt, mut further) = (tilt_to(fits, 0.5), 1e-9);
+        let mut keep = tilted(tilt);
+        while self.cost(&keep) > budget * (1.0 + 1e-9) && further < FURTHEST {
+            keep = tilted(tilt + further);
+            further *= 10.0;
         }
         self.fill(&mut keep, budget);
         keep
     }
 
-    /// Hands back what the budget still pays for, the most important unit of each sublayer first, in numbers that are fast.
+    /// Hands back what the budget still pays for, one number that is fast of every sublayer in turn.
     fn fill(&self, keep: &mut [Vec<bool>], budget: f64) {
-        for t in 0..keep.len() {
-            let (order, sublayer) = (&self.orders[t], &self.task.sublayers[t]);
-            loop {
-                let kept = keep[t].iter().filter(|k| **k).count();
-                let more = (kept + self.task.alignment.step(sublayer)).min(order.len());
-                let before = std::mem::replace(&mut keep[t], without(order, order.len() - more));
-                if more == kept || self.cost(keep) > budget * (1.0 + 1e-9) {
-                    keep[t] = before;
-                    break;
-                }
-            }
+        while (0..keep.len()).filter(|&t| self.widen(keep, t, budget)).count() > 0 {}
+    }
+
+    /// Keeps the next number of units of sublayer `t` that is fast, if the budget pays for it.
+    fn widen(&self, keep: &mut [Vec<bool>], t: usize, budget: f64) -> bool {
+        let (order, kept) = (&self.orders[t], keep[t].iter().filter(|k| **k).count());
+        let more = (kept + self.task.alignment.step(&self.task.sublayers[t])).min(order.len());
+        let before = std::mem::replace(&mut keep[t], without(order, order.len() - more));
+        let fits = more > kept && self.cost(keep) <= budget * (1.0 + 1e-9);
+        if !fits {
+            keep[t] = before;
         }
+        fits
     }
 
     fn cost(&self, keep: &[Vec<bool>]) -> f64 {
-        let decision = |keep: &Vec<bool>| crate::plan::Decision { keep: keep.clone(), tuned: None };
-        let sublayers: Vec<(usize, &Sublayer)> = self.task.sublayers.iter().enumerate().collect();
-        sublayers.into_iter().zip(keep).map(|((t, s), keep)| self.task.costs.kept(t, s, &decision(keep))).sum()
+        let cost = |(t, keep): (usize, &Vec<bool>)| {
+            let decision = Decision { keep: keep.clone(), tuned: None };
+            self.task.costs.kept(t, &self.task.sublayers[t], &decision)
+        };
+        keep.iter().enumerate().map(cost).sum()
     }
 
     /// Gradients with respect to the logits, from mask gradients of columns.
@@ -207,7 +213,7 @@ impl Masks<'_> {
             .sublayers
             .iter()
             .enumerate()
-            .map(|(t, s)| self.task.costs.kept(t, s, &crate::plan::Decision::untouched(s)))
+            .map(|(t, s)| self.task.costs.kept(t, s, &Decision::untouched(s)))
             .collect();
         let all: f64 = whole.iter().sum::<f64>().max(f64::MIN_POSITIVE);
         let by_rates: f64 = rates.iter().zip(&whole).map(|(r, cost)| r.means()[0] * cost).sum();
