@@ -97,6 +97,8 @@ pub struct Sparsity {
     pub pattern: Pattern,
     /// Which weights go.
     pub method: WeightMethod,
+    /// Whether the file gives matrices by their weights that are not zero, where that takes fewer bytes.
+    pub by_nonzeros: bool,
 }
 
 /// How single weights are chosen.

@@ -145,6 +145,29 @@ fn zeros_make_a_file_smaller_when_it_is_compressed_and_compare_says_so() {
 }
 
 #[test]
+fn a_file_may_give_its_matrices_by_what_is_not_zero() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["--sparsity", "0.9", "--method", "magnitude"];
+    let (plain, model) = sparse(folder.path(), "plain.onnx", &more);
+    let (small, same) = sparse(folder.path(), "small.onnx", &[&more[..], &["--sparse-initializers"]].concat());
+    assert_eq!(matrices(&plain, &model), matrices(&small, &same), "read back, they are the same");
+    let size = |report: &Value| report["output"]["bytes"].as_f64().unwrap();
+    assert!(size(&small) < 0.6 * size(&plain), "{} and {} bytes", size(&small), size(&plain));
+    assert_eq!(plain["quality"]["scores"], small["quality"]["scores"]);
+    // ONNX Runtime reads the file itself, and so does this program, as any other.
+    support::cpu().session_of_file(&folder.path().join("small.onnx"), "testing").unwrap();
+    let (again, data) = (folder.path().join("again.onnx"), reviews().join("calibration.npz"));
+    let mut command = support::program();
+    command.arg(folder.path().join("small.onnx")).arg(&again).arg("--calibration").arg(data).args([
+        "--samples",
+        "64",
+        "-q",
+    ]);
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+}
+
+#[test]
 fn models_of_every_kind_lose_weights() {
     let folder = tempfile::tempdir().unwrap();
     // Half precision, shared weights, images, two inputs of tokens, a decoder, fused operators, layers side by side.

@@ -38,6 +38,11 @@ impl Maker<'_> {
             let values = settled.matrices.iter().map(|m| (m.matrix.weight, m.numbers.clone())).collect();
             let mut model = trained(&mut pupil.model, &made.model, values)?;
             quantise(&mut model, &pupil.model, &settled.matrices)?;
+            if wanted.sparsity.is_some_and(|sparsity| sparsity.by_nonzeros) {
+                let names = settled.matrices.iter().map(|m| pupil.model.graph.name(m.matrix.weight));
+                let places: Vec<_> = names.filter_map(|name| model.graph.find(name)).collect();
+                model.store_by_nonzeros(places);
+            }
             let difference = self.write_anew(made, &model, &pupil.model)?;
             (product.sparsified, product.quantised) = (settled.sparsified, settled.quantisation);
             product.sparsified.iter_mut().for_each(|done| done.difference = difference);

@@ -13,8 +13,10 @@ pub struct Model {
     pub(crate) header: ModelProto,
     /// The graph's other fields: name, doc string, metadata, annotations. Its lists are empty.
     pub(crate) graph_header: GraphProto,
-    /// Constants given by their non-zero elements; opaque to every pass.
+    /// Constants given by their non-zero elements that could not be made whole; opaque to every pass.
     pub(crate) sparse: Vec<(ValueId, SparseTensorProto)>,
+    /// Constants that the file gives so, and that are whole here.
+    pub(crate) by_nonzeros: Vec<ValueId>,
     /// The order in which declared types are listed.
     pub(crate) listed: Vec<ValueId>,
     /// Types that are declared a second time, with how many are listed before them.
@@ -47,6 +49,15 @@ impl Model {
         let made = graph.sorted().into_iter().flat_map(|n| graph.operator(n).outputs()).flatten().copied();
         self.listed = made.filter(|&v| graph.info(v).is_some() && !graph.outputs().contains(&v)).collect();
         self.repeated.clear();
+    }
+
+    /// Lets the file give constants by their elements that are not zero, where that takes fewer bytes.
+    pub fn store_by_nonzeros(&mut self, constants: impl IntoIterator<Item = ValueId>) {
+        for value in constants {
+            if !self.by_nonzeros.contains(&value) {
+                self.by_nonzeros.push(value);
+            }
+        }
     }
 
     /// Whether shapes of inner values are declared.

@@ -3,6 +3,7 @@
 mod encode;
 mod inline;
 mod read;
+mod sparse;
 mod write;
 
 pub use encode::encode;

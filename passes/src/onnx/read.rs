@@ -133,7 +133,13 @@ fn read_values(model: &mut Model, proto: &mut GraphProto, files: Files) -> Resul
     for sparse in std::mem::take(&mut proto.sparse_initializer) {
         let value = claim(graph, sparse.values.as_ref().map_or("", |v| v.name()))?;
         graph.set_source(value, crate::ir::SourceKind::Initializer);
-        model.sparse.push((value, sparse));
+        match super::sparse::dense(&sparse) {
+            Some(tensor) => {
+                graph.set_constant(value, tensor);
+                model.by_nonzeros.push(value);
+            }
+            None => model.sparse.push((value, sparse)),
+        }
     }
     let mut seen = HashSet::new();
     for info in std::mem::take(&mut proto.input) {

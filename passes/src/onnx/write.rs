@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use prost::Message;
 
-use super::{entry, location, new_entry};
-use crate::ir::schema::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use super::{entry, location, new_entry, sparse};
+use crate::ir::schema::{GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto};
 use crate::ir::{EXTERNAL, Graph, Model, Operator, Tensor, ValueId};
 
 /// Tensors of at least this many bytes are aligned in external files, so that they can be mapped.
@@ -54,7 +54,7 @@ pub fn write(model: &Model, rename: &dyn Fn(&str) -> String) -> Written {
         Some(old) => files[old].placed(tensor),
         None => tensor.proto().clone(),
     };
-    let proto = assemble(model, &place);
+    let proto = assemble(model, &place, &by_nonzeros(model));
     Written { model: proto, files: files.into_values().map(|layout| layout.file).collect() }
 }
 
@@ -94,7 +94,7 @@ pub fn write_detached(model: &Model, threshold: usize) -> Detached {
             ..Default::default()
         }
     };
-    let bytes = assemble(model, &place).encode_to_vec();
+    let bytes = assemble(model, &place, &HashMap::new()).encode_to_vec();
     Detached { bytes, constants }
 }
 
@@ -191,17 +191,34 @@ impl Tensor {
     }
 }
 
-fn assemble(model: &Model, place: &dyn Fn(&Tensor) -> TensorProto) -> ModelProto {
+/// Constants that are written by their elements that are not zero.
+fn by_nonzeros(model: &Model) -> HashMap<ValueId, SparseTensorProto> {
+    let sparse = |&value: &ValueId| {
+        let tensor = model.graph.constant(value).filter(|t| !t.is_external())?;
+        Some((value, sparse::sparse(tensor).filter(|sparse| sparse::is_smaller(tensor, sparse))?))
+    };
+    model.by_nonzeros.iter().filter_map(sparse).collect()
+}
+
+fn assemble(
+    model: &Model,
+    place: &dyn Fn(&Tensor) -> TensorProto,
+    by_nonzeros: &HashMap<ValueId, SparseTensorProto>,
+) -> ModelProto {
     let graph = &model.graph;
     let info = |&value: &ValueId| {
         let named = || ValueInfoProto { name: Some(graph.name(value).to_string()), ..Default::default() };
         graph.info(value).cloned().unwrap_or_else(named)
     };
     let alive = |value: ValueId| graph.has_source(value);
+    let whole = graph.initializers().into_iter().filter(|v| !by_nonzeros.contains_key(v));
+    let opaque = model.sparse.iter().filter(|(v, _)| alive(*v)).map(|(_, s)| s.clone());
     let mut proto = GraphProto {
         node: graph.sorted().into_iter().map(|n| node(graph, graph.operator(n), place)).collect(),
-        initializer: graph.initializers().into_iter().filter_map(|v| graph.constant(v)).map(place).collect(),
-        sparse_initializer: model.sparse.iter().filter(|(v, _)| alive(*v)).map(|(_, s)| s.clone()).collect(),
+        initializer: whole.filter_map(|v| graph.constant(v)).map(place).collect(),
+        sparse_initializer: opaque
+            .chain(graph.initializers().iter().filter_map(|v| by_nonzeros.get(v).cloned()))
+            .collect(),
         input: graph.inputs().iter().map(info).collect(),
         output: graph.outputs().iter().map(info).collect(),
         value_info: listed(model),
