@@ -211,7 +211,7 @@ pub trait Walk {
 pub struct Masked {
     /// The loss.
     pub loss: f64,
-    /// For every sublayer the mask gradients of its columns, those of units that are gone among them: [width].
+    /// For every sublayer the mask gradients of its columns, those of units that are gone among them: `[width]`.
     pub gradients: Vec<Array1<f64>>,
 }
 

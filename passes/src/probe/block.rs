@@ -23,7 +23,7 @@ pub const TOKENS: &str = "kprune_tokens";
 
 /// What the graph of a block's features gives.
 pub struct FeatureOutputs {
-    /// For every matrix, the squares of what it is multiplied with, summed up over real tokens: [inputs].
+    /// For every matrix, the squares of what it is multiplied with, summed up over real tokens: `[inputs]`.
     pub squares: Vec<String>,
     /// What the block gives.
     pub stream: String,
@@ -37,7 +37,7 @@ pub struct ReconstructionOutputs {
     /// For every matrix the sums of gradient times weight over the weights of a row that go at every candidate:
     /// [outputs, candidates]; `None` where the block does not depend on it.
     pub sums: Vec<Option<String>>,
-    /// The inputs that take how many weights of every row go, in i32: [outputs].
+    /// The inputs that take how many weights of every row go, in i32: `[outputs]`.
     pub counts: Vec<String>,
 }
 

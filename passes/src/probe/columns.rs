@@ -25,7 +25,7 @@ pub struct ColumnSums {
 pub struct MaskOutputs {
     /// The loss, a scalar.
     pub loss: String,
-    /// For every sublayer dL/dm, [width]; `None` where the loss does not depend on it.
+    /// For every sublayer dL/dm, `[width]`; `None` where the loss does not depend on it.
     pub gradients: Vec<Option<String>>,
 }
 
@@ -57,7 +57,7 @@ impl Probes<'_> {
     /// The whole model with a factor on every column of every sublayer's features, forward and backward: the gradients of
     /// the loss that `criterion` names with respect to those factors, also where they are zero.
     ///
-    /// Inputs: those of the model, the factors ([`mask_input`], [width] each), the teacher's outputs, the number of samples.
+    /// Inputs: those of the model, the factors ([`mask_input`], `[width]` each), the teacher's outputs, the number of samples.
     ///
     /// # Errors
     /// Where an operator downstream cannot be differentiated.

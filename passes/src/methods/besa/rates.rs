@@ -73,7 +73,7 @@ impl Rates {
         probabilities
     }
 
-    /// The rates: alpha, for every row: [rows].
+    /// The rates: alpha, for every row: `[rows]`.
     pub fn means(&self) -> Array1<f64> {
         let means = self.probabilities().dot(&self.candidates);
         if means.len() == self.rows { means } else { Array1::from_elem(self.rows, means[0]) }
