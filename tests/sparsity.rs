@@ -105,14 +105,15 @@ fn patterns_hold_in_every_group_along_the_axis_of_products() {
 #[test]
 fn weights_go_after_units_and_after_distillation() {
     let folder = tempfile::tempdir().unwrap();
-    let (report, model) = sparse(
-        folder.path(),
-        "out.onnx",
-        &["--compression", "0.5", "--distil", "1", "--sparsity", "0.5", "--steps", "4"],
-    );
+    let plan = folder.path().join("plan.json");
+    let more = ["--compression", "0.5", "--distil", "1", "--sparsity", "0.5", "--steps", "4"];
+    let (report, model) =
+        sparse(folder.path(), "out.onnx", &[&more[..], &["--save-plan", plan.to_str().unwrap()]].concat());
     assert!((zeros(&matrices(&report, &model)) - 0.5).abs() < 0.005);
     assert!(report["output"]["parameters"].as_u64() < report["input"]["parameters"].as_u64());
     assert!(report["distillation"]["before"].is_number());
+    let plan: Value = serde_json::from_slice(&std::fs::read(&plan).unwrap()).unwrap();
+    assert_eq!(plan["matrices"][0], report["sparsification"]["blocks"][0]["matrices"][0]);
     assert!(report["sparsification"]["difference"].as_f64().unwrap() < 1e-4);
 }
 

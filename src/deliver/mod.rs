@@ -38,7 +38,8 @@ impl Maker<'_> {
         let mut publication = Publication::default();
         if let Some(path) = &self.options.files.save_plan {
             let found = &self.loaded.analysis.measured.found;
-            publication.add_content(path, &store::plan::content(found, &models[chosen].outcome.plan)?)?;
+            let Product { outcome, sparsified, .. } = &models[chosen];
+            publication.add_content(path, &store::plan::content(found, &outcome.plan, sparsified.as_ref())?)?;
         }
         let mut described = self.report(budget, probes, original, &models, chosen);
         let writes_all = self.options.aim.max_drop.is_none();

@@ -7,7 +7,7 @@ use kprune_passes::plan::Plan;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::report::unit_name;
+use crate::report::{SparseMatrix, Sparsified, unit_name};
 
 use super::{input, publish};
 
@@ -18,6 +18,9 @@ struct PlanFile {
     schema: u32,
     /// The sublayers from input to output.
     sublayers: Vec<Row>,
+    /// How many weights of every matrix are zero, to be looked at: nothing is made of it when the plan is applied.
+    #[serde(default, skip_deserializing, skip_serializing_if = "Vec::is_empty")]
+    matrices: Vec<SparseMatrix>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,18 +32,19 @@ struct Row {
     keep: String,
 }
 
-/// Which units stay, as the content of a file.
+/// Which units stay, as the content of a file; with the shares of zeros where weights went.
 ///
 /// # Errors
 /// Never, but for want of memory.
-pub fn content(found: &Discovery, plan: &Plan) -> Result<Vec<u8>, Error> {
+pub fn content(found: &Discovery, plan: &Plan, zeros: Option<&Sparsified>) -> Result<Vec<u8>, Error> {
     let row = |(sublayer, decision): (&kprune_passes::discover::Sublayer, &kprune_passes::plan::Decision)| Row {
         name: sublayer.name.clone(),
         unit: unit_name(sublayer.kind).into(),
         units: sublayer.units.len(),
         keep: written(&decision.keep),
     };
-    publish::json(&PlanFile { schema: SCHEMA, sublayers: plan.each(found).map(row).collect() })
+    let matrices = zeros.iter().flat_map(|zeros| &zeros.blocks).flat_map(|block| block.matrices.clone()).collect();
+    publish::json(&PlanFile { schema: SCHEMA, sublayers: plan.each(found).map(row).collect(), matrices })
 }
 
 /// The version of the layout that this program writes and reads.
