@@ -136,12 +136,12 @@ impl Report {
                 h2 { "Zeros" }
                 p.note { (sparse.advice()) "." }
                 div.scroll { table {
-                    tr { th { "block" } th { "matrix" } th { "weights" } th { "zero" } th { "of rows" } th { "error, all rows alike" } th { "error" } }
+                    tr { th { "block" } th { "product" } th { "weights" } th { "zero" } th { "of rows" } th { "error, all rows alike" } th { "error" } }
                     @for (i, block) in sparse.blocks.iter().enumerate() {
                         @for (j, matrix) in block.matrices.iter().enumerate() {
                             tr {
                                 td { @if j == 0 { (i + 1) } }
-                                td { (matrix.name) }
+                                td { (matrix.place) }
                                 td { (format!("{} × {}", matrix.rows, matrix.inputs)) }
                                 td { (percent(matrix.sparsity, 1.0)) }
                                 td { (format!("{} to {}", percent(matrix.of_rows[0], 1.0), percent(matrix.of_rows[1], 1.0))) }

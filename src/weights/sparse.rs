@@ -45,6 +45,8 @@ pub struct SparseBlock {
 pub struct SparseMatrix {
     /// The constant's name in the file.
     pub name: String,
+    /// The product that it is part of.
+    pub place: String,
     /// Its outputs, each of which is made of a row of weights.
     pub rows: usize,
     /// Weights in a row.
@@ -160,6 +162,7 @@ impl Chosen {
             let extreme = |count: Option<&usize>| share(count.copied().unwrap_or(0));
             SparseMatrix {
                 name: pupil.model.graph.name(matrix.weight).to_string(),
+                place: pupil.model.graph.label(matrix.node),
                 rows: matrix.outputs,
                 inputs: matrix.inputs,
                 sparsity: share(counts.sum()) / matrix.outputs as f64,

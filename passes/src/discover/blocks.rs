@@ -23,6 +23,8 @@ pub struct Block {
 pub struct Matrix {
     /// The constant.
     pub weight: ValueId,
+    /// The first product that reads it.
+    pub node: NodeId,
     /// What the block multiplies with it, place by place.
     pub features: Vec<ValueId>,
     /// Its axis along which products are summed up: 0, or 1 where it is stored transposed.
@@ -100,7 +102,7 @@ fn matrices(graph: &Graph, inside: &HashSet<NodeId>) -> Vec<Matrix> {
         if let (&[rows, columns], true) = (dims.as_slice(), graph.consumers(weight).iter().all(is_product)) {
             let (inputs, outputs) = if inputs_axis == 0 { (rows, columns) } else { (columns, rows) };
             places.insert(weight, matrices.len());
-            matrices.push(Matrix { weight, features: vec![features], inputs_axis, inputs, outputs });
+            matrices.push(Matrix { weight, node, features: vec![features], inputs_axis, inputs, outputs });
         }
     }
     matrices
