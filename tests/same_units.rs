@@ -6,6 +6,7 @@ mod support;
 use std::path::Path;
 use std::process::Command;
 
+use kprune_passes::discover::cost::ALIGNED;
 use serde_json::Value;
 use support::{fixtures, program, python, text};
 
@@ -98,9 +99,15 @@ fn masks_batches_and_softmaxes_do_not_change_what_goes() {
         assert!(expected.0.iter().any(|kept| !kept.is_empty()));
         for form in ["none", "additive", "single", "padding", "softmax"] {
             let found = pruned(folder.path(), form, method);
-            // Of two units that say the same, how sums are rounded decides, and those of batches of one are others.
+            // Of two units that say the same, or two sublayers that lose the same by a step of their width, how sums are
+            // rounded decides, and those of batches of one are others.
             match (method, form) {
-                ("obs", "single") => assert_eq!(counts(&found.0), counts(&expected.0), "{form}"),
+                ("obs", "single") => {
+                    let [found, expected] = [&found, &expected].map(|(kept, _)| counts(kept));
+                    let apart = found.iter().zip(&expected).map(|(f, e)| f.abs_diff(*e)).max();
+                    assert!(apart <= Some(ALIGNED), "{form}: {found:?} and {expected:?}");
+                    assert_eq!(found.iter().sum::<usize>(), expected.iter().sum::<usize>(), "{form}");
+                }
                 _ => assert_eq!(found, expected, "{method}, {form}"),
             }
         }
