@@ -34,8 +34,10 @@ impl Maker<'_> {
                 Some(pupil) => pupil,
                 None => self.pupil(&product.outcome, probes, &made.model)?,
             };
-            let settled = settle(self.world, &pupil, probes.token_mask, wanted, cache.clone())?;
-            let values = settled.matrices.iter().map(|m| (m.matrix.weight, m.numbers.clone())).collect();
+            let mut settled = settle(self.world, &pupil, probes.token_mask, wanted, cache.clone())?;
+            // Of large models every copy counts.
+            let numbers = settled.matrices.iter_mut().map(|m| (m.matrix.weight, std::mem::take(&mut m.numbers)));
+            let values = numbers.collect();
             let mut model = trained(&mut pupil.model, &made.model, values)?;
             quantise(&mut model, &pupil.model, &settled.matrices)?;
             if wanted.sparsity.is_some_and(|sparsity| sparsity.by_nonzeros) {
