@@ -343,7 +343,11 @@ pub fn original_weight(model: &Model, sublayer: &Sublayer) -> Result<Array2<f64>
     Ok(if sublayer.projection.transposed { array.reversed_axes() } else { array })
 }
 
-fn vector(values: &Values, name: &str, place: &dyn Fn() -> String) -> Result<Array1<f64>, Error> {
+/// A sum that a probe gave, one number for every column.
+///
+/// # Errors
+/// Where it is not finite; `place` says in words where that is.
+pub(crate) fn vector(values: &Values, name: &str, place: &dyn Fn() -> String) -> Result<Array1<f64>, Error> {
     let value = values.get(name).ok_or_else(|| Error::internal(format!("a probe gave no {name:?}")))?;
     if let Some(odd) = runtime::odd(value)? {
         return Err(not_finite(place(), "a sum over its features", odd.value));

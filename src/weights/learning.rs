@@ -160,8 +160,9 @@ fn rows(parts: &Parts, i: usize, batch: &Batch, follows_mask: bool) -> Result<f6
     }
     let reference = parts.references[i].load()?;
     let stream = reference.values().next().ok_or_else(|| Error::internal("a block gave nothing"))?;
-    let stream = runtime::scalars(stream.value())?;
-    Ok(stream.len() as f64 / stream.shape().last().copied().unwrap_or(1).max(1) as f64)
+    let shape =
+        stream.value().dtype().tensor_shape().ok_or_else(|| Error::internal("what a block gave is no tensor"))?;
+    Ok(shape.iter().rev().skip(1).map(|&length| length as f64).product())
 }
 
 /// Counts as ONNX Runtime takes them.

@@ -6,15 +6,15 @@ use kprune_passes::discover::blocks::Block;
 use kprune_passes::methods::besa::{self, Learnt, Reconstruction, Shape};
 use kprune_passes::probe::{Graph, Probes};
 use kprune_passes::sparsity::Order;
-use ndarray::{Array1, Array2, Ix1};
+use ndarray::{Array1, Array2};
 
 use super::learning::Learning;
 use super::{stored, tensor};
 use crate::data::Batch;
-use crate::error::{Error, not_finite};
+use crate::error::Error;
 use crate::options::Sparsity;
 use crate::runtime::{self, Cache, Held, Kept, Session};
-use crate::walk::World;
+use crate::walk::{World, vector};
 
 /// Upstream of the block in hand: for every batch, the values that cross into it.
 pub(super) struct Walk<'a> {
@@ -121,12 +121,4 @@ fn run(world: &World, session: &mut Session, state: &Kept, batch: &Batch) -> Res
     world.runtime.check_cancelled()?;
     let state = state.load()?;
     session.run_keeping(|name| state.get(name).map(Held::value).or_else(|| batch.find(name)), |_| true)
-}
-
-fn vector(values: &runtime::Values, name: &str, place: &dyn Fn() -> String) -> Result<Array1<f64>, Error> {
-    let value = values.get(name).ok_or_else(|| Error::internal(format!("a probe gave no {name:?}")))?;
-    if let Some(odd) = runtime::odd(value)? {
-        return Err(not_finite(place(), "a sum over what a matrix is multiplied with", odd.value));
-    }
-    runtime::scalars(value)?.into_dimensionality::<Ix1>().map_err(|e| Error::internal(e.to_string()))
 }

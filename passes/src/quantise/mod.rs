@@ -7,4 +7,4 @@ mod grid;
 mod qdq;
 
 pub use grid::{Bits, Quantised};
-pub use qdq::{NEEDED_FOR_INT4, write};
+pub use qdq::write;

@@ -5,9 +5,6 @@ use ndarray::{Array2, ArrayView2};
 use super::grid::{Bits, Quantised};
 use crate::ir::{ElementType, Model, Operator, Tensor, TensorError, ValueId, attribute};
 
-/// The operator set from which on there is int4.
-pub const NEEDED_FOR_INT4: i64 = 21;
-
 /// The operator set from which on scales may be of half precision.
 const HALF_SCALES: i64 = 19;
 

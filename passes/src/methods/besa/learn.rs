@@ -1,13 +1,11 @@
 //! How the rates of a block are learned.
 
 use ndarray::{Array1, Array2};
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 
 use super::prodigy::Prodigy;
 use super::rates::{Rates, rounded, tilt_to};
 use super::settings::Settings;
+use super::steps::{Turns, is_checked, penalty_slope};
 use crate::methods::Failure;
 use crate::sparsity::Pattern;
 
@@ -61,12 +59,6 @@ pub struct Learnt {
     pub after: f64,
 }
 
-/// The weight of the penalty for a share that is not the one asked for, as published.
-const PENALTY: f64 = 5.0;
-
-/// How often what was learned is judged on the way, the end among them.
-const CHECKS: usize = 4;
-
 /// Learns the rates of the matrices of a block, of which `share` is to go. What is best on samples that nothing was learned
 /// from stays, be it that the same share of every row goes.
 ///
@@ -89,19 +81,14 @@ pub fn learn(
     let rates = |shape: &Shape| Rates::at(share, shape.rows, settings.grain, pattern);
     let mut rates: Vec<Rates> = shapes.iter().map(rates).collect();
     let mut prodigy = Prodigy::new(rates.iter().map(|r| &r.logits));
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut coming: Vec<usize> = Vec::new();
+    let mut turns = Turns::new((0..block.mini_batches()).collect(), seed);
     for i in 0..settings.steps {
-        if coming.is_empty() {
-            coming = (0..block.mini_batches()).collect();
-            coming.shuffle(&mut random);
-        }
         let counts: Counts = rates.iter().zip(shapes).map(|(r, shape)| r.counts(shape.inputs)).collect();
-        let step = block.step(coming.pop().unwrap_or(0), &counts)?;
+        let step = block.step(turns.next(), &counts)?;
         let gradients = gradients(&rates, shapes, &step, share);
         let mut logits: Vec<&mut Array2<f64>> = rates.iter_mut().map(|r| &mut r.logits).collect();
-        prodigy.step(&mut logits, &gradients, 1.0);
-        if (i + 1) * CHECKS / settings.steps > i * CHECKS / settings.steps {
+        prodigy.step(&mut logits, &gradients);
+        if is_checked(i, settings.steps) {
             let counts = settled(&rates, shapes, share, pattern);
             let after = block.judge(&counts)?;
             if after < best.after {
@@ -125,7 +112,7 @@ pub fn uniform(shapes: &[Shape], share: f64, pattern: Pattern) -> Counts {
 fn gradients(rates: &[Rates], shapes: &[Shape], step: &Step, share: f64) -> Vec<Array2<f64>> {
     let all: f64 = shapes.iter().map(|s| (s.rows * s.inputs) as f64).sum();
     let by_rates: f64 = rates.iter().zip(shapes).map(|(r, s)| r.means().sum() * s.inputs as f64).sum();
-    let slope = 2.0 * PENALTY * (by_rates / all - share) / share.powi(2);
+    let slope = penalty_slope(by_rates / all, share);
     let matrices = rates.iter().zip(shapes).zip(&step.sums);
     matrices.map(|((rates, shape), sums)| rates.gradient(sums, slope * shape.inputs as f64 / all)).collect()
 }

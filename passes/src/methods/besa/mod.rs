@@ -10,6 +10,7 @@ mod learn;
 mod prodigy;
 mod rates;
 mod settings;
+mod steps;
 mod structured;
 
 pub use learn::{Counts, Learnt, Reconstruction, Shape, Step, learn, uniform};

@@ -36,9 +36,8 @@ impl Prodigy {
         Self { weights: start.into_iter().map(state).collect(), distance: FIRST, numerator: 0.0 }
     }
 
-    /// Moves the matrices against their gradients; `rate` is what the distance is multiplied with, 1 if nothing speaks
-    /// against it.
-    pub(super) fn step(&mut self, weights: &mut [&mut Array2<f64>], gradients: &[Array2<f64>], rate: f64) {
+    /// Moves the matrices against their gradients.
+    pub(super) fn step(&mut self, weights: &mut [&mut Array2<f64>], gradients: &[Array2<f64>]) {
         let [b1, b2] = BETAS;
         let (d, root) = (self.distance, BETAS[1].sqrt());
         let mut along = 0.0;
@@ -47,16 +46,16 @@ impl Prodigy {
                 |m, v, s, &g| {
                     *m = b1 * *m + (1.0 - b1) * d * g;
                     *v = b2 * *v + (1.0 - b2) * d * d * g * g;
-                    *s = root * *s + (1.0 - root) * rate * d * d * g;
+                    *s = root * *s + (1.0 - root) * d * d * g;
                 },
             );
             along += (gradient * &(&state.start - &**weight)).sum();
         }
-        self.numerator = root * self.numerator + (1.0 - root) * rate * d * d * along;
+        self.numerator = root * self.numerator + (1.0 - root) * d * d * along;
         let sum: f64 = self.weights.iter().map(|state| state.sum.iter().map(|s| s.abs()).sum::<f64>()).sum();
         for (state, weight) in self.weights.iter().zip(weights) {
             Zip::from(&mut **weight).and(&state.first).and(&state.second).for_each(|w, &m, &v| {
-                *w -= rate * d * m / (v.sqrt() + d * EPSILON);
+                *w -= d * m / (v.sqrt() + d * EPSILON);
             });
         }
         if sum > 0.0 {
@@ -78,7 +77,7 @@ mod tests {
             let mut prodigy = Prodigy::new([&weight]);
             for _ in 0..1500 {
                 let gradient = (&weight - &bottom) * 2.0;
-                prodigy.step(&mut [&mut weight], &[gradient], 1.0);
+                prodigy.step(&mut [&mut weight], &[gradient]);
             }
             let away = (&weight - &bottom).iter().map(|x| x.abs()).fold(0.0, f64::max);
             assert!(away < 0.05 * size, "{weight} {size}");
@@ -89,12 +88,12 @@ mod tests {
     fn the_distance_never_falls_and_nothing_moves_without_a_gradient() {
         let mut weight = array![[1.0]];
         let mut prodigy = Prodigy::new([&weight]);
-        prodigy.step(&mut [&mut weight], &[array![[0.0]]], 1.0);
+        prodigy.step(&mut [&mut weight], &[array![[0.0]]]);
         assert_eq!((weight[[0, 0]], prodigy.distance), (1.0, FIRST));
         let mut last = prodigy.distance;
         for i in 0..50 {
             let gradient = array![[if i % 2 == 0 { 1.0 } else { -0.5 }]];
-            prodigy.step(&mut [&mut weight], &[gradient], 1.0);
+            prodigy.step(&mut [&mut weight], &[gradient]);
             assert!(prodigy.distance >= last);
             last = prodigy.distance;
         }

@@ -6,13 +6,11 @@
 //! place r, dL/dpi_d = -(sum over r below the count of d of dL/dm_r), and the penalty is about the cost of all units.
 
 use ndarray::{Array1, Array2};
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 
 use super::prodigy::Prodigy;
 use super::rates::{Rates, candidate_counts, tilt_to};
 use super::settings::{Grain, Settings};
+use super::steps::{Turns, is_checked, penalty_slope};
 use crate::calculus::loss::Criterion;
 use crate::methods::tune::tune_all;
 use crate::methods::{Failure, Masked, Method, Outcome, Task, Walk};
@@ -21,12 +19,6 @@ use crate::sparsity::Pattern;
 
 /// How much distributions are softened.
 const TAU: f64 = 2.0;
-
-/// The weight of the penalty for a cost that is not the one asked for.
-const PENALTY: f64 = 5.0;
-
-/// How often what was learned is judged on the way, the end among them.
-const CHECKS: usize = 4;
 
 /// One mini-batch in so many judges, and is not learned from.
 const JUDGES: usize = 8;
@@ -66,24 +58,19 @@ impl Besa {
         let mut rates: Vec<Rates> =
             task.sublayers.iter().map(|_| Rates::at(share, 1, Grain::Matrix, Pattern::Unstructured)).collect();
         let mut prodigy = Prodigy::new(rates.iter().map(|r| &r.logits));
-        let mut random = ChaCha8Rng::seed_from_u64(task.seed);
         let (judges, learned): (Vec<usize>, Vec<usize>) =
             (0..walk.mini_batches()).partition(|i| i % JUDGES == JUDGES - 1);
         let judges = if judges.is_empty() { learned.clone() } else { judges };
         let mut best = masks.settled(&rates, budget);
         let mut least = judge(walk, &judges, &best)?;
-        let mut coming = Vec::new();
+        let mut turns = Turns::new(learned, task.seed);
         for i in 0..self.settings.steps {
             (task.check)()?;
-            if coming.is_empty() {
-                coming = learned.clone();
-                coming.shuffle(&mut random);
-            }
-            let Masked { gradients, .. } = walk.masked(coming.pop().unwrap_or(0), &masks.hard(&rates), TAU)?;
+            let Masked { gradients, .. } = walk.masked(turns.next(), &masks.hard(&rates), TAU)?;
             let gradients = masks.gradients(&rates, &gradients, share);
             let mut logits: Vec<&mut Array2<f64>> = rates.iter_mut().map(|r| &mut r.logits).collect();
-            prodigy.step(&mut logits, &gradients, 1.0);
-            if (i + 1) * CHECKS / self.settings.steps > i * CHECKS / self.settings.steps {
+            prodigy.step(&mut logits, &gradients);
+            if is_checked(i, self.settings.steps) {
                 let keep = masks.settled(&rates, budget);
                 let loss = judge(walk, &judges, &keep)?;
                 if loss < least {
@@ -217,7 +204,7 @@ impl Masks<'_> {
             .collect();
         let all: f64 = whole.iter().sum::<f64>().max(f64::MIN_POSITIVE);
         let by_rates: f64 = rates.iter().zip(&whole).map(|(r, cost)| r.means()[0] * cost).sum();
-        let slope = 2.0 * PENALTY * (by_rates / all - share) / share.powi(2);
+        let slope = penalty_slope(by_rates / all, share);
         let gradient = |(t, rates): (usize, &Rates)| {
             let (order, units) = (&self.orders[t], &self.task.sublayers[t].units);
             let of_unit = |&unit: &usize| units[unit].columns.iter().map(|&c| of_columns[t][c]).sum::<f64>();
