@@ -124,7 +124,8 @@ fn evaluation(
         return set_aside(loaded, aside, calibration.seed).map(Some);
     }
     let files = options.data.evaluation.clone();
-    let sources = Sources { files, batches: Vec::new(), samples: None, ..calibration.clone() };
+    let segment = loaded.calibration.segment();
+    let sources = Sources { files, batches: Vec::new(), samples: None, segment, ..calibration.clone() };
     let data = Dataset::gather(&loaded.analysis.single, model, &sources, runtime.threads())?;
     data.with_mask_of(&loaded.calibration).map(Some)
 }

@@ -9,6 +9,7 @@ pub mod discover;
 pub mod distil;
 pub mod finite;
 pub mod ir;
+pub mod kv_cache;
 pub mod limits;
 pub mod linalg;
 pub mod methods;

@@ -72,6 +72,8 @@ pub struct Observation {
     counted: HashMap<ValueId, Vec<usize>>,
     /// The only number of samples that the model takes at once, where there is but one.
     batch: Option<usize>,
+    /// Whether what the model says of a token depends on no later one.
+    is_causal: bool,
 }
 
 impl Observation {
@@ -100,6 +102,16 @@ impl Observation {
     /// Says that the model takes so many samples at once and no other number: operations are counted for one of them.
     pub fn of_batches(&mut self, samples: usize) {
         self.batch = Some(samples);
+    }
+
+    /// Says whether what the model says of a token depends on no later one.
+    pub fn of_causal(&mut self, is_causal: bool) {
+        self.is_causal = is_causal;
+    }
+
+    /// Whether what the model says of a token depends on no later one, as far as that was tried.
+    pub fn is_causal(&self) -> bool {
+        self.is_causal
     }
 
     /// How many samples there are where operations are counted.
@@ -136,7 +148,7 @@ impl Observation {
         let seen = self.seen.iter().filter(|(v, _)| graph.holds(**v)).map(|(&v, s)| (v, s.clone()));
         let counted = self.counted.iter().filter(|(v, _)| graph.holds(**v)).map(|(&v, shape)| (v, shape.clone()));
         let (seen, counted) = (seen.collect(), counted.collect());
-        Self { sizes: self.sizes.clone(), seen, counted, batch: self.batch }
+        Self { sizes: self.sizes.clone(), seen, counted, batch: self.batch, is_causal: self.is_causal }
     }
 
     /// The value's shape in the first run.

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use crate::ir::schema::tensor_shape_proto::{Dimension, dimension};
 use crate::ir::schema::{TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
 use crate::ir::{ElementType, Graph, Model, NodeId, Slot, ValueId};
+use crate::kv_cache;
 
 /// One axis of an input.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,7 @@ fn input(graph: &Graph, value: ValueId) -> Input {
     let axes = tensor.and_then(|t| t.shape.as_ref()).map(|shape| {
         let axis = |(i, dim): (usize, &tensor_shape_proto::Dimension)| match &dim.value {
             Some(tensor_shape_proto::dimension::Value::DimValue(n)) if *n > 0 => Axis::Fixed(*n as usize),
+            Some(tensor_shape_proto::dimension::Value::DimValue(0)) if kv_cache::is_past(&name) => Axis::Fixed(0),
             Some(tensor_shape_proto::dimension::Value::DimParam(p)) if !p.is_empty() => Axis::Named(p.clone()),
             _ => Axis::Named(format!("axis {i}")),
         };
@@ -57,7 +59,7 @@ fn input(graph: &Graph, value: ValueId) -> Input {
 pub fn limits(graph: &Graph) -> HashMap<ValueId, usize> {
     let mut limits = HashMap::new();
     for &input in graph.inputs() {
-        for (node, slot) in readers_through(graph, input, &["Identity", "Cast"]) {
+        for (node, slot) in readers_through(graph, input, &["Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze"]) {
             let operator = graph.operator(node);
             if operator.is("Gather") && slot == 1 && operator.int("axis", 0) == 0 {
                 let table = operator.input(0).and_then(|t| graph.constant(t)).filter(|t| t.dims().len() > 1);
@@ -68,6 +70,12 @@ pub fn limits(graph: &Graph) -> HashMap<ValueId, usize> {
     }
     limits.retain(|_, limit| *limit < usize::MAX);
     limits
+}
+
+/// The input of token ids whose table has so many rows.
+pub fn ids(graph: &Graph, vocabulary: Option<usize>) -> Option<ValueId> {
+    let limits = limits(graph);
+    graph.inputs().iter().copied().find(|input| limits.get(input).copied().is_some_and(|n| Some(n) == vocabulary))
 }
 
 /// Who reads an input and where, directly or downstream of operators of the types `passed`.
@@ -97,6 +105,15 @@ pub fn tensor_type(info: &ValueInfoProto) -> Option<&type_proto::Tensor> {
         type_proto::Value::TensorType(tensor) => Some(tensor),
         _ => None,
     }
+}
+
+/// The lengths of the axes of a declared shape, where they are declared.
+pub fn lengths(shape: &TensorShapeProto) -> Vec<Option<usize>> {
+    let length = |dim: &Dimension| match &dim.value {
+        Some(dimension::Value::DimValue(n)) => usize::try_from(*n).ok().filter(|&n| n > 0),
+        _ => None,
+    };
+    shape.dim.iter().map(length).collect()
 }
 
 /// A declaration of a tensor of `rank` axes of any length.

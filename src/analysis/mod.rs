@@ -1,5 +1,6 @@
 //! From a file to a model whose sublayers are known, step by step: open, observe, simplify, discover.
 
+mod causal;
 mod changes;
 mod constants;
 mod observation;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use kprune_passes::discover::{Discovery, discover_units, flops};
 use kprune_passes::ir::Model;
+use kprune_passes::kv_cache;
 use kprune_passes::observe::Observation;
 use kprune_passes::signature;
 use kprune_passes::simplify::einsum;
@@ -133,9 +135,32 @@ impl Opened {
     /// # Errors
     /// Where the model does not run, or the samples do not fit it.
     pub fn observe(self, runtime: &Runtime, sources: &Sources, clock: &Clock) -> Result<Observed, Error> {
-        let single = lower::in_single_precision(&self.model);
-        let given = sources.are_given().then(|| Dataset::gather(&single, &self.path, sources, runtime.threads()));
-        self.observe_on(runtime, given.transpose()?, sources, clock)
+        let given = match sources.are_given() {
+            true => Some(self.gather(runtime, sources)?),
+            false => None,
+        };
+        self.observe_on(runtime, given, sources, clock)
+    }
+
+    /// The user's samples; text in segments, where the model predicts the next token.
+    fn gather(&self, runtime: &Runtime, sources: &Sources) -> Result<Dataset, Error> {
+        let single = self.single()?;
+        let sources = match sources.hold_text() {
+            true => &causal::in_segments(runtime, &single, &self.path, sources)?,
+            false => sources,
+        };
+        Dataset::gather(&single, &self.path, sources, runtime.threads())
+    }
+
+    /// The model in f32, before its first token.
+    fn single(&self) -> Result<Model, Error> {
+        let mut single = lower::in_single_precision(&self.model);
+        kv_cache::start_empty(&mut single.graph).map_err(|name| Error::Unsupported {
+            path: self.path.clone(),
+            reason: format!("the input {name:?} is a cache of which the heads or their width are not declared"),
+            help: "export it with [samples, heads, tokens, width], heads and width fixed".into(),
+        })?;
+        Ok(single)
     }
 
     /// The same on samples that were read for another model.
@@ -154,13 +179,14 @@ impl Opened {
         let mask = mask_input.as_deref();
         self.changes.extend(changes::upgraded(runtime, &mut self.model, &self.path, given.as_ref(), mask)?);
         constants::compute(runtime, &mut self.model)?;
-        let mut single = lower::in_single_precision(&self.model);
+        let mut single = self.single()?;
         if let Some(samples) = &given {
             signature::declare_ranks(&mut single.graph, |name| samples.rank(name));
         }
         let given = given.map(|samples| samples.fitted(&single)).transpose()?;
         clock.stage("import");
-        let seen = observe(runtime, &single, given.as_ref(), mask).map_err(|e| e.about(&self.path))?;
+        let mut seen = observe(runtime, &single, given.as_ref(), mask).map_err(|e| e.about(&self.path))?;
+        seen.of_causal(causal::is_causal(runtime, &single)?);
         if !self.changes.is_empty() {
             let feeds = feeds(&single, &seen, given.as_ref(), mask)?;
             changes::check(runtime, [&self.original, &self.model], &self.path, &feeds, &self.changes)?;
@@ -243,8 +269,9 @@ impl Observed {
             true => {
                 let lowered = lower::lower(single.clone(), &seen);
                 let given = (!samples.is_made_up).then_some(samples);
-                let seen = observe(runtime, &lowered.model, given, mask_input.as_deref())?;
-                (lowered, seen)
+                let mut lowered_seen = observe(runtime, &lowered.model, given, mask_input.as_deref())?;
+                lowered_seen.of_causal(seen.is_causal());
+                (lowered, lowered_seen)
             }
             false => (Lowered::unchanged(single.clone()), seen),
         };

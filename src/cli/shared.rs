@@ -57,6 +57,11 @@ pub struct DataArgs {
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub label_column: Option<String>,
 
+    /// Take text for running text, in segments of N tokens [default: for models that predict the next token, as many as
+    /// their positions allow, at most 2048]
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Data")]
+    pub segment: Option<usize>,
+
     /// The preprocessor_config.json for images; looked for beside the model
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub preprocessor: Option<PathBuf>,
@@ -81,6 +86,7 @@ impl DataArgs {
             columns: Columns { texts: self.text_columns.clone(), label: self.label_column.clone() },
             preprocessor: self.preprocessor.clone(),
             mask_input: self.mask_input.clone(),
+            segment: self.segment,
             seq_len,
             seed: self.seed,
         }

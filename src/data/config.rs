@@ -14,6 +14,19 @@ pub(super) struct Config {
     /// The id of the padding token.
     #[cfg(feature = "text")]
     pub(super) padding: Option<u32>,
+    /// The id of the token that opens a text.
+    #[cfg(feature = "text")]
+    pub(super) opening: Option<u32>,
+    /// How many positions the model has.
+    positions: Option<usize>,
+}
+
+/// Names of the number of positions.
+const POSITIONS: [&str; 4] = ["max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"];
+
+/// How many positions the model at `model` has, as the `config.json` beside it says.
+pub(crate) fn positions_beside(model: &Path) -> Option<usize> {
+    Config::beside(model).positions
 }
 
 impl Config {
@@ -30,10 +43,14 @@ impl Config {
         let mut classes: Vec<(String, i64)> = by_name.chain(by_id).filter(|(name, _)| !is_placeholder(name)).collect();
         classes.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
         classes.dedup();
+        let number = |key: &str| config.get(key).and_then(Value::as_u64);
         Self {
             classes,
             #[cfg(feature = "text")]
-            padding: config.get("pad_token_id").and_then(Value::as_u64).and_then(|id| id.try_into().ok()),
+            padding: number("pad_token_id").and_then(|id| id.try_into().ok()),
+            #[cfg(feature = "text")]
+            opening: number("bos_token_id").and_then(|id| id.try_into().ok()),
+            positions: POSITIONS.iter().find_map(|key| number(key)).and_then(|n| n.try_into().ok()),
         }
     }
 

@@ -103,9 +103,9 @@ pub(super) fn numbers(array: &Tensor) -> Option<Vec<f64>> {
 ///
 /// # Errors
 /// Where that type has none.
-pub(super) fn flags(like: &Tensor, dims: &[usize], flags: &[i64]) -> Result<Tensor, Error> {
+pub(crate) fn integers_like(like: &Tensor, dims: &[usize], integers: &[i64]) -> Result<Tensor, Error> {
     let odd = || Error::internal(format!("no mask is made of {}", like.element()));
-    converted(&Tensor::from_i64s(dims, flags), like.element()).ok_or_else(odd)
+    converted(&Tensor::from_i64s(dims, integers), like.element()).ok_or_else(odd)
 }
 
 /// A mask of [samples, tokens] that calls the first `real` tokens real, in the element type of `like`.
@@ -119,7 +119,7 @@ pub(super) fn marking(
     marks_padding: bool,
 ) -> Result<Tensor, Error> {
     let marks: Vec<i64> = (0..samples * tokens).map(|i| ((i % tokens < real) != marks_padding) as i64).collect();
-    flags(like, &[samples, tokens], &marks)
+    integers_like(like, &[samples, tokens], &marks)
 }
 
 /// Whether an array is [samples, tokens] of ones and zeros.

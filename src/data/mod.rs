@@ -4,11 +4,13 @@
 pub use batches::{Batch, as_declared, find};
 pub use labels::Labels;
 pub use polarity::Outputs;
+pub(crate) use config::positions_beside;
+pub(crate) use mask::integers_like;
 pub(crate) use random::{axes_of, fill, normal, room_for};
 
 mod arrays;
 mod batches;
-#[cfg(any(feature = "text", feature = "images"))]
+mod caches;
 mod config;
 #[cfg(feature = "text")]
 mod decoding;
@@ -23,6 +25,8 @@ mod random;
 #[cfg(feature = "text")]
 mod rows;
 mod samples;
+#[cfg(feature = "text")]
+mod segments;
 mod shapes;
 #[cfg(feature = "text")]
 mod text;
@@ -33,9 +37,11 @@ use std::path::{Path, PathBuf};
 use kprune_passes::calculus::TokenMask;
 use kprune_passes::finite::first_odd;
 use kprune_passes::ir::{Graph, Model, Tensor};
+use kprune_passes::kv_cache;
 use kprune_passes::signature::{self, Axis, Input};
 
 use crate::error::Error;
+use caches::{is_empty_cache, with_empty_caches};
 use mask::Mask;
 use opener::Opener;
 use samples::{FEW, Part, Samples, drawn, read_drawn, samples};
@@ -58,6 +64,8 @@ pub struct Sources {
     pub preprocessor: Option<PathBuf>,
     /// The input that says which tokens are real.
     pub mask_input: Option<String>,
+    /// Tokens of a segment, where text is running text; `None` where each text is a sample, or the model is to decide.
+    pub segment: Option<usize>,
     /// Length of made-up sequences, and of the sample for which FLOPs and latencies are counted; there the mean true
     /// length of the samples where it is not given.
     pub seq_len: Option<usize>,
@@ -86,6 +94,8 @@ pub struct Dataset {
     lengths_taken: Option<std::collections::BTreeSet<usize>>,
     /// Whether the program filled the masks itself.
     masks_are_ours: bool,
+    /// Tokens of a segment of running text.
+    segment: Option<usize>,
     /// What a user should know about how the samples were read.
     pub notes: Vec<String>,
     /// What is right for the samples, where that is known.
@@ -106,6 +116,11 @@ impl Sources {
     pub fn are_given(&self) -> bool {
         !self.batches.is_empty() || !self.files.is_empty()
     }
+
+    /// Whether any of them is text, to be tokenized.
+    pub(crate) fn hold_text(&self) -> bool {
+        self.files.iter().any(|file| !file.is_dir() && opener::is_text(file))
+    }
 }
 
 impl Dataset {
@@ -114,7 +129,9 @@ impl Dataset {
     /// # Errors
     /// Where the data do not fit the model; the message names the array and says what was expected.
     pub fn gather(model: &Model, path: &Path, sources: &Sources, threads: usize) -> Result<Self, Error> {
-        let inputs = signature::inputs(model);
+        let all = signature::inputs(model);
+        let pasts: Vec<_> = kv_cache::caches(&model.graph).into_iter().map(|cache| cache.past).collect();
+        let inputs: Vec<Input> = all.iter().filter(|input| !pasts.contains(&input.value)).cloned().collect();
         let opener = Opener::new(&inputs, path, sources, threads);
         let is_task_data = sources.are_given();
         let (opened, file, source): (Vec<Box<dyn Samples>>, _, _) = if !sources.batches.is_empty() {
@@ -132,7 +149,8 @@ impl Dataset {
             (vec![Box::new(part)], Path::new(""), MADE_UP.to_string())
         };
         let part = read_drawn(opened, &inputs, file, sources)?;
-        Self::new(model, inputs, part, file, sources, source, is_task_data)
+        let part = with_empty_caches(part, &all, &pasts)?;
+        Self::new(model, all, part, file, sources, source, is_task_data)
     }
 
     /// A made-up sample, for what depends on its shape alone.
@@ -171,6 +189,7 @@ impl Dataset {
             shapes,
             lengths_taken: None,
             masks_are_ours,
+            segment: sources.segment,
             notes,
             labels,
             source,
@@ -217,6 +236,11 @@ impl Dataset {
         Ok([self.select(&stay)?, self.select(&aside)?])
     }
 
+    /// Tokens of a segment, where text was taken for running text.
+    pub fn segment(&self) -> Option<usize> {
+        self.segment
+    }
+
     /// Number of samples.
     pub fn samples(&self) -> usize {
         samples(&self.arrays)
@@ -237,6 +261,17 @@ impl Dataset {
     /// The name of the input that says which tokens are real.
     pub fn mask_input(&self) -> Option<&str> {
         self.mask.as_ref().and_then(|m| Some(self.inputs.get(m.input)?.name.as_str()))
+    }
+
+    /// Whether the token mask is 1 at padding; `None` where there is none.
+    pub fn mask_marks_padding(&self) -> Option<bool> {
+        self.mask.as_ref().map(|mask| mask.marks_padding)
+    }
+
+    /// How long an axis of an input is for all samples, with padding.
+    pub fn extent(&self, input: &str, axis: usize) -> Option<usize> {
+        let place = self.inputs.iter().position(|i| i.name == input)?;
+        self.arrays.get(place)?.dims().get(axis).copied()
     }
 
     /// Mean number of real tokens of a sample; `None` where nothing says which are real.
@@ -294,7 +329,7 @@ fn check(model: &Model, inputs: &[Input], arrays: &[Tensor], path: &Path) -> Res
                 return Err(wrong(format!("has the shape {:?}", array.dims())));
             }
         }
-        if array.count() == 0 {
+        if array.count() == 0 && !is_empty_cache(input) {
             return Err(wrong(format!("of shape {:?} holds no numbers", array.dims())));
         }
         if array.dims().first().is_some_and(|&n| n != samples) {

@@ -7,12 +7,21 @@ use kprune_passes::signature::Input;
 #[cfg(feature = "text")]
 use super::config::Config;
 use super::samples::Samples;
+#[cfg(feature = "text")]
+use super::segments::Segments;
+#[cfg(feature = "text")]
+use super::text::Tokens;
 use super::{Sources, arrays};
 use crate::error::Error;
 
 /// What a file is by the end of its name, in small letters.
 pub(super) fn kind(file: &Path) -> String {
     file.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
+}
+
+/// Whether a file is of texts, by the end of its name.
+pub(super) fn is_text(file: &Path) -> bool {
+    matches!(kind(file).as_str(), "txt" | "jsonl" | "json" | "csv" | "tsv")
 }
 
 /// Opens samples for one model.
@@ -66,7 +75,7 @@ impl<'a> Opener<'a> {
         match kind(file).as_str() {
             "npz" => arrays::npz(file, self.inputs),
             "safetensors" => arrays::safetensors(file, self.inputs),
-            "txt" | "jsonl" | "json" | "csv" | "tsv" => self.texts(file),
+            _ if is_text(file) => self.texts(file),
             other => {
                 let reason = format!("is of the unknown kind {other:?}");
                 let help = "give .npz or .safetensors (one array per input), .jsonl, .json, .csv, .tsv or .txt, a folder of \
@@ -94,8 +103,14 @@ impl<'a> Opener<'a> {
             Error::data(file, reason, "name one with --tokenizer PATH")
         };
         let tokenizer = self.tokenizer.as_deref().ok_or_else(missing)?;
+        let config = Config::beside(self.model);
+        if let Some(length) = self.sources.segment {
+            let tokens = Tokens::new(tokenizer, &config, self.threads);
+            let segments = Segments::read(file, self.inputs, &self.sources.columns, &tokens, length)?;
+            return Ok(Box::new(segments));
+        }
         let columns = (&self.sources.columns, self.threads);
-        Ok(Box::new(super::text::Texts::read(file, self.inputs, tokenizer, columns, &Config::beside(self.model))?))
+        Ok(Box::new(super::text::Texts::read(file, self.inputs, tokenizer, columns, &config)?))
     }
 
     #[cfg(not(feature = "text"))]

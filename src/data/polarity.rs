@@ -187,5 +187,5 @@ fn width(mask: &Tensor) -> usize {
 fn flipped(mask: &Tensor) -> Result<Tensor, Error> {
     let numbers = super::mask::numbers(mask).unwrap_or_default();
     let flipped: Vec<i64> = numbers.iter().map(|&x| (x == 0.0) as i64).collect();
-    super::mask::flags(mask, mask.dims(), &flipped)
+    super::mask::integers_like(mask, mask.dims(), &flipped)
 }

@@ -73,6 +73,44 @@ pub(super) fn read(path: &Path, columns: &Columns) -> Result<Rows, Error> {
     table.pick(path, columns)
 }
 
+/// Reads texts as running text, each a document: of a `.txt` file what stands between empty lines, or every line where
+/// there are none; of tables the columns of text.
+pub(super) fn documents(path: &Path, columns: &Columns) -> Result<Vec<String>, Error> {
+    if super::opener::kind(path) == "txt" && columns.texts.is_empty() {
+        let content = text_of(path)?;
+        let blocks: Vec<String> = blocks(&content);
+        return match blocks.is_empty() {
+            true => Err(Error::data(path, "holds no samples", FEW)),
+            false => Ok(blocks),
+        };
+    }
+    let joined = |(first, second): (String, Option<String>)| [Some(first), second].into_iter().flatten();
+    Ok(read(path, columns)?.texts.into_iter().map(|row| joined(row).collect::<Vec<_>>().join("\n")).collect())
+}
+
+/// What stands between empty lines; every line, where there is none between two others.
+fn blocks(content: &str) -> Vec<String> {
+    let lines = content.trim().lines();
+    if lines.clone().all(|line| !line.trim().is_empty()) {
+        return lines.map(str::to_string).filter(|line| !line.is_empty()).collect();
+    }
+    let mut blocks: Vec<String> = Vec::new();
+    let mut is_open = false;
+    for line in lines {
+        let is_empty = line.trim().is_empty();
+        match blocks.last_mut().filter(|_| is_open && !is_empty) {
+            Some(block) => {
+                block.push('\n');
+                block.push_str(line);
+            }
+            None if !is_empty => blocks.push(line.to_string()),
+            None => {}
+        }
+        is_open = !is_empty;
+    }
+    blocks
+}
+
 impl Table {
     /// The columns that were named, or that have the usual names.
     fn pick(self, path: &Path, columns: &Columns) -> Result<Rows, Error> {
@@ -230,6 +268,14 @@ mod tests {
 
     fn pair(a: &str, b: &str) -> (String, Option<String>) {
         (a.into(), Some(b.into()))
+    }
+
+    #[test]
+    fn empty_lines_part_documents_where_there_are_any() {
+        assert_eq!(blocks("a\nb\n"), ["a", "b"]);
+        assert_eq!(blocks("\n= a =\nb\n\n \nc\n"), ["= a =\nb", "c"]);
+        assert_eq!(blocks("a\n\nb\n\n"), ["a", "b"]);
+        assert_eq!(blocks(" \n"), [] as [&str; 0]);
     }
 
     #[test]

@@ -46,6 +46,15 @@ impl Shapes {
         Self { distinct: self.distinct.iter().map(of).collect(), of: self.of }
     }
 
+    /// The shapes where there are more inputs, of which those that are not `given` have no shape of their own.
+    pub(super) fn with_more_inputs(self, given: impl Iterator<Item = bool> + Clone) -> Self {
+        let of = |shape: Vec<Vec<usize>>| {
+            let mut shape = shape.into_iter();
+            given.clone().map(|is_given| if is_given { shape.next().unwrap_or_default() } else { Vec::new() }).collect()
+        };
+        Self { distinct: self.distinct.into_iter().map(of).collect(), of: self.of }
+    }
+
     /// How long an axis of an input is for a sample; the first axis behind that of the samples is 1.
     pub(super) fn length(&self, row: usize, input: usize, axis: usize) -> Option<usize> {
         self.distinct.get(*self.of.get(row)?)?.get(input)?.get(axis.checked_sub(1)?).copied()

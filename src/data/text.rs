@@ -40,6 +40,14 @@ pub(super) struct Texts {
     threads: usize,
 }
 
+/// A tokenizer for running text.
+pub(super) struct Tokens {
+    tokenizer: PathBuf,
+    /// The token that opens texts, where the model's settings name it.
+    opening: Option<u32>,
+    threads: usize,
+}
+
 impl Texts {
     /// Reads a file of rows of text from these columns, to be tokenized on so many threads, for a model with these
     /// settings.
@@ -66,7 +74,7 @@ impl Texts {
 
     /// The arrays of all inputs, for some of the texts.
     fn encode(&self, rows: &[usize]) -> Result<Vec<Tensor>, Error> {
-        let tokens = self.tokenizer()?;
+        let tokens = tokenizer(&self.tokenizer)?;
         let padding = self.padding(&tokens);
         let fixed = self.fixed_length();
         let longest = fixed.or(tokens.get_truncation().map(|t| t.max_length)).unwrap_or(LONGEST);
@@ -92,19 +100,6 @@ impl Texts {
         }
     }
 
-    fn tokenizer(&self) -> Result<Tokenizer, Error> {
-        let content = store::read(&self.tokenizer).map_err(Error::io("read", &self.tokenizer))?;
-        if has_false_map(&content) {
-            return Err(self.unusable("its precompiled_charsmap is shorter than it says".into()));
-        }
-        fenced(&self.tokenizer, || Tokenizer::from_bytes(&content).map_err(|e| self.unusable(e)))
-    }
-
-    fn unusable(&self, error: tokenizers::Error) -> Error {
-        let reason = format!("is no usable tokenizer: {error}");
-        Error::data(&self.tokenizer, reason, "give a Hugging Face tokenizer.json")
-    }
-
     /// The only length that the model takes, if there is but one.
     fn fixed_length(&self) -> Option<usize> {
         self.inputs.iter().find_map(|i| match i.axes.as_ref()?.get(1)? {
@@ -120,16 +115,65 @@ impl Texts {
             None => EncodeInput::from(first),
         };
         let texts: Vec<EncodeInput> = rows.iter().filter_map(text).map(input).collect();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build();
-        let pool = pool.map_err(|e| Error::internal(e.to_string()))?;
-        fenced(&self.tokenizer, || {
-            let given = tokens.get_truncation().cloned().unwrap_or_default();
-            let truncation = tokenizers::TruncationParams { max_length: longest, ..given };
-            tokens.with_truncation(Some(truncation)).map_err(|e| self.unusable(e))?;
-            tokens.with_padding(None);
-            pool.install(|| tokens.encode_batch(texts, true)).map_err(|e| self.unusable(e))
-        })
+        let given = tokens.get_truncation().cloned().unwrap_or_default();
+        let truncation = tokenizers::TruncationParams { max_length: longest, ..given };
+        encode(&self.tokenizer, &mut tokens, texts, Some(truncation), self.threads)
     }
+}
+
+impl Tokens {
+    /// The tokenizer at `tokenizer`, for a model with these settings, on so many threads.
+    pub(super) fn new(tokenizer: &Path, config: &Config, threads: usize) -> Self {
+        Self { tokenizer: tokenizer.to_path_buf(), opening: config.opening, threads }
+    }
+
+    /// The tokens of all texts, one after the other. Where the tokenizer does not open a text itself, the token does that
+    /// the model's settings name, or one with a usual name.
+    pub(super) fn joined(&self, texts: Vec<String>) -> Result<Vec<i64>, Error> {
+        let mut tokens = tokenizer(&self.tokenizer)?;
+        let texts = texts.into_iter().map(EncodeInput::from).collect();
+        let encodings = encode(&self.tokenizer, &mut tokens, texts, None, self.threads)?;
+        let usual = || OPENING.iter().find_map(|token| tokens.token_to_id(token));
+        let opening = self.opening.or_else(usual);
+        let mut joined = Vec::new();
+        for encoding in &encodings {
+            let opens_itself = encoding.get_special_tokens_mask().first() == Some(&1);
+            joined.extend(opening.filter(|_| !opens_itself).map(i64::from));
+            joined.extend(encoding.get_ids().iter().copied().map(i64::from));
+        }
+        Ok(joined)
+    }
+}
+
+/// What the token that opens a text is called.
+const OPENING: [&str; 6] = ["<s>", "<bos>", "<|begin_of_text|>", "[BOS]", "<|endoftext|>", "</s>"];
+
+fn tokenizer(path: &Path) -> Result<Tokenizer, Error> {
+    let content = store::read(path).map_err(Error::io("read", path))?;
+    if has_false_map(&content) {
+        return Err(unusable(path, "its precompiled_charsmap is shorter than it says".into()));
+    }
+    fenced(path, || Tokenizer::from_bytes(&content).map_err(|e| unusable(path, e)))
+}
+
+fn unusable(path: &Path, error: tokenizers::Error) -> Error {
+    Error::data(path, format!("is no usable tokenizer: {error}"), "give a Hugging Face tokenizer.json")
+}
+
+fn encode(
+    path: &Path,
+    tokens: &mut Tokenizer,
+    texts: Vec<EncodeInput>,
+    truncation: Option<tokenizers::TruncationParams>,
+    threads: usize,
+) -> Result<Vec<Encoding>, Error> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|e| Error::internal(e.to_string()))?;
+    fenced(path, || {
+        tokens.with_truncation(truncation).map_err(|e| unusable(path, e))?;
+        tokens.with_padding(None);
+        pool.install(|| tokens.encode_batch(texts, true)).map_err(|e| unusable(path, e))
+    })
 }
 
 /// Whether a precompiled map in a tokenizer begins with a length, of four bytes, beyond its end: whoever reads it would
@@ -190,7 +234,7 @@ impl Padding {
 
 /// What a tokenizer gives for a text.
 #[derive(Clone, Copy, PartialEq)]
-enum Meaning {
+pub(super) enum Meaning {
     Ids,
     Mask,
     Types,
@@ -199,7 +243,7 @@ enum Meaning {
 
 /// What every input takes, by what tokenizers call their outputs; where no input is called so, ids are what the only other
 /// input of whole numbers takes.
-fn meanings(inputs: &[Input]) -> Vec<Option<Meaning>> {
+pub(super) fn meanings(inputs: &[Input]) -> Vec<Option<Meaning>> {
     let by_name = |input: &Input| match input.name.to_lowercase() {
         name if name.contains("position") => Some(Meaning::Positions),
         name if name.contains("mask") => Some(Meaning::Mask),
@@ -253,14 +297,25 @@ fn array(
         let (ids, fill) = values(encoding).ok_or_else(missing)?;
         flat.extend(padding.filled(ids, fill, length));
     }
+    array_of(path, input, &flat, [encodings.len(), length])
+}
+
+/// The array of one input, of whole numbers, in the type that it takes.
+///
+/// # Errors
+/// Where it takes another.
+pub(super) fn array_of(path: &Path, input: &Input, flat: &[i64], dims: [usize; 2]) -> Result<Tensor, Error> {
     let bytes: Vec<u8> = match input.element {
         Some(ElementType::I64) => flat.iter().flat_map(|i| i.to_le_bytes()).collect(),
         Some(ElementType::I32) => flat.iter().flat_map(|&i| (i as i32).to_le_bytes()).collect(),
         Some(ElementType::Bool) => flat.iter().map(|&i| (i != 0) as u8).collect(),
         Some(ElementType::F32) => flat.iter().flat_map(|&i| (i as f32).to_le_bytes()).collect(),
-        other => return Err(wrong(format!("text gives no values of {other:?} for the input {name:?}"))),
+        other => {
+            let reason = format!("text gives no values of {other:?} for the input {:?}", input.name);
+            return Err(Error::data(path, reason, "give arrays with --calibration FILE.npz"));
+        }
     };
     let element = input.element.unwrap_or(ElementType::I64);
-    Tensor::from_raw(name, element, &[encodings.len(), length], bytes.into())
+    Tensor::from_raw(&input.name, element, &dims, bytes.into())
         .map_err(|e| Error::internal(e.to_string()))
 }

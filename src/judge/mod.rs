@@ -4,6 +4,8 @@ pub mod latency;
 pub mod latency_table;
 pub mod metrics;
 mod nearness;
+mod next_token;
 mod outputs;
 mod predictions;
 pub mod quality;
+pub mod side_by_side;

@@ -3,6 +3,7 @@
 use kprune_passes::calculus::objective::OutputKind;
 
 use super::metrics::{argmax, cosine, divergence, label_divergence, spearman};
+use super::next_token::Likelihood;
 use super::outputs::Output;
 use super::quality::Fidelity;
 
@@ -46,6 +47,16 @@ impl Nearness {
                 self.largest = differences.fold(self.largest, |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) });
             }
         }
+    }
+
+    /// Adds what was summed up of next tokens, each of which counts as one.
+    pub(super) fn add_tokens(&mut self, sums: &Likelihood) {
+        self.same += sums.same;
+        self.divergence += sums.divergence;
+        self.distributions += sums.tokens as usize;
+        self.cosine += sums.cosine;
+        self.samples += sums.tokens as usize;
+        self.largest = self.largest.max(sums.largest);
     }
 
     pub(super) fn fidelity(&self) -> Fidelity {

@@ -27,13 +27,13 @@ pub(super) struct Output {
 /// Where an output is missing, or holds a number that is not finite.
 pub(super) fn outputs(
     values: &Values,
-    kinds: &[Kind],
+    kinds: &[&Kind],
     data: &Dataset,
     batch: &Batch,
     model: usize,
 ) -> Result<Vec<Output>, Error> {
     let mut outputs = Vec::new();
-    for Kind { name, kind, form } in kinds {
+    for Kind { name, kind, form, .. } in kinds {
         let Some(value) = values.get(name) else {
             return Err(Error::Usage(format!("one of the models has no output {name:?}; compare models of one task")));
         };
@@ -63,7 +63,7 @@ pub(super) fn outputs(
 fn rows(row: ArrayD<f64>, kind: OutputKind, length: Option<usize>) -> Vec<Vec<f64>> {
     let flat = |array: ArrayD<f64>| array.iter().copied().collect::<Vec<f64>>();
     let over_tokens =
-        row.ndim() >= 2 && matches!(kind, OutputKind::TokenLogits | OutputKind::MultiLabel | OutputKind::Hidden);
+        row.ndim() >= 2 && (kind.is_of_tokens() || matches!(kind, OutputKind::MultiLabel | OutputKind::Hidden));
     if over_tokens {
         let real = length.unwrap_or(usize::MAX).min(row.shape()[0]);
         return row.axis_iter(Axis(0)).take(real).map(|token| flat(token.to_owned())).collect();

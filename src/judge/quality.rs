@@ -1,22 +1,14 @@
 //! How good models are: on labels, and against another model.
 
-use std::path::Path;
-
 use kprune_passes::calculus::TokenMask;
 use kprune_passes::calculus::objective::{Compared, Form, Objective, OutputKind};
 use kprune_passes::ir::Model;
 use kprune_passes::observe::Observation;
+use kprune_passes::signature;
 use serde::Serialize;
 
-use super::nearness::Nearness;
-use super::outputs::{Output, outputs};
-use super::predictions::Predictions;
-use crate::data::{Dataset, find};
+use crate::data::Dataset;
 use crate::error::Error;
-use crate::runtime::Runtime;
-
-/// Samples that are run together.
-const BATCH: usize = 64;
 
 /// What a model is worth.
 #[derive(Clone, Debug, Serialize)]
@@ -30,13 +22,26 @@ pub struct Judgement {
     pub fidelity: Option<Fidelity>,
 }
 
-/// A score from 0 to 1, or -1 to 1 for a correlation.
+/// A score from 0 to 1, or -1 to 1 for a correlation; a perplexity is from 1 on, and the better the smaller.
 #[derive(Clone, Debug, Serialize)]
 pub struct Score {
     /// What it is called.
     pub name: &'static str,
     /// The score.
     pub value: f64,
+}
+
+/// What the score of models that predict the next token is called.
+pub const PERPLEXITY: &str = "perplexity";
+
+impl Score {
+    /// By how much it is worse than another: a perplexity by its share of the other, and other scores by their difference.
+    fn worse_than(&self, other: &Self) -> f64 {
+        match self.name == PERPLEXITY {
+            true => self.value / other.value - 1.0,
+            false => other.value - self.value,
+        }
+    }
 }
 
 /// How near two models' outputs are.
@@ -55,11 +60,11 @@ pub struct Fidelity {
 }
 
 impl Judgement {
-    /// By how much this model is worse than `first`: in the first score where there are labels, else in what is
+    /// By how much this model is worse than `first`: in the first score where there are any, else in what is
     /// missing to full agreement, to a correlation of 1 where there are no classes, or to a cosine of 1.
     pub fn drop_from(&self, first: &Judgement) -> f64 {
         match (self.scores.first(), first.scores.first(), &self.fidelity) {
-            (Some(own), Some(first), _) => first.value - own.value,
+            (Some(own), Some(first), _) => own.worse_than(first),
             (_, _, Some(fidelity)) => 1.0 - fidelity.main().1,
             _ => 0.0,
         }
@@ -108,6 +113,8 @@ pub struct Kind {
     pub kind: OutputKind,
     /// How it gives its scores.
     pub form: Form,
+    /// Where it is scores of the next token, the input that holds the tokens, and how many there are to choose from.
+    pub ids: Option<(String, usize)>,
 }
 
 /// What the outputs of a model are: guessed, but for what is `given`.
@@ -121,7 +128,13 @@ pub fn kinds(
     given: &[(String, OutputKind)],
 ) -> Result<Vec<Kind>, Error> {
     let objective = objective(model, seen, token_mask, given)?;
-    let kind = |c: &Compared| Kind { name: model.graph.name(c.output).to_string(), kind: c.kind, form: c.form };
+    let graph = &model.graph;
+    let ids = |c: &Compared| {
+        let vocabulary = seen.dims(c.value)?.last()?.fixed()?;
+        let ids = signature::ids(graph, Some(vocabulary)).filter(|_| c.kind == OutputKind::NextToken)?;
+        Some((graph.name(ids).to_string(), vocabulary))
+    };
+    let kind = |c: &Compared| Kind { name: graph.name(c.output).into(), kind: c.kind, form: c.form, ids: ids(c) };
     Ok(objective.outputs.iter().map(kind).collect())
 }
 
@@ -149,47 +162,4 @@ pub fn overrule(objective: &mut Objective, model: &Model, given: &[(String, Outp
         let known: Vec<_> = model.graph.outputs().iter().map(|&v| model.graph.name(v)).collect();
         Error::Usage(format!("--output {name}: the model has no such output; it has {}", known.join(", ")))
     })
-}
-
-/// Runs models side by side over `data`: what each is worth, and how near it is to the first. An output without an
-/// axis of samples is compared as a whole.
-///
-/// `kinds` says what the outputs are.
-///
-/// # Errors
-/// Where a model does not run on the data.
-pub fn judge(runtime: &Runtime, models: &[&Model], kinds: &[Kind], data: &Dataset) -> Result<Vec<Judgement>, Error> {
-    let session = |model: &&Model| runtime.session(model, "evaluating a model", true);
-    let mut sessions = models.iter().map(session).collect::<Result<Vec<_>, _>>()?;
-    let mut predictions: Vec<Predictions> = models.iter().map(|_| Predictions::default()).collect();
-    let mut nearness: Vec<Nearness> = models.iter().map(|_| Nearness::default()).collect();
-    let mut samples = 0;
-    for batch in data.batches_within(BATCH, 4 * runtime.tokens_at_once(), 1.0)? {
-        runtime.check_cancelled()?;
-        samples += batch.samples;
-        let mut first: Option<Vec<Output>> = None;
-        for (i, ((session, model), (predictions, nearness))) in
-            sessions.iter_mut().zip(models).zip(predictions.iter_mut().zip(&mut nearness)).enumerate()
-        {
-            let feeds = batch.feeds_for(model)?;
-            let values = session.run_with(|name| find(&feeds, name))?;
-            let outputs = outputs(&values, kinds, data, &batch, i)?;
-            if let Some(labels) = &data.labels {
-                predictions.add(&outputs, &labels.select(&batch.rows)).map_err(|reason| {
-                    let help = "labels are counted from 0; give those that belong to the model";
-                    Error::data(Path::new(&data.source), reason, help)
-                })?;
-            }
-            match &first {
-                Some(first) => nearness.add(first, &outputs),
-                None => first = Some(outputs),
-            }
-        }
-    }
-    let judgement = |(i, (predictions, nearness)): (usize, (Predictions, Nearness))| Judgement {
-        samples,
-        scores: predictions.scores(),
-        fidelity: (i > 0 && nearness.samples > 0).then(|| nearness.fidelity()),
-    };
-    Ok(predictions.into_iter().zip(nearness).enumerate().map(judgement).collect())
 }

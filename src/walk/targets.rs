@@ -140,7 +140,7 @@ fn drawn(kind: OutputKind, scores: &ArrayD<f64>, rows: &[usize], seed: u64) -> A
         };
         for (mut own, scores) in own.rows_mut().into_iter().zip(scores.rows()) {
             match kind {
-                OutputKind::Logits | OutputKind::SpanLogits | OutputKind::TokenLogits => {
+                OutputKind::Logits | OutputKind::SpanLogits | OutputKind::TokenLogits | OutputKind::NextToken => {
                     own[class(&scores.to_vec(), random.random())] = 1.0;
                 }
                 OutputKind::MultiLabel => own.iter_mut().zip(&scores).for_each(|(t, z)| {

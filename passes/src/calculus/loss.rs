@@ -89,10 +89,12 @@ pub fn append(
                 let student = without_padding(emit, output, masked, element);
                 cross_entropy(emit, student, teacher)
             }
-            (OutputKind::Logits | OutputKind::TokenLogits, Criterion::Teacher { tau }) => {
+            (OutputKind::Logits | OutputKind::TokenLogits | OutputKind::NextToken, Criterion::Teacher { tau }) => {
                 divergence(emit, output, teacher, element, tau)
             }
-            (OutputKind::Logits | OutputKind::TokenLogits, Criterion::Labels) => cross_entropy(emit, output, teacher),
+            (OutputKind::Logits | OutputKind::TokenLogits | OutputKind::NextToken, Criterion::Labels) => {
+                cross_entropy(emit, output, teacher)
+            }
             (OutputKind::MultiLabel, Criterion::Teacher { tau }) => {
                 label_divergence(emit, output, teacher, element, tau)
             }
@@ -124,7 +126,7 @@ pub(super) fn counts(
     let element = seen.element(value).unwrap_or(ElementType::F32);
     let share = if kind == OutputKind::SpanLogits { 1.0 / spans as f64 } else { 1.0 };
     let tokens = token_mask.filter(|&m| kind != OutputKind::SpanLogits && over_tokens(seen, value, m.input));
-    let may_have_positions = matches!(kind, OutputKind::TokenLogits | OutputKind::MultiLabel | OutputKind::Hidden);
+    let may_have_positions = kind.is_of_tokens() || matches!(kind, OutputKind::MultiLabel | OutputKind::Hidden);
     let positions = match tokens {
         Some(mask) => Positions::Real(mask),
         None if may_have_positions && rank > 2 => Positions::All(value),

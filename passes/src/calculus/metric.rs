@@ -52,8 +52,8 @@ pub fn append(
                 let logits = without_padding(drawn.emit, value, mask, drawn.element);
                 drawn.of_distribution(logits)
             }
-            OutputKind::Logits | OutputKind::TokenLogits if has_two_classes => drawn.of_two_classes(value),
-            OutputKind::Logits | OutputKind::TokenLogits => drawn.of_distribution(value),
+            OutputKind::Logits | OutputKind::TokenLogits | OutputKind::NextToken if has_two_classes => drawn.of_two_classes(value),
+            OutputKind::Logits | OutputKind::TokenLogits | OutputKind::NextToken => drawn.of_distribution(value),
             OutputKind::MultiLabel => drawn.of_labels(value),
             OutputKind::Regression | OutputKind::Ignored => drawn.of_numbers(value),
             OutputKind::Hidden => {

@@ -4,6 +4,7 @@ pub mod differentiate;
 pub mod emit;
 pub mod loss;
 pub mod metric;
+pub mod next_token;
 pub mod objective;
 pub(crate) mod shapes;
 

@@ -6,6 +6,7 @@ use std::fmt;
 use crate::calculus::TokenMask;
 use crate::ir::{ElementType, Graph, Model, NodeId, ValueId};
 use crate::observe::{Dim, Observation};
+use crate::signature;
 
 /// What an output of a model is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub enum OutputKind {
     SpanLogits,
     /// Scores per class for every token: [samples, tokens, classes].
     TokenLogits,
+    /// Scores per token of being the next, for every token: [samples, tokens, vocabulary].
+    NextToken,
     /// Scores of labels of which each is right or not for itself: samples first, of any shape.
     MultiLabel,
     /// One number: [samples, 1].
@@ -28,9 +31,14 @@ pub enum OutputKind {
 }
 
 impl OutputKind {
+    /// Whether it is scores of classes for every token.
+    pub fn is_of_tokens(self) -> bool {
+        matches!(self, Self::TokenLogits | Self::NextToken)
+    }
+
     /// Whether it is scores of classes, positions or labels.
     pub fn is_logits(self) -> bool {
-        matches!(self, Self::Logits | Self::SpanLogits | Self::TokenLogits | Self::MultiLabel)
+        matches!(self, Self::Logits | Self::SpanLogits | Self::MultiLabel) || self.is_of_tokens()
     }
 }
 
@@ -40,6 +48,7 @@ impl fmt::Display for OutputKind {
             Self::Logits => "logits",
             Self::SpanLogits => "start/end logits",
             Self::TokenLogits => "token logits",
+            Self::NextToken => "next-token logits",
             Self::MultiLabel => "multi-label logits",
             Self::Regression => "regression",
             Self::Hidden => "hidden states",
@@ -56,11 +65,12 @@ impl std::str::FromStr for OutputKind {
             "logits" => Self::Logits,
             "span" => Self::SpanLogits,
             "tokens" => Self::TokenLogits,
+            "next" => Self::NextToken,
             "multilabel" => Self::MultiLabel,
             "regression" => Self::Regression,
             "hidden" => Self::Hidden,
             "ignore" => Self::Ignored,
-            _ => return Err("expected logits, span, tokens, multilabel, regression, hidden or ignore".into()),
+            _ => return Err("expected logits, span, tokens, next, multilabel, regression, hidden or ignore".into()),
         })
     }
 }
@@ -237,6 +247,9 @@ fn guess(
     let (form, value) = scores_of(graph, seen, output, &dims);
     let is_named = graph.name(output).to_lowercase().contains("logit");
     let (kind, why) = match form {
+        _ if seen.is_causal() && is_over_vocabulary(graph, &dims) => {
+            (OutputKind::NextToken, "it has a score for every token of the vocabulary, and looks at no later ones")
+        }
         Form::Scores => guess_scores(&dims, tokens, is_named, is_linear(graph, output))?,
         Form::Sigmoid => (OutputKind::MultiLabel, "a Sigmoid makes it"),
         Form::Softmax | Form::LogSoftmax => match dims.as_slice() {
@@ -248,6 +261,11 @@ fn guess(
         },
     };
     Ok(Compared { value, output, kind, form, why: why.into() })
+}
+
+/// Whether numbers of this shape are one for every entry of the table of tokens, at every position.
+pub fn is_over_vocabulary(graph: &Graph, dims: &[Dim]) -> bool {
+    matches!(dims, [_, _, last] if signature::ids(graph, last.fixed()).is_some())
 }
 
 /// What scores of this shape are, and why.

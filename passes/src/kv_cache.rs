@@ -1,0 +1,170 @@
+//! Key/value caches: what the attention of a decoder keeps of earlier tokens, as inputs and outputs of the model.
+//!
+//! Exporters call them alike but for one word, as `past_key_values.0.key` and `present.0.key`; both are
+//! [samples, heads, tokens, width], and their tokens alone differ in number.
+
+use crate::ir::schema::tensor_shape_proto::{Dimension, dimension};
+use crate::ir::schema::type_proto;
+use crate::ir::{ElementType, Graph, ValueId};
+use crate::signature::tensor_type;
+
+/// The key or the value cache of one attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvCache {
+    /// The input: of earlier tokens.
+    pub past: ValueId,
+    /// The output: of earlier tokens and those of this run.
+    pub present: ValueId,
+}
+
+/// The axis of a cache that runs over heads.
+pub const HEADS: usize = 1;
+
+/// The axis of a cache that runs over tokens.
+const TOKENS: usize = 2;
+
+/// Words that names of inputs begin with, the longer ones first, and of outputs.
+const PAST: [&str; 2] = ["past_key_values", "past"];
+const PRESENT: [&str; 3] = ["present_key_values", "present", "new_key_values"];
+
+/// All caches, in the order of the inputs.
+pub fn caches(graph: &Graph) -> Vec<KvCache> {
+    let is_cache = |value: ValueId| {
+        let tensor = graph.info(value).and_then(tensor_type);
+        let is_float = tensor.and_then(|t| ElementType::from_code(t.elem_type())).is_some_and(ElementType::is_float);
+        is_float && tensor.and_then(|t| t.shape.as_ref()).is_none_or(|shape| shape.dim.len() == 4)
+    };
+    let presents = graph.outputs().iter().copied().filter(|&v| is_cache(v));
+    let named: Vec<(&str, ValueId)> =
+        presents.filter_map(|v| Some((which(graph.name(v), &PRESENT)?, v))).collect();
+    let pasts = graph.inputs().iter().copied().filter(|&v| is_cache(v));
+    let pair = |past: ValueId| {
+        let own = which(graph.name(past), &PAST)?;
+        let (_, present) = named.iter().find(|(name, _)| *name == own)?;
+        Some(KvCache { past, present: *present })
+    };
+    pasts.filter_map(pair).collect()
+}
+
+/// Whether an input of this name is a cache of earlier tokens.
+pub(crate) fn is_past(name: &str) -> bool {
+    which(name, &PAST).is_some()
+}
+
+/// Which cache of a model it is, as `.0.key`, where its name begins with one of the words.
+fn which<'n>(name: &'n str, words: &[&str]) -> Option<&'n str> {
+    words.iter().find_map(|word| name.strip_prefix(word))
+}
+
+/// Declares that there are no earlier tokens: caches are empty, and masks and positions as long as the ids.
+///
+/// # Errors
+/// The name of a cache of which the number of heads or their width is not declared.
+pub fn start_empty(graph: &mut Graph) -> Result<(), String> {
+    let caches = caches(graph);
+    if caches.is_empty() {
+        return Ok(());
+    }
+    for cache in &caches {
+        let sizes = [HEADS, 3].map(|axis| length(graph, cache.past, axis));
+        if sizes.iter().any(Option::is_none) {
+            return Err(graph.name(cache.past).to_string());
+        }
+        set_dimension(graph, cache.past, TOKENS, dimension::Value::DimValue(0));
+    }
+    let limits = crate::signature::limits(graph);
+    let ids = graph.inputs().iter().copied().max_by_key(|v| limits.get(v).copied().unwrap_or(0));
+    let Some(tokens) = ids.and_then(|ids| axis(graph, ids, 1).cloned()) else { return Ok(()) };
+    for input in graph.inputs().to_vec() {
+        if rank(graph, input) == Some(2) && Some(input) != ids {
+            set_dimension(graph, input, 1, tokens.clone());
+        }
+    }
+    Ok(())
+}
+
+fn rank(graph: &Graph, value: ValueId) -> Option<usize> {
+    Some(tensor_type(graph.info(value)?)?.shape.as_ref()?.dim.len())
+}
+
+fn axis(graph: &Graph, value: ValueId, axis: usize) -> Option<&dimension::Value> {
+    tensor_type(graph.info(value)?)?.shape.as_ref()?.dim.get(axis)?.value.as_ref()
+}
+
+/// The length of an axis, where it is declared.
+fn length(graph: &Graph, value: ValueId, of: usize) -> Option<i64> {
+    match axis(graph, value, of)? {
+        dimension::Value::DimValue(n) if *n > 0 => Some(*n),
+        _ => None,
+    }
+}
+
+/// Declares the length of an axis.
+pub fn set_length(graph: &mut Graph, value: ValueId, axis: usize, length: usize) {
+    set_dimension(graph, value, axis, dimension::Value::DimValue(length as i64));
+}
+
+fn set_dimension(graph: &mut Graph, value: ValueId, axis: usize, to: dimension::Value) {
+    let Some(mut info) = graph.info(value).cloned() else { return };
+    let tensor = info.r#type.as_mut().and_then(|t| t.value.as_mut());
+    if let Some(type_proto::Value::TensorType(tensor)) = tensor
+        && let Some(dim) = tensor.shape.as_mut().and_then(|shape| shape.dim.get_mut(axis))
+    {
+        *dim = Dimension { value: Some(to), ..Default::default() };
+        graph.set_info(value, Some(info));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Operator, Tensor, attribute};
+    use crate::signature::{Axis, declare, declare_symbols, inputs};
+
+    /// ids, a mask over earlier tokens and these, and a cache of two heads, three wide.
+    fn decoder(past: &str, present: &str) -> Graph {
+        let mut g = Graph::new();
+        let symbols = |names: &[&str]| names.iter().map(|s| s.to_string()).collect();
+        let ids = g.add_input(declare_symbols("input_ids", ElementType::I64, symbols(&["batch", "tokens"])));
+        g.add_input(declare_symbols("attention_mask", ElementType::I64, symbols(&["batch", "past + tokens"])));
+        let table = g.add_constant("table", Tensor::from_floats(ElementType::F32, &ndarray::ArrayD::zeros(vec![9, 6])).unwrap());
+        let rows = g.add(Operator::new("Gather"), &[table, ids], "rows");
+        let old = g.add_input(declare(past, ElementType::F32, 4));
+        set_length(&mut g, old, 1, 2);
+        set_length(&mut g, old, 3, 3);
+        let both = g.add(Operator::new("Concat").with(attribute::int("axis", 2)), &[old, rows], present);
+        g.set_info(both, Some(declare(present, ElementType::F32, 4)));
+        g.add_output(both);
+        g
+    }
+
+    #[test]
+    fn what_goes_in_and_what_comes_out_are_paired_by_name() {
+        let g = decoder("past_key_values.0.key", "present.0.key");
+        let found = caches(&g);
+        assert_eq!(found.len(), 1);
+        assert_eq!((g.name(found[0].past), g.name(found[0].present)), ("past_key_values.0.key", "present.0.key"));
+        assert_eq!(caches(&decoder("past_0", "present_0")).len(), 1);
+        assert_eq!(caches(&decoder("past_0", "present_1")), []);
+        assert_eq!(caches(&decoder("state_0", "present_0")), []);
+    }
+
+    #[test]
+    fn there_are_no_earlier_tokens_and_masks_are_as_long_as_ids() {
+        let mut g = decoder("past_key_values.0.key", "present.0.key");
+        start_empty(&mut g).unwrap();
+        let model = crate::ir::Model::new(g, 17);
+        let inputs = inputs(&model);
+        let tokens = Axis::Named("tokens".into());
+        assert_eq!(inputs[1].axes.as_ref().unwrap()[1], tokens);
+        assert_eq!(inputs[2].axes.as_ref().unwrap()[1..], [Axis::Fixed(2), Axis::Fixed(0), Axis::Fixed(3)]);
+    }
+
+    #[test]
+    fn a_cache_of_an_unknown_number_of_heads_is_named() {
+        let mut g = decoder("past_key_values.0.key", "present.0.key");
+        let past = g.find("past_key_values.0.key").unwrap();
+        g.set_info(past, Some(declare("past_key_values.0.key", ElementType::F32, 4)));
+        assert_eq!(start_empty(&mut g), Err("past_key_values.0.key".to_string()));
+    }
+}

@@ -1,0 +1,166 @@
+//! Whether a model predicts the next token, tried on it, and how long its segments of text are.
+
+use std::path::Path;
+
+use kprune_passes::ir::{ElementType, Model, Tensor, ValueId};
+use kprune_passes::signature::{self, Axis, Input};
+use ndarray::{ArrayD, Axis as Along};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::TRYING;
+use super::changes::outputs_of;
+use super::observation::Feeds;
+use crate::data::{Outputs, Sources, axes_of, fill, integers_like, positions_beside};
+use crate::error::Error;
+use crate::runtime::{Runtime, Session};
+
+/// Tokens of a trial.
+const TOKENS: usize = 8;
+
+/// Numbers that differ by less than this of the largest are alike.
+const ALIKE: f64 = 1e-4;
+
+/// No segment is longer where nothing is said.
+const LONGEST: usize = 2048;
+
+/// No segment that is tried is shorter.
+const SHORTEST: usize = 16;
+
+/// Whether every number of an output over the vocabulary stays as it is when a later token is another one. `model` is in
+/// f32, and takes no earlier tokens.
+///
+/// # Errors
+/// Where no session can be made.
+pub(super) fn is_causal(runtime: &Runtime, model: &Model) -> Result<bool, Error> {
+    let Some((ids, outputs)) = scores(model) else { return Ok(false) };
+    let mut session = runtime.session(model, TRYING, false)?;
+    let trial = Trial { model, ids };
+    let Some(before) = trial.run(&mut session, TOKENS, 0)? else { return Ok(false) };
+    let Some(after) = trial.run(&mut session, TOKENS, 1)? else { return Ok(false) };
+    Ok(outputs.iter().any(|name| is_alike_but_at_the_end(before.get(name), after.get(name))))
+}
+
+/// The same sources, with a length of segments: as long as the model's positions allow.
+///
+/// # Errors
+/// Where no session can be made.
+pub(super) fn in_segments(
+    runtime: &Runtime,
+    model: &Model,
+    path: &Path,
+    sources: &Sources,
+) -> Result<Sources, Error> {
+    let segment = match (sources.segment, positions_beside(path)) {
+        (Some(given), _) => given,
+        (None, Some(positions)) => positions.min(LONGEST),
+        (None, None) => longest(runtime, model)?,
+    };
+    Ok(Sources { segment: Some(segment), ..sources.clone() })
+}
+
+/// The longest segment that the model takes, of those that are halves of the longest.
+fn longest(runtime: &Runtime, model: &Model) -> Result<usize, Error> {
+    let Some((ids, _)) = scores(model) else { return Ok(LONGEST) };
+    let mut session = runtime.session(model, TRYING, false)?;
+    let trial = Trial { model, ids };
+    let mut length = LONGEST;
+    while length > SHORTEST && trial.run(&mut session, length, 0)?.is_none() {
+        length /= 2;
+    }
+    Ok(length)
+}
+
+/// The input of token ids, and the names of the outputs that may be scores of every token of its table.
+fn scores(model: &Model) -> Option<(ValueId, Vec<String>)> {
+    let graph = &model.graph;
+    let limits = signature::limits(graph);
+    let vocabulary = *limits.values().max()?;
+    let ids = signature::ids(graph, Some(vocabulary))?;
+    let may_be = |value: &ValueId| {
+        let Some(tensor) = graph.info(*value).and_then(signature::tensor_type) else { return true };
+        let is_float = ElementType::from_code(tensor.elem_type()).is_some_and(ElementType::is_float);
+        let shape = tensor.shape.as_ref().map(|shape| signature::lengths(shape));
+        is_float && shape.is_none_or(|dims| matches!(dims[..], [_, _, last] if last.is_none_or(|n| n == vocabulary)))
+    };
+    let outputs: Vec<String> = graph.outputs().iter().filter(|v| may_be(v)).map(|&v| graph.name(v).into()).collect();
+    (!outputs.is_empty()).then_some((ids, outputs))
+}
+
+/// Runs of one made-up sample.
+struct Trial<'a> {
+    model: &'a Model,
+    ids: ValueId,
+}
+
+impl Trial<'_> {
+    /// What it gives with so many tokens, the last of which is so many entries further in the table; `None` where the model
+    /// does not take it.
+    fn run(&self, session: &mut Session, tokens: usize, further: i64) -> Result<Option<Outputs>, Error> {
+        let mut random = ChaCha8Rng::seed_from_u64(0);
+        let inputs = signature::inputs(self.model);
+        let feeds = inputs.iter().map(|input| self.array(input, tokens, further, &mut random));
+        let Ok(feeds) = feeds.collect::<Result<Feeds, Error>>() else { return Ok(None) };
+        match outputs_of(session, self.model, &feeds) {
+            Err(error @ Error::Interrupted) => Err(error),
+            outputs => Ok(outputs.ok()),
+        }
+    }
+
+    fn array(
+        &self,
+        input: &Input,
+        tokens: usize,
+        further: i64,
+        random: &mut ChaCha8Rng,
+    ) -> Result<(String, Tensor), Error> {
+        let length = |(i, axis): (usize, &Axis)| match axis {
+            Axis::Fixed(n) => *n,
+            Axis::Named(_) => if i == 0 { 1 } else { tokens },
+        };
+        let dims: Vec<usize> = axes_of(input)?.iter().enumerate().map(length).collect();
+        let tensor = fill(self.model, input, &dims, "attention_mask", random)?;
+        let tensor = match tensor.to_i64() {
+            Ok(ids) if input.value == self.ids && further > 0 => {
+                let rows = signature::limits(&self.model.graph).get(&self.ids).copied().unwrap_or(1) as i64;
+                let mut ids: Vec<i64> = ids.into_iter().collect();
+                ids.iter_mut().rev().take(1).for_each(|id| *id = (*id + further) % rows);
+                integers_like(&tensor, &dims, &ids)?
+            }
+            _ => tensor,
+        };
+        Ok((input.name.clone(), tensor))
+    }
+}
+
+/// Whether two arrays of [1, tokens, vocabulary] differ at the last token, and nowhere else.
+fn is_alike_but_at_the_end(a: Option<&ArrayD<f64>>, b: Option<&ArrayD<f64>>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else { return false };
+    let &[_, tokens, _] = a.shape() else { return false };
+    if a.shape() != b.shape() || tokens < 2 {
+        return false;
+    }
+    let largest = a.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+    let apart = |token: usize| {
+        let of = |x: &ArrayD<f64>| x.index_axis(Along(1), token).to_owned();
+        (of(a) - of(b)).iter().fold(0.0f64, |most, x| most.max(x.abs()))
+    };
+    let is_alike = |token: usize| apart(token) <= ALIKE * largest;
+    (0..tokens - 1).all(is_alike) && !is_alike(tokens - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::arr3;
+
+    #[test]
+    fn a_later_token_changes_nothing_but_its_own_scores() {
+        let a = arr3(&[[[1.0, 2.0], [3.0, 4.0]]]).into_dyn();
+        let later = arr3(&[[[1.0, 2.0], [3.0, 5.0]]]).into_dyn();
+        let earlier = arr3(&[[[1.5, 2.0], [3.0, 5.0]]]).into_dyn();
+        assert!(is_alike_but_at_the_end(Some(&a), Some(&later)));
+        assert!(!is_alike_but_at_the_end(Some(&a), Some(&earlier)), "as in an encoder");
+        assert!(!is_alike_but_at_the_end(Some(&a), Some(&a)), "nothing is said of a token that changes nothing");
+    }
+}

@@ -1,0 +1,157 @@
+//! Models run side by side on the same samples.
+
+use std::path::Path;
+
+use kprune_passes::calculus::objective::OutputKind;
+use kprune_passes::ir::{ElementType, Model};
+
+use super::nearness::Nearness;
+use super::next_token::{Comparer, Likelihood, tokens_at_once};
+use super::outputs::{Output, outputs};
+use super::predictions::Predictions;
+use super::quality::{Judgement, Kind, PERPLEXITY, Score};
+use crate::data::{Batch, Dataset, find};
+use crate::error::Error;
+use crate::runtime::{self, Runtime, Session, Values};
+
+/// Samples that are run together.
+const BATCH: usize = 64;
+
+/// Runs models side by side over `data`: what each is worth, and how near it is to the first. An output without an
+/// axis of samples is compared as a whole.
+///
+/// `kinds` says what the outputs are.
+///
+/// # Errors
+/// Where a model does not run on the data.
+pub fn judge(runtime: &Runtime, models: &[&Model], kinds: &[Kind], data: &Dataset) -> Result<Vec<Judgement>, Error> {
+    let (next, others): (Vec<&Kind>, Vec<&Kind>) = kinds.iter().partition(|kind| kind.next_token().is_some());
+    let next: Option<NextToken> = next.first().and_then(|kind| NextToken::of(kind, data));
+    let mut judged = models.iter().map(|model| Judged::new(runtime, model)).collect::<Result<Vec<_>, _>>()?;
+    let most = next.as_ref().map_or(usize::MAX, |next| tokens_at_once(next.vocabulary));
+    let each = next.as_ref().map_or(1.0, |next| next.tokens as f64);
+    let mut samples = 0;
+    for batch in data.batches_within(BATCH, most.min(4 * runtime.tokens_at_once()), each)? {
+        runtime.check_cancelled()?;
+        samples += batch.samples;
+        let mut first: Option<(Values, Vec<Output>)> = None;
+        for (i, judged) in judged.iter_mut().enumerate() {
+            let values = judged.run(&batch)?;
+            let outputs = outputs(&values, &others, data, &batch, i)?;
+            if let Some(labels) = &data.labels {
+                judged.predictions.add(&outputs, &labels.select(&batch.rows)).map_err(|reason| {
+                    let help = "labels are counted from 0; give those that belong to the model";
+                    Error::data(Path::new(&data.source), reason, help)
+                })?;
+            }
+            if let Some(next) = &next {
+                let before = first.as_ref().map_or(&values, |(values, _)| values);
+                judged.predict(runtime, next, [before, &values], &batch, i)?;
+            }
+            match &first {
+                Some((_, first)) => judged.nearness.add(first, &outputs),
+                None => first = Some((values, outputs)),
+            }
+        }
+    }
+    Ok(judged.into_iter().enumerate().map(|(i, judged)| judged.judgement(samples, i > 0)).collect())
+}
+
+/// Where models give their scores of the next token.
+struct NextToken<'a> {
+    output: &'a str,
+    /// The input that holds the tokens, and how many there are in a sample.
+    ids: &'a str,
+    tokens: usize,
+    vocabulary: usize,
+    /// The token mask, and whether it marks padding.
+    mask: Option<(&'a str, bool)>,
+}
+
+impl<'a> NextToken<'a> {
+    fn of(kind: &'a Kind, data: &'a Dataset) -> Option<Self> {
+        let (ids, vocabulary) = kind.next_token()?;
+        let tokens = data.extent(ids, 1)?;
+        let mask = data.mask_input().zip(data.mask_marks_padding());
+        Some(Self { output: &kind.name, ids, tokens, vocabulary, mask })
+    }
+}
+
+impl Kind {
+    /// The input that holds the tokens, and how many there are to choose from, where it is scores of the next one.
+    fn next_token(&self) -> Option<(&str, usize)> {
+        let (ids, vocabulary) = self.ids.as_ref().filter(|_| self.kind == OutputKind::NextToken)?;
+        Some((ids, *vocabulary))
+    }
+}
+
+/// A model that is judged.
+struct Judged<'a> {
+    model: &'a Model,
+    session: Session,
+    predictions: Predictions,
+    nearness: Nearness,
+    likelihood: Likelihood,
+    comparer: Option<Comparer>,
+}
+
+impl<'a> Judged<'a> {
+    fn new(runtime: &Runtime, model: &'a Model) -> Result<Self, Error> {
+        Ok(Self {
+            model,
+            session: runtime.session(model, "evaluating a model", true)?,
+            predictions: Predictions::default(),
+            nearness: Nearness::default(),
+            likelihood: Likelihood::default(),
+            comparer: None,
+        })
+    }
+
+    fn run(&mut self, batch: &Batch) -> Result<Values, Error> {
+        let feeds = batch.feeds_for(self.model)?;
+        self.session.run_with(|name| find(&feeds, name))
+    }
+
+    /// Adds what it says of the tokens of a batch, beside the first model.
+    fn predict(
+        &mut self,
+        runtime: &Runtime,
+        next: &NextToken,
+        values: [&Values; 2],
+        batch: &Batch,
+        place: usize,
+    ) -> Result<(), Error> {
+        let missing = || {
+            let name = next.output;
+            Error::Usage(format!("one of the models has no output {name:?}; compare models of one task"))
+        };
+        let scores = values.map(|values| values.get(next.output).ok_or_else(missing));
+        let [first, own] = scores;
+        let (first, own) = (first?, own?);
+        let of = |name: &str| batch.find(name).and_then(runtime::element).unwrap_or(ElementType::I64);
+        let elements = [first, own].map(|value| runtime::element(value).unwrap_or(ElementType::F32));
+        let comparer = match &mut self.comparer {
+            Some(comparer) => comparer,
+            none => {
+                let mask = next.mask.map(|(name, marks_padding)| (name, of(name), marks_padding));
+                none.insert(Comparer::new(runtime, elements, (next.ids, of(next.ids)), mask)?)
+            }
+        };
+        let whose = if place == 0 { "the original's".to_string() } else { format!("model {}'s", place + 1) };
+        self.likelihood.add(&comparer.likelihood(first, own, batch, &whose)?);
+        Ok(())
+    }
+
+    fn judgement(mut self, samples: usize, has_first: bool) -> Judgement {
+        if self.likelihood.tokens > 0.0 {
+            self.nearness.add_tokens(&self.likelihood);
+        }
+        let perplexity = self.likelihood.perplexity().map(|value| Score { name: PERPLEXITY, value });
+        let is_known = has_first && self.nearness.samples > 0;
+        Judgement {
+            samples,
+            scores: perplexity.into_iter().chain(self.predictions.scores()).collect(),
+            fidelity: is_known.then(|| self.nearness.fidelity()),
+        }
+    }
+}
