@@ -68,7 +68,9 @@ impl<'a> Chooser<'a> {
                 let (costs, alignment, seed) = (&budget.costs, aim.alignment, data.calibration.seed);
                 let runtime = self.world.runtime;
                 let check = || Ok(runtime.check_cancelled()?);
-                let task = Task { sublayers, costs, budgets: &budgets, alignment, seed, check: &check };
+                let even_heads = !aim.uneven_heads;
+                let task = Task { sublayers, costs, budgets: &budgets, alignment, even_heads, seed, check: &check };
+                self.check_even(&task)?;
                 self.method.choose(&mut self.walk, &task)
             }
         };
@@ -110,6 +112,17 @@ impl<'a> Chooser<'a> {
             self.world.clock.stage("teacher");
         }
         Ok(())
+    }
+
+    /// Refuses a method that would leave caches with different numbers of heads, where they are to be even.
+    fn check_even(&self, task: &Task) -> Result<(), Error> {
+        let is_bound = (0..task.sublayers.len()).any(|t| task.even_with(t).len() > 1);
+        if !is_bound || self.method.keeps_heads_even() {
+            return Ok(());
+        }
+        let reason = "this method chooses how many heads an attention keeps for each by itself, and runners of models with \
+                      key/value caches may know of one number only";
+        Err(Error::Usage(format!("{reason}; give --uneven-heads where yours does not mind, or take --method obs")))
     }
 
     fn expect(&mut self, work: usize) {

@@ -10,6 +10,7 @@ use comfy_table::Table;
 use kprune_passes::calculus::TokenMask;
 use kprune_passes::discover::flops;
 use kprune_passes::ir::ValueId;
+use kprune_passes::kv_cache;
 use kprune_passes::probe::Probes;
 use kprune_passes::signature;
 use serde::Serialize;
@@ -142,6 +143,7 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
     };
     let sublayers: Vec<Part> = found.sublayers.iter().map(part).collect();
     let objective = objective(lowered, seen, token_mask(&analysis), &options.data.outputs)?;
+    let presents: Vec<ValueId> = kv_cache::caches(&model.graph).into_iter().map(|cache| cache.present).collect();
     let output = |&value: &ValueId| {
         let name = model.graph.name(value).to_string();
         let place = lowered.graph.find(&name);
@@ -149,6 +151,7 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
         let left_out = || objective.left_out.iter().find(|(v, _)| Some(*v) == place).map(|(_, why)| why.clone());
         match compared {
             Some(compared) => Output { name, kind: compared.kind.to_string(), why: compared.why.clone() },
+            None if presents.contains(&value) => Output { name, kind: NOT_COMPARED.into(), why: CACHE.into() },
             None => Output { name, kind: NOT_COMPARED.into(), why: left_out().unwrap_or_default() },
         }
     };
@@ -175,6 +178,9 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
 
 /// What an output is that no loss looks at.
 const NOT_COMPARED: &str = "not compared";
+
+/// What a key/value cache is.
+const CACHE: &str = "it is a key/value cache, which the samples begin without";
 
 /// The token mask of a model; the usual one where there are no samples that show it.
 fn token_mask(analysis: &Analysis) -> Option<TokenMask> {

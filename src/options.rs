@@ -55,6 +55,8 @@ pub struct Aim {
     pub scope: Scope,
     /// Whether layers that share weights get their own.
     pub untie: bool,
+    /// Whether attentions with key/value caches may keep different numbers of heads.
+    pub uneven_heads: bool,
     /// Which numbers of units are fast.
     pub alignment: Alignment,
     /// Samples of a run that is timed.
@@ -218,6 +220,7 @@ impl Default for Aim {
             max_drop: None,
             scope: Scope::default(),
             untie: false,
+            uneven_heads: false,
             alignment: Alignment::default(),
             latency_batch: 1,
         }

@@ -5,7 +5,7 @@
 
 use crate::ir::schema::tensor_shape_proto::{Dimension, dimension};
 use crate::ir::schema::type_proto;
-use crate::ir::{ElementType, Graph, ValueId};
+use crate::ir::{ElementType, Graph, NodeId, ValueId};
 use crate::signature::tensor_type;
 
 /// The key or the value cache of one attention.
@@ -46,6 +46,37 @@ pub fn caches(graph: &Graph) -> Vec<KvCache> {
     pasts.filter_map(pair).collect()
 }
 
+impl KvCache {
+    /// The operator that puts the tokens of this run behind the earlier ones, and what it is given of this run; `None` where
+    /// that happens within another operator.
+    pub fn joined(&self, graph: &Graph) -> Option<(NodeId, ValueId)> {
+        let (node, _) = graph.producer(source(graph, self.present))?;
+        let operator = graph.operator(node);
+        let &[Some(earlier), Some(fresh)] = operator.inputs() else { return None };
+        (operator.is("Concat") && self.is_earlier(graph, earlier)).then_some((node, fresh))
+    }
+
+    /// Whether a value is the past, as it is or joined with nothing.
+    fn is_earlier(&self, graph: &Graph, value: ValueId) -> bool {
+        let value = source(graph, value);
+        let Some((node, _)) = graph.producer(value) else { return value == self.past };
+        let operator = graph.operator(node);
+        operator.is("Concat") && operator.inputs().iter().flatten().any(|&input| self.is_earlier(graph, input))
+    }
+}
+
+/// What a value is a copy of.
+fn source(graph: &Graph, mut value: ValueId) -> ValueId {
+    while let Some((node, _)) = graph.producer(value) {
+        let operator = graph.operator(node);
+        match operator.input(0).filter(|_| operator.is("Identity") || operator.is("Cast")) {
+            Some(input) => value = input,
+            None => break,
+        }
+    }
+    value
+}
+
 /// Whether an input of this name is a cache of earlier tokens.
 pub(crate) fn is_past(name: &str) -> bool {
     which(name, &PAST).is_some()
@@ -56,7 +87,8 @@ fn which<'n>(name: &'n str, words: &[&str]) -> Option<&'n str> {
     words.iter().find_map(|word| name.strip_prefix(word))
 }
 
-/// Declares that there are no earlier tokens: caches are empty, and masks and positions as long as the ids.
+/// Makes a model one of the first run, when there are no earlier tokens: caches are empty, nothing is put behind them, and
+/// masks and positions are as long as the ids. The inputs stay; what is kept for later runs is no output any more.
 ///
 /// # Errors
 /// The name of a cache of which the number of heads or their width is not declared.
@@ -65,7 +97,24 @@ pub fn start_empty(graph: &mut Graph) -> Result<(), String> {
     if caches.is_empty() {
         return Ok(());
     }
-    for cache in &caches {
+    declare_empty(graph, &caches)?;
+    let presents: Vec<ValueId> = caches.iter().map(|cache| cache.present).collect();
+    let joined: Vec<_> = caches.iter().filter_map(|cache| cache.joined(graph)).collect();
+    let outputs: Vec<ValueId> = graph.outputs().iter().copied().filter(|v| !presents.contains(v)).collect();
+    if !outputs.is_empty() {
+        graph.set_outputs(&outputs);
+    }
+    for (node, fresh) in joined {
+        if let Some(both) = graph.operator(node).output(0) {
+            graph.replace_reads(both, fresh);
+        }
+    }
+    graph.remove_dead();
+    Ok(())
+}
+
+fn declare_empty(graph: &mut Graph, caches: &[KvCache]) -> Result<(), String> {
+    for cache in caches {
         let sizes = [HEADS, 3].map(|axis| length(graph, cache.past, axis));
         if sizes.iter().any(Option::is_none) {
             return Err(graph.name(cache.past).to_string());
@@ -92,7 +141,7 @@ fn axis(graph: &Graph, value: ValueId, axis: usize) -> Option<&dimension::Value>
 }
 
 /// The length of an axis, where it is declared.
-fn length(graph: &Graph, value: ValueId, of: usize) -> Option<i64> {
+pub fn length(graph: &Graph, value: ValueId, of: usize) -> Option<i64> {
     match axis(graph, value, of)? {
         dimension::Value::DimValue(n) if *n > 0 => Some(*n),
         _ => None,

@@ -75,16 +75,23 @@ fn longest(runtime: &Runtime, model: &Model) -> Result<usize, Error> {
 fn scores(model: &Model) -> Option<(ValueId, Vec<String>)> {
     let graph = &model.graph;
     let limits = signature::limits(graph);
-    let vocabulary = *limits.values().max()?;
-    let ids = signature::ids(graph, Some(vocabulary))?;
-    let may_be = |value: &ValueId| {
-        let Some(tensor) = graph.info(*value).and_then(signature::tensor_type) else { return true };
+    let mut tables: Vec<(ValueId, usize)> = limits.into_iter().collect();
+    // Tables of positions are smaller than those of tokens, as a rule.
+    tables.sort_by_key(|&(value, rows)| (std::cmp::Reverse(rows), graph.name(value).to_string()));
+    let may_be = |value: ValueId, rows: usize, is_sure: bool| {
+        let Some(tensor) = graph.info(value).and_then(signature::tensor_type) else { return !is_sure };
         let is_float = ElementType::from_code(tensor.elem_type()).is_some_and(ElementType::is_float);
-        let shape = tensor.shape.as_ref().map(|shape| signature::lengths(shape));
-        is_float && shape.is_none_or(|dims| matches!(dims[..], [_, _, last] if last.is_none_or(|n| n == vocabulary)))
+        let fits = |last: Option<usize>| last.map_or(!is_sure, |n| n == rows);
+        let shape = tensor.shape.as_ref().map(signature::lengths);
+        is_float && shape.map_or(!is_sure, |dims| matches!(dims[..], [_, _, last] if fits(last)))
     };
-    let outputs: Vec<String> = graph.outputs().iter().filter(|v| may_be(v)).map(|&v| graph.name(v).into()).collect();
-    (!outputs.is_empty()).then_some((ids, outputs))
+    let found = [true, false].into_iter().flat_map(|is_sure| tables.iter().map(move |&table| (table, is_sure)));
+    let outputs = |((ids, rows), is_sure): ((ValueId, usize), bool)| {
+        let names = graph.outputs().iter().filter(|&&v| may_be(v, rows, is_sure)).map(|&v| graph.name(v).into());
+        let names: Vec<String> = names.collect();
+        (!names.is_empty()).then_some((ids, names))
+    };
+    found.map(outputs).find_map(|found| found)
 }
 
 /// Runs of one made-up sample.

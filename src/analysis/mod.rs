@@ -300,7 +300,8 @@ impl Simplified {
     /// Finds the sublayers; `lengths` are those of the inputs' named axes that FLOPs are counted for.
     pub fn discover(self, aim: &Aim, lengths: &BTreeMap<String, f64>, clock: &Clock) -> Analysis {
         let Self { model, changes, single, lowered, seen, mask_input } = self;
-        let found = discover_units(&lowered.model.graph, &seen, lengths, aim.scope);
+        let mut found = discover_units(&lowered.model.graph, &seen, lengths, aim.scope);
+        found.find_caches(&model.graph);
         let written = View { found: lowered.bring_back(&found, &model.graph), seen: seen.of(&model.graph), model };
         clock.stage("discover");
         let measured = View { model: lowered.model, seen, found };

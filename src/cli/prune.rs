@@ -90,6 +90,11 @@ pub struct PruneArgs {
     #[arg(long, help_heading = "What")]
     pub untie: bool,
 
+    /// Let attentions with key/value caches keep different numbers of heads; for runners that do not take one number for
+    /// all
+    #[arg(long, help_heading = "What")]
+    pub uneven_heads: bool,
+
     /// Keep the units that FILE lists, and measure nothing but what tuning needs
     #[arg(long, value_name = "FILE", conflicts_with = "compression", help_heading = "What")]
     pub plan: Option<PathBuf>,
@@ -163,6 +168,7 @@ impl PruneArgs {
         options.aim.max_drop = self.max_drop;
         options.aim.scope = self.units;
         options.aim.untie = self.untie;
+        options.aim.uneven_heads = self.uneven_heads;
         options.aim.alignment = Alignment(self.align);
         options.aim.latency_batch = self.latency_batch;
         options.data.calibration = self.data.sources(&self.calibration, self.seq_len);

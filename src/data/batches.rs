@@ -12,7 +12,7 @@ use kprune_passes::finite::Odd;
 use kprune_passes::ir::{Model, Tensor};
 use kprune_passes::signature::{self, Axis, Input};
 
-use super::Dataset;
+use super::{Dataset, caches};
 use crate::error::Error;
 use crate::runtime::{self, Held};
 
@@ -92,14 +92,18 @@ pub fn find<'f>(feeds: &'f [(String, Held)], name: &str) -> Option<&'f ort::valu
     feeds.iter().find(|(n, _)| n == name).map(|(_, held)| held.value())
 }
 
-/// Tensors by name, in the element types that `model` declares for its inputs.
+/// Tensors by name, in the element types that `model` declares for its inputs; empty caches with as many heads.
 ///
 /// # Errors
 /// Where ONNX Runtime makes no tensor.
 pub fn as_declared(feeds: &[(String, Held)], model: &Model) -> Result<Vec<(String, Held)>, Error> {
     let inputs = signature::inputs(model);
-    let element = |name: &str| inputs.iter().find(|i| i.name == name).and_then(|i| i.element);
+    let input = |name: &str| inputs.iter().find(|i| i.name == name);
+    let element = |name: &str| input(name).and_then(|i| i.element);
     let convert = |(name, held): &(String, Held)| {
+        if let Some(empty) = input(name).map(|input| caches::fitted(held, input)).transpose()?.flatten() {
+            return Ok((name.clone(), empty));
+        }
         let held = match (element(name), runtime::element(held.value())) {
             (Some(to), Some(from)) if to != from && to.is_float() && from.is_float() => {
                 let tensor = Tensor::from_floats(to, &runtime::scalars(held.value())?);

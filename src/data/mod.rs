@@ -37,7 +37,6 @@ use std::path::{Path, PathBuf};
 use kprune_passes::calculus::TokenMask;
 use kprune_passes::finite::first_odd;
 use kprune_passes::ir::{Graph, Model, Tensor};
-use kprune_passes::kv_cache;
 use kprune_passes::signature::{self, Axis, Input};
 
 use crate::error::Error;
@@ -130,8 +129,7 @@ impl Dataset {
     /// Where the data do not fit the model; the message names the array and says what was expected.
     pub fn gather(model: &Model, path: &Path, sources: &Sources, threads: usize) -> Result<Self, Error> {
         let all = signature::inputs(model);
-        let pasts: Vec<_> = kv_cache::caches(&model.graph).into_iter().map(|cache| cache.past).collect();
-        let inputs: Vec<Input> = all.iter().filter(|input| !pasts.contains(&input.value)).cloned().collect();
+        let inputs: Vec<Input> = all.iter().filter(|input| !is_empty_cache(input)).cloned().collect();
         let opener = Opener::new(&inputs, path, sources, threads);
         let is_task_data = sources.are_given();
         let (opened, file, source): (Vec<Box<dyn Samples>>, _, _) = if !sources.batches.is_empty() {
@@ -149,7 +147,7 @@ impl Dataset {
             (vec![Box::new(part)], Path::new(""), MADE_UP.to_string())
         };
         let part = read_drawn(opened, &inputs, file, sources)?;
-        let part = with_empty_caches(part, &all, &pasts)?;
+        let part = with_empty_caches(part, &all)?;
         Self::new(model, all, part, file, sources, source, is_task_data)
     }
 

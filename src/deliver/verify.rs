@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use kprune_passes::discover::{Discovery, Sublayer};
 use kprune_passes::ir::{ElementType, Model, Tensor, ValueId};
+use kprune_passes::kv_cache;
 use kprune_passes::onnx;
 use kprune_passes::plan::{Plan, write_projections};
 use kprune_passes::remove::masked::mask_units;
@@ -222,8 +223,7 @@ fn compare_all(
 ) -> Result<Option<f64>, Error> {
     let mut worst: Option<f64> = None;
     for ((expected, found), batch) in expected.iter().zip(found).zip(batches) {
-        for &output in masked.graph.outputs() {
-            let name = masked.graph.name(output);
+        for name in comparable(masked, pruned) {
             let Some(difference) = compare(name, expected, found)? else { continue };
             worst = Some(worst.unwrap_or(0.0).max(difference));
             if difference > allowed {
@@ -235,6 +235,17 @@ fn compare_all(
         }
     }
     Ok(worst)
+}
+
+/// The names of the outputs but for caches that have lost heads.
+fn comparable<'m>(masked: &'m Model, pruned: &Model) -> impl Iterator<Item = &'m str> {
+    let [before, after] = [masked, pruned].map(|model| {
+        let heads = |value| kv_cache::length(&model.graph, value, kv_cache::HEADS);
+        let caches = kv_cache::caches(&model.graph).into_iter();
+        caches.map(|c| (model.graph.name(c.present).to_string(), heads(c.past))).collect::<HashMap<_, _>>()
+    });
+    let names = masked.graph.outputs().iter().map(|&v| masked.graph.name(v));
+    names.filter(move |&name| before.get(name) == after.get(name))
 }
 
 /// The shortest, the longest and some batches between.
@@ -279,10 +290,25 @@ fn same_interface(masked: &Model, pruned: &Model) -> Result<(), Error> {
         let given: Vec<_> = graph.inputs().iter().copied().filter(|&v| graph.constant(v).is_none()).collect();
         (of(&given), of(graph.outputs()))
     };
+    let masked = &with_heads_of(masked, pruned);
     if describe(masked) != describe(pruned) {
         return Err(Error::Verify { reason: "its inputs or outputs are declared differently".into() });
     }
     Ok(())
+}
+
+/// A model whose caches are declared with as many heads as those of another.
+fn with_heads_of(model: &Model, other: &Model) -> Model {
+    let mut model = model.clone();
+    for cache in kv_cache::caches(&other.graph) {
+        for value in [cache.past, cache.present] {
+            let own = model.graph.find(other.graph.name(value));
+            if let (Some(own), Some(heads)) = (own, kv_cache::length(&other.graph, value, kv_cache::HEADS)) {
+                kv_cache::set_length(&mut model.graph, own, kv_cache::HEADS, heads as usize);
+            }
+        }
+    }
+    model
 }
 
 /// Which sublayer's residual stream differs first, in words.

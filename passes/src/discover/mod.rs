@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 pub use residual::Residual;
 
 use crate::ir::{Graph, NodeId, ValueId};
+use crate::kv_cache;
 use crate::observe::Observation;
 use provenance::{Channel, Contraction, Provenance};
 
@@ -74,6 +75,8 @@ pub struct Sublayer {
     pub also: Vec<Site>,
     /// The units, in the order of their columns.
     pub units: Vec<Unit>,
+    /// Whether its units are the heads of a key/value cache, which is an input and an output of the model.
+    pub has_cache: bool,
 }
 
 /// A place where the weights of a sublayer are applied.
@@ -93,9 +96,9 @@ impl Sublayer {
     }
 
     /// Whether nothing has to be left of the sublayer but its bias: wherever it is applied, it is added to
-    /// the stream as it is.
+    /// the stream as it is, and nobody waits for its cache.
     pub fn can_go_whole(&self) -> bool {
-        self.sites().all(|(_, residual)| residual.joint.is_some())
+        !self.has_cache && self.sites().all(|(_, residual)| residual.joint.is_some())
     }
 
     /// The columns of the features that belong to the units that `keep` says to stay, in ascending order.
@@ -132,6 +135,21 @@ pub struct Discovery {
     pub sublayers: Vec<Sublayer>,
     /// What was looked at and declined.
     pub declined: Vec<Declined>,
+}
+
+impl Discovery {
+    /// Finds out which sublayers' heads are those of key/value caches of `graph`, the model as it is written.
+    pub fn find_caches(&mut self, graph: &Graph) {
+        for cache in kv_cache::caches(graph) {
+            let Some((_, fresh)) = cache.joined(graph) else { continue };
+            let planes = self.provenance.planes(fresh).iter().filter(|plane| plane.varies(kv_cache::HEADS));
+            let channels = planes.flat_map(|plane| plane.0.iter().copied());
+            let classes: HashSet<Channel> = channels.map(|c| self.provenance.channels.find(c)).collect();
+            for sublayer in &mut self.sublayers {
+                sublayer.has_cache |= sublayer.units.iter().any(|unit| classes.contains(&unit.class));
+            }
+        }
+    }
 }
 
 /// Which units are offered.
@@ -341,7 +359,7 @@ impl Finder<'_> {
         let kind = if is_head { Kind::Head } else { Kind::Neuron };
         let name = self.graph.operator(contraction.node).name.clone();
         let name = if name.is_empty() { self.graph.name(projection.weight).to_string() } else { name };
-        Ok(Some(Sublayer { name, kind, projection, residual, also, units }))
+        Ok(Some(Sublayer { name, kind, projection, residual, also, units, has_cache: false }))
     }
 
     fn site(&self, contraction: &Contraction) -> Result<Site, String> {

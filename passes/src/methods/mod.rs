@@ -102,10 +102,21 @@ pub struct Task<'a> {
     pub budgets: &'a [f64],
     /// Which numbers of units are fast.
     pub alignment: Alignment,
+    /// Whether attentions with key/value caches keep equally many heads each: runners may know of one number only.
+    pub even_heads: bool,
     /// The seed of whatever is drawn.
     pub seed: u64,
     /// Asked now and then in long work: fails where the run is to end.
     pub check: &'a dyn Fn() -> Result<(), Failure>,
+}
+
+impl Task<'_> {
+    /// The sublayers that keep as many units as `t` does, itself among them; none where it keeps as many as it likes.
+    pub fn even_with(&self, t: usize) -> Vec<usize> {
+        let is_even = |s: &Sublayer| s.has_cache && s.units.len() == self.sublayers[t].units.len();
+        let all = self.sublayers.iter().enumerate().filter(|(_, s)| self.even_heads && is_even(s)).map(|(i, _)| i);
+        if self.sublayers[t].has_cache { all.collect() } else { Vec::new() }
+    }
 }
 
 /// A way to choose units.
@@ -118,6 +129,11 @@ pub trait Method {
 
     /// Whether it needs the teacher's outputs, where labels say what is right for every output or do not.
     fn needs_outputs(&self, _has_labels: bool) -> bool {
+        true
+    }
+
+    /// Whether it heeds [`Task::even_with`].
+    fn keeps_heads_even(&self) -> bool {
         true
     }
 

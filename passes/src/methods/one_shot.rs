@@ -15,8 +15,9 @@ pub fn by_scores(walk: &mut dyn Walk, task: &Task, scores: &[Vec<f64>]) -> Resul
         let mut left = budget;
         for (t, sublayer) in task.sublayers.iter().enumerate() {
             let ahead: Vec<_> = units.iter().filter(|c| c.sublayer >= t).copied().collect();
+            let keep = select(task, t, &ahead, left, &outcome.plan.decisions);
             let decision = &mut outcome.plan.decisions[t];
-            decision.keep = select(task, t, &ahead, left);
+            decision.keep = keep;
             left -= task.costs.kept(t, sublayer, decision);
         }
         outcome.scores = scores.to_vec();

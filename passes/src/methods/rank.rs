@@ -3,6 +3,7 @@
 use super::Task;
 use crate::discover::Sublayer;
 use crate::discover::cost::Costs;
+use crate::plan::Decision;
 
 /// A unit, as the search sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,9 +41,18 @@ pub fn candidates(sublayers: &[Sublayer], first: usize, scores: &[Vec<f64>], cos
 }
 
 /// Which units of sublayer `t` stay, when those of `t` and of all sublayers downstream may together cost `budget`; as
-/// many as are fast, and at least one where the sublayer cannot go whole.
-pub fn select(task: &Task, t: usize, candidates: &[Candidate], budget: f64) -> Vec<bool> {
+/// many as are fast, and at least one where the sublayer cannot go whole. What was `decided` upstream binds the sublayers
+/// that keep equally many.
+pub fn select(task: &Task, t: usize, candidates: &[Candidate], budget: f64, decided: &[Decision]) -> Vec<bool> {
     let sublayer = &task.sublayers[t];
+    let even = task.even_with(t);
+    if !even.is_empty() {
+        let first = even[0];
+        let count = if first < t { decided[first].kept() } else { even_count(task, &even, candidates, budget) };
+        return best(sublayer, candidates, t, count);
+    }
+    let (candidates, budget) = without_bound(task, t, candidates, budget, decided);
+    let candidates = candidates.as_slice();
     let mut kept = align(candidates, t, search(candidates, t, budget), task.alignment.step(sublayer), budget);
     if kept.is_empty() && !sublayer.can_go_whole() {
         // Its output is normalised, and a norm of nothing is nothing to go on with.
@@ -52,6 +62,52 @@ pub fn select(task: &Task, t: usize, candidates: &[Candidate], budget: f64) -> V
     let mut keep = vec![false; sublayer.units.len()];
     kept.into_iter().for_each(|unit| keep[unit] = true);
     keep
+}
+
+/// How many units each of some sublayers keeps that keep equally many: the mean of what they would keep, less where the
+/// budget does not allow that, and at least one.
+fn even_count(task: &Task, even: &[usize], candidates: &[Candidate], budget: f64) -> usize {
+    let kept: usize = even.iter().map(|&t| search(candidates, t, budget).len()).sum();
+    let mean = (kept as f64 / even.len() as f64).round() as usize;
+    let step = task.alignment.step(&task.sublayers[even[0]]).max(1);
+    let fits = |count: &usize| even.iter().map(|&t| cost_of(task, t, candidates, *count)).sum::<f64>() <= budget;
+    let most = task.sublayers[even[0]].units.len();
+    let aligned = |count: usize| if count == most { count } else { count / step * step };
+    (1..=mean.clamp(1, most)).rev().map(aligned).filter(|&count| count > 0).find(fits).unwrap_or(1)
+}
+
+/// What the best units of sublayer `t` cost, so many of them.
+fn cost_of(task: &Task, t: usize, candidates: &[Candidate], count: usize) -> f64 {
+    let own: Vec<Candidate> = candidates.iter().filter(|c| c.sublayer == t).copied().collect();
+    let units = ranked(&own).into_iter().take(count).map(|c| c.unit);
+    units.enumerate().map(|(i, unit)| task.costs.nth(t, &task.sublayers[t], unit, i + 1)).sum()
+}
+
+/// The best units of sublayer `t`, so many of them.
+fn best(sublayer: &Sublayer, candidates: &[Candidate], t: usize, count: usize) -> Vec<bool> {
+    let own: Vec<Candidate> = candidates.iter().filter(|c| c.sublayer == t).copied().collect();
+    let mut keep = vec![false; sublayer.units.len()];
+    ranked(&own).into_iter().take(count).for_each(|c| keep[c.unit] = true);
+    keep
+}
+
+/// The candidates that are free, and what is left of a budget for them, where sublayers downstream keep as many units as
+/// one did that is decided.
+fn without_bound(
+    task: &Task,
+    t: usize,
+    candidates: &[Candidate],
+    budget: f64,
+    decided: &[Decision],
+) -> (Vec<Candidate>, f64) {
+    let bound = |s: usize| task.even_with(s).first().copied().filter(|&first| first < t);
+    let downstream = t + 1..task.sublayers.len();
+    let reserved: f64 = downstream
+        .clone()
+        .filter_map(|s| bound(s).map(|first| cost_of(task, s, candidates, decided[first].kept())))
+        .sum();
+    let is_free = |c: &&Candidate| bound(c.sublayer).is_none();
+    (candidates.iter().filter(is_free).copied().collect(), (budget - reserved).max(0.0))
 }
 
 /// The units of sublayer `target` that stay, when units of `target` and of all sublayers downstream may together cost

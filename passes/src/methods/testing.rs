@@ -83,6 +83,7 @@ impl FakeWalk {
             costs: &Costs::Flops,
             budgets,
             alignment: Alignment(None),
+            even_heads: true,
             seed: 0,
             check: &|| Ok(()),
         }

@@ -14,6 +14,7 @@ use crate::discover::{Discovery, Sublayer};
 use crate::ir::schema::tensor_shape_proto::dimension;
 use crate::ir::schema::type_proto;
 use crate::ir::{ElementType, Graph, Model, NodeId, Operator, Tensor, TensorError, ValueId, attribute};
+use crate::kv_cache;
 use crate::observe::Observation;
 use crate::plan::{Decision, Plan, along_path, bias_at, write_projections};
 
@@ -72,6 +73,7 @@ pub fn remove(model: &Model, discovery: &Discovery, seen: &Observation, plan: &P
     cut.slice_uses(graph)?;
     cut.slice_bypassed(graph, &bypassed)?;
     cut.declare_shapes(graph)?;
+    cut.declare_caches(graph);
     graph.remove_dead();
     graph.checked("removal");
     Ok(pruned)
@@ -271,6 +273,19 @@ impl Cut<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Declares how many heads caches have.
+    fn declare_caches(&self, graph: &mut Graph) {
+        for cache in kv_cache::caches(graph) {
+            let Some((_, fresh)) = cache.joined(graph) else { continue };
+            let Some(heads) = self.new_len(fresh, kv_cache::HEADS) else { continue };
+            for value in [cache.past, cache.present] {
+                if kv_cache::length(graph, value, kv_cache::HEADS).is_some() {
+                    kv_cache::set_length(graph, value, kv_cache::HEADS, heads);
+                }
+            }
+        }
     }
 }
 

@@ -102,6 +102,10 @@ impl Method for Besa {
         vec![0]
     }
 
+    fn keeps_heads_even(&self) -> bool {
+        false
+    }
+
     fn choose(&mut self, walk: &mut dyn Walk, task: &Task) -> Result<Vec<Outcome>, Failure> {
         if self.orders.is_empty() {
             self.order(walk, task)?;

@@ -63,8 +63,9 @@ impl Method for Kprune {
             let knowledge = self.measure(walk, task, t)?;
             let units = search::scored(task, t, knowledge, &settings)?;
             for (outcome, left) in outcomes.iter_mut().zip(&mut left) {
+                let keep = rank::select(task, t, &units, *left, &outcome.plan.decisions);
                 let decision = &mut outcome.plan.decisions[t];
-                decision.keep = rank::select(task, t, &units, *left);
+                decision.keep = keep;
                 *left -= task.costs.kept(t, sublayer, decision);
                 outcome.scores[t] = scores(&units, t, sublayer.units.len());
             }

@@ -55,6 +55,10 @@ impl Method for Kwon {
         !has_labels
     }
 
+    fn keeps_heads_even(&self) -> bool {
+        false
+    }
+
     fn choose(&mut self, walk: &mut dyn Walk, task: &Task) -> Result<Vec<Outcome>, Failure> {
         let fisher = match self.fisher.take() {
             Some(known) => known,

@@ -67,6 +67,32 @@ pub(super) fn allocate(choices: &[Vec<Choice>], budget: f64) -> Vec<Choice> {
     chosen
 }
 
+/// The same, where some sublayers keep equally many units: they choose as one, by the sum of their errors and costs.
+pub(super) fn allocate_evenly(task: &Task, choices: &[Vec<Choice>], budget: f64) -> Vec<Choice> {
+    let group = |t: usize| Some(task.even_with(t)).filter(|even| !even.is_empty()).unwrap_or_else(|| vec![t]);
+    let groups: Vec<Vec<usize>> = (0..choices.len()).map(group).collect();
+    let firsts: Vec<usize> = (0..choices.len()).filter(|&t| groups[t][0] == t).collect();
+    let joint: Vec<Vec<Choice>> = firsts.iter().map(|&t| together(&groups[t], choices)).collect();
+    let chosen = allocate(&joint, budget);
+    let kept = |t: usize| {
+        let place = firsts.iter().position(|&first| first == groups[t][0])?;
+        let kept = chosen.get(place)?.kept;
+        choices[t].iter().copied().find(|choice| choice.kept == kept)
+    };
+    (0..choices.len()).filter_map(kept).collect()
+}
+
+/// What some sublayers choose as one: the numbers that each of them may keep.
+fn together(group: &[usize], choices: &[Vec<Choice>]) -> Vec<Choice> {
+    let of = |t: usize, kept: usize| choices[t].iter().find(|choice| choice.kept == kept);
+    let joint = |first: &Choice| {
+        let all = group.iter().map(|&t| of(t, first.kept)).collect::<Option<Vec<_>>>()?;
+        let sum = |of: fn(&Choice) -> f64| all.iter().copied().map(of).sum();
+        Some(Choice { kept: first.kept, cost: sum(|c| c.cost), error: sum(|c| c.error) })
+    };
+    choices[group[0]].iter().filter_map(joint).collect()
+}
+
 /// So many halvings leave nothing between two prices.
 const BISECTIONS: usize = 200;
 
