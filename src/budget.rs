@@ -7,11 +7,11 @@ use kprune_passes::discover::{Discovery, Sublayer};
 use kprune_passes::plan::Plan;
 use kprune_passes::remove::remove;
 
-use crate::analysis::{Analysis, View};
+use crate::analysis::{Analysis, View, parameters};
 use crate::error::Error;
 use crate::judge::latency::{self, Setting, Timing};
 use crate::judge::latency_table::LatencyTable;
-use crate::options::{Amount, Options};
+use crate::options::{Amount, Of, Options};
 use crate::runtime::Runtime;
 use crate::store;
 
@@ -55,15 +55,7 @@ impl Budget {
             return Ok(in_flops(vec![plan.each(found).map(|(s, d)| d.flops(s)).sum()], Some(plan)));
         }
         if let Amount::Compression(shares) = &options.aim.amount {
-            let most = 1.0 - least(&Costs::Flops, found) / all.max(f64::MIN_POSITIVE);
-            if let Some(share) = shares.iter().find(|&&share| share > most + ROUNDING) {
-                return Err(Error::Usage(format!(
-                    "compression {share} cannot be reached: some sublayers must keep a unit, since their output is \
-                     normalised, and {:.3} is the most that can go",
-                    (most * 1e3).floor() / 1e3
-                )));
-            }
-            return Ok(in_flops(shares.iter().map(|share| all * (1.0 - share)).collect(), None));
+            return Self::of_shares(analysis, shares, options.aim.of);
         }
         let table = table(runtime, analysis, options, setting)?;
         let wanted = match options.aim.amount {
@@ -93,6 +85,21 @@ impl Budget {
         }
         let wanted = table.is_of(setting).then_some(wanted);
         Ok(Self { costs, budgets: vec![budget.max(least)], all, plan: None, table: Some(table), wanted })
+    }
+
+    /// What stays without these shares.
+    fn of_shares(analysis: &Analysis, shares: &[f64], of: Of) -> Result<Self, Error> {
+        let Reach { costs, all, whole, most } = Reach::of(analysis, of);
+        if let Some(share) = shares.iter().find(|&&share| share > most + ROUNDING) {
+            let most = (most * 1e3).floor() / 1e3;
+            return Err(Error::Usage(format!(
+                "compression {share} cannot be reached: {most:.3} is the most that can go. Some sublayers must keep a \
+                 unit, since their output is normalised or a cache is made of it{}",
+                if of == Of::Params { ", and embeddings stay" } else { "" }
+            )));
+        }
+        let budgets = shares.iter().map(|share| all - whole * share).collect();
+        Ok(Self { costs, budgets, all, plan: None, table: None, wanted: None })
     }
 
     /// Whether anything is to be removed for model `i`.
@@ -130,6 +137,40 @@ impl Budget {
     pub(crate) fn is_nearer(&self, first: Option<&Timing>, second: Option<&Timing>) -> bool {
         let apart = |timing: &Timing| self.wanted.map_or(0.0, |wanted| off(timing, wanted));
         first.map(apart).zip(second.map(apart)).is_none_or(|(first, second)| first <= second)
+    }
+}
+
+/// The same options without compressions that the model does not allow, where the largest of several is looked for that
+/// drops little enough.
+pub(crate) fn within_reach(options: &Options, analysis: &Analysis) -> Options {
+    let mut options = options.clone();
+    if let (Amount::Compression(shares), Some(_)) = (&mut options.aim.amount, options.aim.max_drop) {
+        let most = Reach::of(analysis, options.aim.of).most;
+        let least = shares.first().copied();
+        shares.retain(|&share| share <= most + ROUNDING || Some(share) == least);
+    }
+    options
+}
+
+/// How much of a model can go.
+struct Reach {
+    costs: Costs,
+    /// What all units cost.
+    all: f64,
+    /// What shares are of.
+    whole: f64,
+    /// The largest share.
+    most: f64,
+}
+
+impl Reach {
+    fn of(analysis: &Analysis, of: Of) -> Self {
+        let found = &analysis.measured.found;
+        let costs = if of == Of::Flops { Costs::Flops } else { Costs::Parameters };
+        let all = costs.all(&found.sublayers);
+        let whole = if of == Of::Params { parameters(&analysis.written.model) as f64 } else { all };
+        let most = (all - least(&costs, found)) / whole.max(f64::MIN_POSITIVE);
+        Self { costs, all, whole, most }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the user chose.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -53,6 +54,8 @@ pub struct Aim {
     pub max_drop: Option<f64>,
     /// Which units are offered.
     pub scope: Scope,
+    /// What a compression is a share of.
+    pub of: Of,
     /// Whether layers that share weights get their own.
     pub untie: bool,
     /// Whether attentions with key/value caches may keep different numbers of heads.
@@ -88,6 +91,33 @@ pub enum Distil {
     Auto,
     /// The same at the cost of so many passes of the original over the calibration set.
     Equivalents(f64),
+}
+
+/// What a compression is a share of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Of {
+    /// The FLOPs of what can be pruned.
+    #[default]
+    Flops,
+    /// All parameters of the model, embeddings among them.
+    Params,
+    /// The parameters of what can be pruned.
+    BlockParams,
+}
+
+impl FromStr for Of {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "flops" => Self::Flops,
+            "params" => Self::Params,
+            "block-params" => Self::BlockParams,
+            _ => return Err("expected flops, params or block-params".into()),
+        })
+    }
 }
 
 /// How many single weights go, and which.
@@ -219,6 +249,7 @@ impl Default for Aim {
             amount: Amount::Compression(vec![0.5]),
             max_drop: None,
             scope: Scope::default(),
+            of: Of::default(),
             untie: false,
             uneven_heads: false,
             alignment: Alignment::default(),

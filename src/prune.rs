@@ -5,7 +5,7 @@ use std::path::Path;
 use kprune_passes::probe::Probes;
 
 use crate::analysis::Loaded;
-use crate::budget::Budget;
+use crate::budget::{Budget, within_reach};
 use crate::choose::Chooser;
 use crate::clock::Clock;
 use crate::data::{Dataset, Sources};
@@ -45,6 +45,7 @@ pub(crate) fn prune(
 
     // Load.
     let mut loaded = Loaded::read(runtime, &source.model, &options.aim, &options.data.calibration, &clock)?;
+    let options = &within_reach(options, &loaded.analysis);
     let ledger = targets::with_external(ledger, &source, target.as_ref(), options, &loaded.analysis);
     ledger.check()?;
     let evaluation = evaluation(&mut loaded, &source.model, options, runtime)?;

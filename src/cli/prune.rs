@@ -11,7 +11,7 @@ use kprune_passes::discover::cost::Alignment;
 use super::besa::SparsityArgs;
 use super::parse::{above_one, above_zero, compression, distil, dump, output, positive, scope, weight};
 use super::{DataArgs, MethodArgs, RuntimeArgs};
-use crate::options::{Amount, Distil, Options, Stage};
+use crate::options::{Amount, Distil, Of, Options, Stage};
 
 /// Compressions that are tried where only the drop is limited.
 const TRIED: [f64; 9] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
@@ -43,9 +43,15 @@ pub struct PruneArgs {
     #[allow(missing_docs)] // A line here would become the help of the command.
     pub data: DataArgs,
 
-    /// Share of the prunable FLOPs to remove, 0 to 0.95 [default: 0.5, and 0 with --sparsity]
+    /// Share of the prunable FLOPs, or of what --of names, to remove, 0 to 0.95 [default: 0.5, and 0 with --sparsity]
     #[arg(long, value_name = "R", value_parser = compression, help_heading = "How much")]
     pub compression: Option<f64>,
+
+    /// What shares are of: flops (of what can be pruned), params (all of the model, as papers on decoders count) or
+    /// block-params (of what can be pruned)
+    #[arg(long, value_name = "WHAT", default_value = "flops", help_heading = "How much",
+        conflicts_with_all = ["speedup", "latency_ms", "plan"])]
+    pub of: Of,
 
     /// Remove as much as makes the model X times as fast, measured on this machine
     #[arg(long, value_name = "X", value_parser = above_one, help_heading = "How much",
@@ -167,6 +173,7 @@ impl PruneArgs {
         options.aim.amount = self.amount();
         options.aim.max_drop = self.max_drop;
         options.aim.scope = self.units;
+        options.aim.of = self.of;
         options.aim.untie = self.untie;
         options.aim.uneven_heads = self.uneven_heads;
         options.aim.alignment = Alignment(self.align);

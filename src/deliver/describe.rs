@@ -1,6 +1,7 @@
 //! What a run did, as its report.
 
 use kprune_passes::calculus::objective::Compared;
+use kprune_passes::discover::cost::Costs;
 use kprune_passes::discover::{Discovery, Sublayer};
 use kprune_passes::plan::Plan;
 use kprune_passes::probe::Probes;
@@ -108,7 +109,7 @@ impl Maker<'_> {
         }
         let batch_size = data.mini_batch(&self.kinds);
         let (align, seed) = (aim.alignment.0, data.calibration.seed);
-        report::Settings { compression, speedup, latency_ms, batch_size, align, seed }
+        report::Settings { compression, of: aim.of, speedup, latency_ms, batch_size, align, seed }
     }
 
     /// What the user should know, but for what the table of times says.
@@ -164,6 +165,10 @@ fn model_report(found: &Discovery, budget: &Budget, product: &Product) -> ModelR
             parameters: made.parameters,
         }),
         flops: flops(found, budget, product, &outcome.plan),
+        block_parameters: report::BlockParameters {
+            prunable: Costs::Parameters.all(&found.sublayers),
+            kept: outcome.plan.each(found).map(|(s, d)| d.parameters(s)).sum(),
+        },
         sublayers: sublayers.collect(),
         verify: product.made.as_ref().map(|m| report::Verification { difference: m.verified.difference }),
         distillation: product.distillation.clone(),
@@ -177,6 +182,7 @@ fn model_report(found: &Discovery, budget: &Budget, product: &Product) -> ModelR
 fn flops(found: &Discovery, budget: &Budget, product: &Product, plan: &Plan) -> report::Flops {
     let prunable: f64 = found.sublayers.iter().map(Sublayer::flops).sum();
     let kept = plan.each(found).map(|(s, d)| d.flops(s)).sum();
-    let share = product.compression.filter(|_| budget.plan.is_none());
+    let is_of_flops = matches!(budget.costs, Costs::Flops);
+    let share = product.compression.filter(|_| budget.plan.is_none() && is_of_flops);
     report::Flops { prunable, budget: share.map(|s| prunable * (1.0 - s)), kept }
 }

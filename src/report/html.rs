@@ -7,6 +7,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::table::{count, percent};
 use super::{Distillation, ModelReport, Report, SublayerReport, charts};
 use crate::escape::printable;
+use crate::judge::quality::PERPLEXITY;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -72,8 +73,8 @@ impl Report {
                 }
                 @if let (Some(new), Some(old)) = (quality, &self.original.quality) {
                     @let (name, value) = new.main();
-                    @let before = old.scores.first().map_or("with the original".into(), |s| format!("from {:.2} %", 100.0 * s.value));
-                    (tile(&format!("{:.2} %", 100.0 * value), &format!("{name}, {before} ({} samples)", new.samples)))
+                    @let before = old.scores.first().map_or("with the original".into(), |s| format!("from {}", shown(s.name, s.value)));
+                    (tile(&shown(name, value), &format!("{name}, {before} ({} samples)", new.samples)))
                 }
                 @if let Some(Distillation { before, tried, kept, samples, .. }) = distillation {
                     @let after = kept.and_then(|place| tried.get(place)).map_or(*before, |t| t.loss);
@@ -222,6 +223,11 @@ impl Report {
             }
         }
     }
+}
+
+/// A score in the unit that people know it in.
+fn shown(name: &str, value: f64) -> String {
+    if name == PERPLEXITY { format!("{value:.2}") } else { format!("{:.2} %", 100.0 * value) }
 }
 
 fn tile(value: &str, label: &str) -> Markup {

@@ -15,6 +15,7 @@ pub use crate::distil::{Distillation, Tried};
 use crate::error::Error;
 use crate::judge::latency::{Setting, Timing};
 use crate::judge::quality::Judgement;
+use crate::options::Of;
 use crate::store;
 pub use crate::weights::{Quantisation, SparseBlock, SparseMatrix, Sparsified};
 
@@ -64,6 +65,8 @@ pub struct ModelReport {
     pub output: Option<File>,
     /// Costs of the prunable part of the model.
     pub flops: Flops,
+    /// Parameters of the prunable part of the model.
+    pub block_parameters: BlockParameters,
     /// The sublayers from input to output.
     pub sublayers: Vec<SublayerReport>,
     /// The comparison of the pruned model with the masked original; `None` where nothing was written.
@@ -111,6 +114,7 @@ pub struct File {
 #[non_exhaustive]
 pub struct Settings {
     pub compression: Option<f64>,
+    pub of: Of,
     pub speedup: Option<f64>,
     pub latency_ms: Option<f64>,
     pub batch_size: usize,
@@ -162,6 +166,15 @@ pub struct Flops {
     pub prunable: f64,
     /// At most this was to be kept; `None` where a time was aimed at, or units were given.
     pub budget: Option<f64>,
+    /// Of the pruned model.
+    pub kept: f64,
+}
+
+/// Parameters of all units.
+#[derive(Clone, Debug, Serialize)]
+pub struct BlockParameters {
+    /// Of the original.
+    pub prunable: f64,
     /// Of the pruned model.
     pub kept: f64,
 }

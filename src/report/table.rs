@@ -21,8 +21,10 @@ impl Report {
         };
         let flops = &self.model.flops;
         line("FLOPs", format!("{} of the prunable part", change(flops.prunable, flops.kept)));
+        let blocks = &self.model.block_parameters;
+        line("parameters", format!("{} of the prunable part", change(blocks.prunable, blocks.kept)));
         if let Some(new) = &self.model.output {
-            line("parameters", change(self.input.parameters as f64, new.parameters as f64));
+            line("", format!("{} of all", change(self.input.parameters as f64, new.parameters as f64)));
             let share = percent(new.bytes as f64, self.input.bytes as f64);
             line("file", format!("{} -> {} bytes ({share})", self.input.bytes, new.bytes));
             line("written", new.path.clone());

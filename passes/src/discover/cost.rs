@@ -1,4 +1,4 @@
-//! What keeping units costs: FLOPs as counted, or time as measured on a machine; and which numbers of units are fast.
+//! What keeping units costs: FLOPs or parameters as counted, or time as measured on a machine; and which numbers of units are fast.
 
 use crate::discover::{Kind, Sublayer};
 use crate::plan::Decision;
@@ -8,6 +8,8 @@ use crate::plan::Decision;
 pub enum Costs {
     /// FLOPs of one sample.
     Flops,
+    /// Parameters.
+    Parameters,
     /// Time: one curve for every sublayer.
     Time(Vec<Curve>),
 }
@@ -63,6 +65,7 @@ impl Costs {
     pub fn kept(&self, t: usize, sublayer: &Sublayer, decision: &Decision) -> f64 {
         match self {
             Self::Flops => decision.flops(sublayer),
+            Self::Parameters => decision.parameters(sublayer),
             Self::Time(curves) => curves[t].added(decision.kept()),
         }
     }
@@ -77,6 +80,7 @@ impl Costs {
     pub fn unit(&self, t: usize, sublayer: &Sublayer, unit: usize) -> f64 {
         match self {
             Self::Flops => sublayer.units[unit].flops,
+            Self::Parameters => sublayer.units[unit].parameters as f64,
             Self::Time(curves) => (curves[t].added(sublayer.units.len()) / sublayer.units.len() as f64).max(LEAST),
         }
     }
@@ -85,6 +89,7 @@ impl Costs {
     pub fn nth(&self, t: usize, sublayer: &Sublayer, unit: usize, nth: usize) -> f64 {
         match self {
             Self::Flops => sublayer.units[unit].flops,
+            Self::Parameters => sublayer.units[unit].parameters as f64,
             Self::Time(curves) => curves[t].at(nth) - curves[t].at(nth - 1),
         }
     }

@@ -7,7 +7,7 @@ use ndarray::{Array1, Array2};
 
 pub use projection::{along_path, bias_at, bias_of, scale_of, write_projection, write_projections};
 
-use crate::discover::{Discovery, Kind, Sublayer};
+use crate::discover::{Discovery, Kind, Sublayer, Unit};
 
 /// The decision about one sublayer.
 #[derive(Clone, Debug)]
@@ -45,7 +45,16 @@ impl Decision {
 
     /// FLOPs of what stays.
     pub fn flops(&self, sublayer: &Sublayer) -> f64 {
-        sublayer.units.iter().zip(&self.keep).filter(|(_, keep)| **keep).map(|(unit, _)| unit.flops).sum()
+        self.sum(sublayer, |unit| unit.flops)
+    }
+
+    /// Parameters of what stays.
+    pub fn parameters(&self, sublayer: &Sublayer) -> f64 {
+        self.sum(sublayer, |unit| unit.parameters as f64)
+    }
+
+    fn sum(&self, sublayer: &Sublayer, of: impl Fn(&Unit) -> f64) -> f64 {
+        sublayer.units.iter().zip(&self.keep).filter(|(_, keep)| **keep).map(|(unit, _)| of(unit)).sum()
     }
 }
 

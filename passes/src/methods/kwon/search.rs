@@ -19,7 +19,7 @@ struct Unit {
 pub(super) fn search(task: &Task, fisher: &Fisher, budget: f64) -> Plan {
     let information = fisher.diagonal();
     let kept = match task.costs {
-        Costs::Flops => by_cost(task, &information, budget),
+        Costs::Flops | Costs::Parameters => by_cost(task, &information, budget),
         Costs::Time(curves) => by_time(task, &information, curves, budget),
     };
     let counts = aligned(task, &information, &kept, budget);
