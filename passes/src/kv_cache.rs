@@ -46,14 +46,44 @@ pub fn caches(graph: &Graph) -> Vec<KvCache> {
     pasts.filter_map(pair).collect()
 }
 
+/// Where the tokens of a run are put behind the earlier ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// The operator.
+    pub node: NodeId,
+    /// What it is given of this run.
+    pub fresh: ValueId,
+    /// The axis of that which runs over heads, or over the columns of all heads.
+    pub axis: usize,
+    /// The attribute of an attention, which does more than that, that holds the number of heads.
+    pub attribute: Option<&'static str>,
+}
+
+/// Attentions that keep caches themselves: where they read the past and what of this run, key and value, and the attribute
+/// that holds the number of heads.
+type Attention = (&'static str, [usize; 2], [usize; 2], &'static str);
+const ATTENTIONS: [Attention; 3] = [
+    ("GroupQueryAttention", [3, 4], [1, 2], "kv_num_heads"),
+    ("MultiHeadAttention", [6, 7], [1, 2], "num_heads"),
+    ("Attention", [4, 5], [1, 2], "kv_num_heads"),
+];
+
 impl KvCache {
-    /// The operator that puts the tokens of this run behind the earlier ones, and what it is given of this run; `None` where
-    /// that happens within another operator.
-    pub fn joined(&self, graph: &Graph) -> Option<(NodeId, ValueId)> {
+    /// Where the tokens of a run are put behind the earlier ones; `None` where that is not known.
+    pub fn joined(&self, graph: &Graph) -> Option<Joined> {
         let (node, _) = graph.producer(source(graph, self.present))?;
         let operator = graph.operator(node);
+        if let Some(&(_, pasts, fresh, attribute)) = ATTENTIONS.iter().find(|a| a.0 == operator.op_type) {
+            let part = (0..2).find(|&part| operator.input(pasts[part]) == Some(self.past))?;
+            // Queries, keys and values may be packed into the first input.
+            let fresh = operator.input(fresh[part]).or(operator.input(0))?;
+            let has_columns = operator.attribute(attribute).is_some();
+            let (axis, attribute) = if has_columns { (2, Some(attribute)) } else { (HEADS, None) };
+            return Some(Joined { node, fresh, axis, attribute });
+        }
         let &[Some(earlier), Some(fresh)] = operator.inputs() else { return None };
-        (operator.is("Concat") && self.is_earlier(graph, earlier)).then_some((node, fresh))
+        let is_joined = operator.is("Concat") && self.is_earlier(graph, earlier);
+        is_joined.then_some(Joined { node, fresh, axis: HEADS, attribute: None })
     }
 
     /// Whether a value is the past, as it is or joined with nothing.
@@ -104,8 +134,8 @@ pub fn start_empty(graph: &mut Graph) -> Result<(), String> {
     if !outputs.is_empty() {
         graph.set_outputs(&outputs);
     }
-    for (node, fresh) in joined {
-        if let Some(both) = graph.operator(node).output(0) {
+    for Joined { node, fresh, .. } in joined {
+        if let Some(both) = graph.operator(node).output(0).filter(|_| graph.operator(node).is("Concat")) {
             graph.replace_reads(both, fresh);
         }
     }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 pub use residual::Residual;
 
 use crate::ir::{Graph, NodeId, ValueId};
-use crate::kv_cache;
+use crate::kv_cache::{self, Joined};
 use crate::observe::Observation;
 use provenance::{Channel, Contraction, Provenance};
 
@@ -141,8 +141,8 @@ impl Discovery {
     /// Finds out which sublayers' heads are those of key/value caches of `graph`, the model as it is written.
     pub fn find_caches(&mut self, graph: &Graph) {
         for cache in kv_cache::caches(graph) {
-            let Some((_, fresh)) = cache.joined(graph) else { continue };
-            let planes = self.provenance.planes(fresh).iter().filter(|plane| plane.varies(kv_cache::HEADS));
+            let Some(Joined { fresh, axis, .. }) = cache.joined(graph) else { continue };
+            let planes = self.provenance.planes(fresh).iter().filter(|plane| plane.varies(axis));
             let channels = planes.flat_map(|plane| plane.0.iter().copied());
             let classes: HashSet<Channel> = channels.map(|c| self.provenance.channels.find(c)).collect();
             for sublayer in &mut self.sublayers {

@@ -5,7 +5,11 @@ use super::rewrite::Rule;
 use crate::ir::{Graph, NodeId, Operator, attribute};
 use crate::rules::{Decline, Table};
 
-pub(super) const RULES: Table<Rule> = &[(&["Attention", "MultiHeadAttention"], attention)];
+pub(super) const RULES: Table<Rule> = &[
+    (&["Attention", "MultiHeadAttention"], attention),
+    (&["GroupQueryAttention"], grouped),
+    (&["RotaryEmbedding"], rotary),
+];
 
 /// Writes the numbers of heads and columns that are left.
 fn attention(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), Decline> {
@@ -54,6 +58,50 @@ fn merged_attention(graph: &mut Graph, node: NodeId, operator: &Operator, cut: &
     set(graph, node, attribute::int("num_heads", left));
     set(graph, node, attribute::ints("qkv_hidden_sizes", &sizes));
     // The width of a head is what it was, and so is the scale that follows from it.
+    Ok(())
+}
+
+/// Queries, keys and values apart, or packed into one.
+fn grouped(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), Decline> {
+    let operator = graph.operator(node).clone();
+    let (heads, groups) = (operator.int("num_heads", 1), operator.int("kv_num_heads", 1));
+    let columns = |slot: usize| -> Result<(usize, Option<Vec<usize>>), Decline> {
+        let value = operator.input(slot).ok_or("it has no queries or keys")?;
+        let shape = cut.seen.shape(value).ok_or("its input was not seen")?;
+        let last = shape.len().checked_sub(1).ok_or("its input is a single number")?;
+        Ok((shape[last], cut.kept(cut.provenance.planes_at(graph, node, slot), last)))
+    };
+    let (all, kept) = columns(0)?;
+    let (of_queries, of_keys, queries, keys) = match operator.input(1) {
+        Some(_) => {
+            let (all_keys, kept_keys) = columns(1)?;
+            (all, all_keys, kept.map_or(all, |k| k.len()), kept_keys.map_or(all_keys, |k| k.len()))
+        }
+        None => {
+            let Some(kept) = kept else { return Ok(()) };
+            let width = all / (heads + 2 * groups).max(1) as usize;
+            let (first, second) = (heads as usize * width, (heads + groups) as usize * width);
+            let within = |from: usize, to: usize| kept.iter().filter(|k| (from..to).contains(*k)).count();
+            (first, second - first, within(0, first), within(first, second))
+        }
+    };
+    let (queries, keys) = (scaled(heads, queries, of_queries)?, scaled(groups, keys, of_keys)?);
+    set(graph, node, attribute::int("num_heads", queries));
+    set(graph, node, attribute::int("kv_num_heads", keys));
+    Ok(())
+}
+
+/// Rotary positions, which may name the number of heads.
+fn rotary(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), Decline> {
+    let operator = graph.operator(node);
+    let heads = operator.int("num_heads", 0);
+    let Some(value) = operator.input(0).filter(|_| heads > 0) else { return Ok(()) };
+    let dims = cut.seen.shape(value).ok_or("its input was not seen")?;
+    let axis = if dims.len() == 4 { 1 } else { dims.len() - 1 };
+    let all = dims[axis];
+    let Some(kept) = cut.kept(cut.provenance.planes_at(graph, node, 0), axis) else { return Ok(()) };
+    let left = scaled(heads, kept.len(), all)?;
+    set(graph, node, attribute::int("num_heads", left));
     Ok(())
 }
 

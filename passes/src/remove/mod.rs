@@ -14,7 +14,7 @@ use crate::discover::{Discovery, Sublayer};
 use crate::ir::schema::tensor_shape_proto::dimension;
 use crate::ir::schema::type_proto;
 use crate::ir::{ElementType, Graph, Model, NodeId, Operator, Tensor, TensorError, ValueId, attribute};
-use crate::kv_cache;
+use crate::kv_cache::{self, Joined};
 use crate::observe::Observation;
 use crate::plan::{Decision, Plan, along_path, bias_at, write_projections};
 
@@ -278,8 +278,9 @@ impl Cut<'_> {
     /// Declares how many heads caches have.
     fn declare_caches(&self, graph: &mut Graph) {
         for cache in kv_cache::caches(graph) {
-            let Some((_, fresh)) = cache.joined(graph) else { continue };
-            let Some(heads) = self.new_len(fresh, kv_cache::HEADS) else { continue };
+            let Some(Joined { node, fresh, axis, attribute }) = cache.joined(graph) else { continue };
+            let Some(kept) = self.new_len(fresh, axis) else { continue };
+            let heads = attribute.map_or(kept, |name| graph.operator(node).int(name, 1) as usize);
             for value in [cache.past, cache.present] {
                 if kv_cache::length(graph, value, kv_cache::HEADS).is_some() {
                     kv_cache::set_length(graph, value, kv_cache::HEADS, heads);

@@ -32,6 +32,11 @@ pub(crate) fn operators() -> Vec<(&'static str, bool)> {
 /// Rewrites the operator at `node` where what it reads or makes becomes smaller; others need no rewriting.
 pub(super) fn rewrite(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), RemoveError> {
     let operator = graph.operator(node);
+    // What reads nothing that was measured, as what a mask is made into for a cache alone, has nothing to lose.
+    let is_measured = |value: &ValueId| cut.seen.shape(*value).is_some();
+    if !operator.inputs().iter().flatten().any(is_measured) {
+        return Ok(());
+    }
     let standard: &[Table<Rule>] = if operator.is_standard() { &[RULES] } else { &[] };
     let rule = find(standard, &operator.op_type).or_else(|| find(&[attention::RULES], &operator.op_type));
     let outcome = rule.map_or(Ok(()), |rule| rule(graph, node, cut));

@@ -10,33 +10,33 @@ pub(super) const RULES: Table<Rule> = &[(&["Attention"], merged), (&["MultiHeadA
 pub(super) const STANDARD: Table<Rule> = &[(&["Attention"], standard)];
 
 /// What an attention is computed from, all of shape [batch, heads, tokens, width].
-struct Heads {
-    query: ValueId,
-    key: ValueId,
-    value: ValueId,
+pub(super) struct Heads {
+    pub(super) query: ValueId,
+    pub(super) key: ValueId,
+    pub(super) value: ValueId,
     /// What is added to the scores, broadcast to [batch, heads, tokens, tokens].
-    biases: Vec<ValueId>,
-    scale: f64,
-    causal: bool,
+    pub(super) biases: Vec<ValueId>,
+    pub(super) scale: f64,
+    pub(super) causal: bool,
 }
 
 impl Scene<'_, '_> {
     /// [batch, tokens, heads * width] to [batch, heads, tokens, width].
-    fn split_heads(&mut self, value: ValueId, heads: i64, width: i64) -> ValueId {
+    pub(super) fn split_heads(&mut self, value: ValueId, heads: i64, width: i64) -> ValueId {
         let shape = self.emit.integers(&[0, 0, heads, width]);
         let split = self.emit.op("Reshape", &[value, shape]);
         self.emit.transpose(split, &[0, 2, 1, 3])
     }
 
     /// [batch, heads, tokens, width] to [batch, tokens, heads * width].
-    fn join_heads(&mut self, value: ValueId, width: i64) -> ValueId {
+    pub(super) fn join_heads(&mut self, value: ValueId, width: i64) -> ValueId {
         let turned = self.emit.transpose(value, &[0, 2, 1, 3]);
         let shape = self.emit.integers(&[0, 0, width]);
         self.emit.op("Reshape", &[turned, shape])
     }
 
     /// softmax(scale Q K^T + biases) V
-    fn attend(&mut self, heads: Heads) -> ValueId {
+    pub(super) fn attend(&mut self, heads: Heads) -> ValueId {
         let key = self.emit.transpose(heads.key, &[0, 1, 3, 2]);
         let scores = self.emit.op("MatMul", &[heads.query, key]);
         let mut scores = self.scale(scores, heads.scale);
@@ -92,7 +92,17 @@ impl Scene<'_, '_> {
         Ok(self.emit.op("Where", &[real, none, low]))
     }
 
-    fn given_scale(&self, width: usize) -> f64 {
+    /// Refuses caches of earlier tokens, but for empty ones.
+    pub(super) fn refuse_earlier(&self, slots: &[usize]) -> Result<(), Decline> {
+        for &slot in slots.iter().filter(|&&slot| self.has(slot)) {
+            if self.dims(slot)?.get(2).and_then(|d| d.fixed()) != Some(0) {
+                return Err("it goes on from earlier tokens, which are no empty cache".into());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn given_scale(&self, width: usize) -> f64 {
         match self.operator.float("scale", 0.0) {
             0.0 => 1.0 / (width as f64).sqrt(),
             scale => scale.into(),
@@ -136,7 +146,8 @@ fn merged(scene: &mut Scene) -> Made {
 
 /// com.microsoft MultiHeadAttention: queries, keys and values apart. Packed ones run on no CPU.
 fn multi_head(scene: &mut Scene) -> Made {
-    scene.refuse(&[6, 7, 8, 9], &[1, 2, 3])?;
+    scene.refuse(&[8, 9], &[1, 2, 3])?;
+    scene.refuse_earlier(&[6, 7])?;
     let heads = scene.operator.int("num_heads", 0).max(1);
     let (q, k, v, width) = apart(scene, heads)?;
     let mut biases = Vec::new();
@@ -201,7 +212,8 @@ fn split_bias(scene: &mut Scene) -> Result<Vec<ValueId>, Decline> {
 
 /// The standard Attention: 4 axes, or 3 with the numbers of heads as attributes.
 fn standard(scene: &mut Scene) -> Made {
-    scene.refuse(&[4, 5, 6], &[1, 2, 3])?;
+    scene.refuse(&[6], &[1, 2, 3])?;
+    scene.refuse_earlier(&[4, 5])?;
     if scene.operator.float("softcap", 0.0) != 0.0 {
         return Err("it caps its scores".into());
     }
@@ -244,7 +256,7 @@ fn standard(scene: &mut Scene) -> Made {
 }
 
 /// Every head of keys or values once for each of the `times` query heads that share it.
-fn repeat_heads(scene: &mut Scene, value: ValueId, groups: usize, times: usize, width: usize) -> ValueId {
+pub(super) fn repeat_heads(scene: &mut Scene, value: ValueId, groups: usize, times: usize, width: usize) -> ValueId {
     let apart = scene.emit.unsqueeze(value, &[2]);
     let target = scene.emit.integers(&[1, 1, times as i64, 1, 1]);
     let repeated = scene.emit.op("Expand", &[apart, target]);

@@ -7,6 +7,7 @@
 
 mod activation;
 mod attention;
+mod grouped;
 mod norm;
 mod precision;
 mod product;
@@ -91,7 +92,7 @@ type Made = Result<Vec<Option<ValueId>>, Decline>;
 type Rule = fn(&mut Scene) -> Made;
 
 /// Rules for operators of com.microsoft, of the standard, and of any domain.
-const MICROSOFT: &[Table<Rule>] = &[attention::RULES, activation::RULES, norm::RULES, product::RULES];
+const MICROSOFT: &[Table<Rule>] = &[attention::RULES, grouped::RULES, activation::RULES, norm::RULES, product::RULES];
 const STANDARD: &[Table<Rule>] = &[attention::STANDARD];
 const ANY: &[Table<Rule>] = &[norm::ANY];
 
