@@ -36,10 +36,11 @@ fn microsoft(op_type: &str) -> Operator {
 enum Operand {
     Floats(Vec<usize>),
     Ints(Vec<usize>, Vec<i32>),
+    Longs(Vec<usize>, Vec<i64>),
     Bools(Vec<usize>, Vec<u8>),
     Absent,
 }
-use Operand::{Absent, Bools, Floats, Ints};
+use Operand::{Absent, Bools, Floats, Ints, Longs};
 
 /// The operator on one activation and constants, fused and lowered: outputs agree and nothing fused is left.
 fn check(name: &str, opset: i64, operator: &Operator, x: &[usize], operands: &[Operand]) {
@@ -57,6 +58,7 @@ fn check(name: &str, opset: i64, operator: &Operator, x: &[usize], operands: &[O
                 let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
                 Some(graph.add_constant("mask", raw(ElementType::I32, dims, bytes)))
             }
+            Longs(dims, values) => Some(graph.add_constant("places", Tensor::from_i64s(dims, values))),
             Bools(dims, values) => Some(graph.add_constant("mask", raw(ElementType::Bool, dims, values.clone()))),
             Absent => None,
         });
@@ -116,6 +118,53 @@ fn attention_of_three_inputs() {
     check("of split keys", 17, &heads(), &STREAM, &[split(), split()]);
     let table = Floats(vec![BATCH, HEADS, TOKENS, TOKENS]);
     check("with positions", 17, &heads(), &STREAM, &[kv(), kv(), Absent, Absent, table]);
+}
+
+#[test]
+fn grouped_attention() {
+    let (heads, groups, width) = (4, 2, 16);
+    let of = |op: Operator| {
+        op.with(attribute::int("num_heads", heads as i64)).with(attribute::int("kv_num_heads", groups as i64))
+    };
+    let grouped = || of(microsoft("GroupQueryAttention"));
+    let rotating = || grouped().with(attribute::int("do_rotary", 1));
+    let x = [BATCH, TOKENS, heads * width];
+    let kv = || Floats(vec![BATCH, TOKENS, groups * width]);
+    let last = || Ints(vec![BATCH], vec![TOKENS as i32 - 1; BATCH]);
+    let total = || Ints(vec![1], vec![TOKENS as i32]);
+    let table = |pairs: usize| Floats(vec![TOKENS + 3, pairs]);
+    let plain = |op: &Operator, name: &str| {
+        check(name, 17, op, &x, &[kv(), kv(), Absent, Absent, last(), total()]);
+    };
+    plain(&grouped(), "GroupQueryAttention");
+    plain(&grouped().with(attribute::float("scale", 0.3)), "with a scale");
+    plain(&grouped().with(attribute::int("local_window_size", 3)), "with a window");
+    let rotated = |op: &Operator, name: &str, pairs: usize| {
+        let operands = [kv(), kv(), Absent, Absent, last(), total(), table(pairs), table(pairs)];
+        check(name, 17, op, &x, &operands);
+    };
+    rotated(&rotating(), "that rotates", width / 2);
+    rotated(&rotating().with(attribute::int("rotary_interleaved", 1)), "that rotates neighbours", width / 2);
+    let packed = [BATCH, TOKENS, (heads + 2 * groups) * width];
+    let operands = [Absent, Absent, Absent, Absent, last(), total(), table(width / 2), table(width / 2)];
+    check("packed", 17, &rotating(), &packed, &operands);
+}
+
+#[test]
+fn rotary_positions() {
+    let (rotary, table) = (|| microsoft("RotaryEmbedding"), || Floats(vec![TOKENS + 3, WIDTH / 2]));
+    let places = || Longs(vec![BATCH, TOKENS], vec![0, 1, 2, 3, 4, 2, 3, 4, 5, 6]);
+    check("RotaryEmbedding", 17, &rotary(), &STREAM, &[places(), table(), table()]);
+    let neighbours = rotary().with(attribute::int("interleaved", 1));
+    check("of neighbours", 17, &neighbours, &STREAM, &[places(), table(), table()]);
+    check("from a place on", 17, &rotary(), &STREAM, &[Longs(vec![1], vec![2]), table(), table()]);
+    let four = [BATCH, HEADS, TOKENS, WIDTH];
+    check("of split heads", 17, &rotary(), &four, &[places(), table(), table()]);
+    let (half, wide) = (Floats(vec![TOKENS + 3, 2]), [BATCH, TOKENS, 2 * 8]);
+    let partly = rotary()
+        .with(attribute::int("num_heads", 2))
+        .with(attribute::int("rotary_embedding_dim", 4));
+    check("of a part of each head", 17, &partly, &wide, &[places(), half, Floats(vec![TOKENS + 3, 2])]);
 }
 
 #[test]

@@ -19,11 +19,13 @@ const SAMPLES: usize = 20_000;
 /// The mean of v v^T over samples whose output is `z`, with a token mask of the first `real` positions.
 fn mean(kind: OutputKind, z: &[f64], tau: f64, real: Option<usize>) -> Array2<f64> {
     let runtime = cpu();
-    let (mut graph, shape) = (Graph::new(), [SAMPLES, z.len()]);
-    let input = graph.add_input(declare("z", ElementType::F32, 2));
+    // One position for each sample, where there are any.
+    let shape = if kind == OutputKind::NextToken { vec![SAMPLES, 1, z.len()] } else { vec![SAMPLES, z.len()] };
+    let mut graph = Graph::new();
+    let input = graph.add_input(declare("z", ElementType::F32, shape.len()));
     let mask = graph.add_input(declare("mask", ElementType::F32, 2));
     let output = graph.add(Operator::new("Identity"), &[input], "output");
-    let see = || Seen { shape: shape.to_vec(), element: ElementType::F32, integers: None };
+    let see = || Seen { shape: shape.clone(), element: ElementType::F32, integers: None };
     let run = std::collections::HashMap::from([(output, see()), (mask, see())]);
     let seen = Observation::new(&graph, Sizes::new(), [run.clone(), run]);
     let compared = Compared { value: output, output, kind, form: Form::Scores, why: String::new() };
@@ -34,7 +36,7 @@ fn mean(kind: OutputKind, z: &[f64], tau: f64, real: Option<usize>) -> Array2<f6
     graph.remove_unread_inputs();
     let name = graph.name(seeds[0].1).to_string();
     let repeated =
-        |row: &dyn Fn(usize) -> f64| numbers(&ArrayD::from_shape_fn(IxDyn(&shape), |place| row(place[1]))).unwrap();
+        |row: &dyn Fn(usize) -> f64| numbers(&ArrayD::from_shape_fn(IxDyn(&shape), |place| row(place[shape.len() - 1]))).unwrap();
     let (logits, mask) = (repeated(&|i| z[i]), repeated(&|i| f64::from(i < real.unwrap_or(z.len()))));
     let draw = host(&Tensor::from_i64s(&[], &[424_242])).unwrap();
     let mut session = runtime.session(&Model::new(graph, 17), "testing", false).unwrap_or_else(|e| panic!("{e}"));
@@ -44,7 +46,7 @@ fn mean(kind: OutputKind, z: &[f64], tau: f64, real: Option<usize>) -> Array2<f6
         DRAW => Some(draw.value()),
         _ => None,
     });
-    let probes = scalars(&values.unwrap()[&name]).unwrap().into_dimensionality::<ndarray::Ix2>().unwrap();
+    let probes = scalars(&values.unwrap()[&name]).unwrap().into_shape_with_order((SAMPLES, z.len())).unwrap();
     probes.t().dot(&probes) / SAMPLES as f64
 }
 
@@ -72,6 +74,14 @@ fn distributions_are_probed_by_their_curvature() {
     let two = mean(OutputKind::Logits, &[1.5, -0.5], 2.0, None);
     let exact = curvature(&softmax(&[1.5, -0.5], 2.0));
     assert!((two - exact).iter().all(|d| d.abs() < 1e-5), "of two classes nothing is left to chance but the sign");
+}
+
+#[test]
+fn tokens_that_are_drawn_probe_the_same_curvature() {
+    let z = [1.0, -0.5, 2.0, 0.0, -1.5];
+    for tau in [1.0, 4.0] {
+        assert_near(&mean(OutputKind::NextToken, &z, tau, None), &curvature(&softmax(&z, tau)));
+    }
 }
 
 #[test]

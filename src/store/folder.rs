@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use kprune_passes::discover::{Discovery, Kind};
+use kprune_passes::discover::Discovery;
 use kprune_passes::ir::Model;
 use kprune_passes::onnx::external_locations;
 use kprune_passes::plan::Plan;
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::config::{self, Sizes};
 use super::litter::Litter;
 use super::model::{Staged, renamed};
 use super::{Ledger, Publication, input, ledger, publish};
@@ -147,13 +148,13 @@ const MOST_LINKS: usize = 40;
 pub(crate) struct StagedFolder {
     target: PathBuf,
     files: Vec<(PathBuf, PathBuf)>,
-    /// What `config.json` will say.
-    config: Option<Value>,
+    /// Configurations that will say what was pruned, by the name of their file.
+    configs: Vec<(&'static str, Value)>,
 }
 
 impl StagedFolder {
     /// Everything of the folder `source` but the model and weights in other forms, to be copied to `target`.
-    /// `config.json` will say what `plan` pruned.
+    /// `config.json` and `genai_config.json` will say what `plan` pruned.
     ///
     /// # Errors
     /// Where a file cannot be read.
@@ -170,13 +171,16 @@ impl StagedFolder {
         let inner = |file: PathBuf| Some((file.strip_prefix(folder).ok()?.to_path_buf(), file));
         let stays = |file: &PathBuf| !left_out.contains(file) && !holds_weights(file);
         let files = ledger::files_below(folder).into_iter().filter(stays).filter_map(inner).collect();
-        let config = folder.join("config.json");
-        let config = match config.is_file() {
-            true => serde_json::from_slice(&input::read(&config).map_err(Error::io("read", &config))?).ok(),
-            false => None,
-        };
-        let config = config.map(|config| describe(config, found, plan));
-        Ok(Self { target: target.to_path_buf(), files, config })
+        let sizes = Sizes::of(found, plan);
+        let mut configs = Vec::new();
+        for (name, describe) in config::FILES {
+            let path = folder.join(name);
+            if path.is_file() {
+                let content = input::read(&path).map_err(Error::io("read", &path))?;
+                configs.extend(serde_json::from_slice(&content).ok().map(|config| (name, describe(config, &sizes))));
+            }
+        }
+        Ok(Self { target: target.to_path_buf(), files, configs })
     }
 
     /// Makes the folder beside its target, with the model in it, and adds it to what is put in place together.
@@ -191,8 +195,8 @@ impl StagedFolder {
             std::fs::create_dir_all(folder_of(&target)).map_err(failed(&target))?;
             copy(source, &target)?;
         }
-        if let Some(config) = &self.config {
-            let path = place.path().join("config.json");
+        for (name, config) in &self.configs {
+            let path = place.path().join(name);
             std::fs::write(&path, publish::json(config)?).map_err(failed(&path))?;
         }
         model.moved_to(place.path()).put_in_place().map_err(failed(&self.target))?;
@@ -213,45 +217,4 @@ fn holds_weights(file: &Path) -> bool {
     let name = file.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
     let kinds = [".onnx", ".onnx_data", ".onnx.data", ".safetensors", ".h5", ".msgpack", ".ckpt", ".pt", ".pth"];
     kinds.iter().any(|kind| name.ends_with(kind)) || name.starts_with("pytorch_model")
-}
-
-/// A configuration that is true of the pruned model.
-///
-/// Where all layers keep as many heads or neurons, the usual fields say so. Heads that differ by layer are listed
-/// in `pruned_heads`, which is what the format has for them; for neurons it has nothing, so that a note of ours
-/// holds the number of each layer.
-fn describe(config: Value, found: &Discovery, plan: &Plan) -> Value {
-    let Value::Object(mut config) = config else { return config };
-    let heads = plan.kept(found, Kind::Head);
-    let neurons = plan.kept(found, Kind::Neuron);
-    let uniform = |kept: &[usize]| kept.first().copied().filter(|first| kept.iter().all(|n| n == first));
-    let rename = |config: &serde_json::Map<String, Value>, names: &[&str]| {
-        names.iter().find(|n| config.get(**n).is_some_and(Value::is_u64)).map(|n| n.to_string())
-    };
-    let layers =
-        rename(&config, &["num_hidden_layers", "n_layers", "num_layers"]).and_then(|n| config.get(&n)?.as_u64());
-    let head_field = rename(&config, &["num_attention_heads", "n_heads", "num_heads"]);
-    let neuron_field = rename(&config, &["intermediate_size", "hidden_dim", "d_ff", "ffn_dim"]);
-    let is_layer = |kept: &[usize]| layers == Some(kept.len() as u64);
-    match (&head_field, uniform(&heads)) {
-        (Some(field), Some(all)) if is_layer(&heads) => {
-            config.insert(field.clone(), all.into());
-        }
-        (Some(_), _) if is_layer(&heads) => {
-            let sublayers = plan.each(found).filter(|(s, _)| s.kind == Kind::Head).enumerate();
-            let gone = sublayers.map(|(layer, (_, decision))| {
-                let units = decision.keep.iter().enumerate();
-                let gone: Vec<usize> = units.filter(|(_, keep)| !**keep).map(|(unit, _)| unit).collect();
-                (layer.to_string(), json!(gone))
-            });
-            config.insert("pruned_heads".into(), gone.filter(|(_, g)| g != &json!([])).collect());
-        }
-        _ => {}
-    }
-    if let (Some(field), Some(all), true) = (&neuron_field, uniform(&neurons), is_layer(&neurons)) {
-        config.insert(field.clone(), all.into());
-    }
-    let note = json!({ "version": env!("CARGO_PKG_VERSION"), "attention_heads": heads, "neurons": neurons });
-    config.insert("onnx_kprune".into(), note);
-    Value::Object(config)
 }

@@ -1,6 +1,7 @@
 //! Files: what is read and what is written, and that nothing else is touched.
 #![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod config;
 mod folder;
 mod input;
 mod ledger;

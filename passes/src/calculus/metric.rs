@@ -5,6 +5,8 @@
 //!
 //! - logits, over classes or positions: H = diag(p) - p p^T, v = sqrt(p) s - p (sqrt(p) . s) with p = softmax(z / tau); for
 //!   two classes exactly sqrt(p_0 p_1) (s, -s);
+//! - next-token logits: the same H, v = e_y - p with a token y drawn with the probabilities p, which needs fewer numbers than
+//!   signs for a whole vocabulary;
 //! - multi-label logits: v = sqrt(p (1 - p)) s with p = sigmoid(z / tau);
 //! - numbers: v = sqrt(2) s; hidden states and embeddings: sqrt(2) s / ||z||.
 //!
@@ -53,7 +55,8 @@ pub fn append(
                 drawn.of_distribution(logits)
             }
             OutputKind::Logits | OutputKind::TokenLogits | OutputKind::NextToken if has_two_classes => drawn.of_two_classes(value),
-            OutputKind::Logits | OutputKind::TokenLogits | OutputKind::NextToken => drawn.of_distribution(value),
+            OutputKind::NextToken => drawn.of_vocabulary(value),
+            OutputKind::Logits | OutputKind::TokenLogits => drawn.of_distribution(value),
             OutputKind::MultiLabel => drawn.of_labels(value),
             OutputKind::Regression | OutputKind::Ignored => drawn.of_numbers(value),
             OutputKind::Hidden => {
@@ -86,6 +89,16 @@ impl Drawn<'_, '_> {
     /// RandomNormalLike is not there in every version of ONNX Runtime and operator set. The places of the elements are mixed
     /// instead: multiplied and squared in turns, modulo a prime.
     fn signs(&mut self, like: ValueId) -> ValueId {
+        let mixed = self.mixed(like);
+        let middle = self.emit.integer(DRAWS / 2);
+        let is_low = self.emit.op("Less", &[mixed, middle]);
+        let [plus, minus] = [1.0, -1.0].map(|sign| self.emit.number(self.element, sign));
+        let signs = self.emit.op("Where", &[is_low, plus, minus]);
+        self.emit.reshape_like(signs, like)
+    }
+
+    /// For every element of a value, in one row, an integer below [`DRAWS`].
+    fn mixed(&mut self, like: ValueId) -> ValueId {
         let (zero, one) = (self.emit.integer(0), self.emit.integer(1));
         let count = self.emit.op("Size", &[like]);
         let mut mixed = self.emit.op("Range", &[zero, count, one]);
@@ -99,11 +112,35 @@ impl Drawn<'_, '_> {
             let square = self.emit.op("Mul", &[rest, rest]);
             mixed = self.emit.op("Mod", &[square, prime]);
         }
-        let middle = self.emit.integer(DRAWS / 2);
-        let is_low = self.emit.op("Less", &[mixed, middle]);
-        let [plus, minus] = [1.0, -1.0].map(|sign| self.emit.number(self.element, sign));
-        let signs = self.emit.op("Where", &[is_low, plus, minus]);
-        self.emit.reshape_like(signs, like)
+        mixed
+    }
+
+    /// e_y - p, a token y drawn for every position where the sum of probabilities passes a random point.
+    fn of_vocabulary(&mut self, logits: ValueId) -> ValueId {
+        let p = self.softmax(logits);
+        let last = self.emit.integer(-1);
+        let sums = self.emit.op("CumSum", &[p, last]);
+        let whole = self.emit.reduce_sum(p, &[-1], true);
+        let mixed = self.mixed(whole);
+        let mixed = self.emit.cast(mixed, self.element);
+        let draws = self.emit.number(self.element, DRAWS as f64);
+        let share = self.emit.op("Div", &[mixed, draws]);
+        let share = self.emit.reshape_like(share, whole);
+        let point = self.emit.op("Mul", &[share, whole]);
+        let is_before = self.emit.op("Less", &[sums, point]);
+        let is_before = self.emit.cast(is_before, self.element);
+        let count = self.emit.reduce_sum(is_before, &[-1], true);
+        let count = self.emit.cast(count, ElementType::I64);
+        // Rounding may leave the point beyond the last sum.
+        let (classes, one) = (self.emit.length(logits, 2), self.emit.integer(1));
+        let most = self.emit.op("Sub", &[classes, one]);
+        let token = self.emit.op("Min", &[count, most]);
+        let against = self.emit.op("Neg", &[p]);
+        let along = |op: &str| Operator::new(op).with(attribute::int("axis", 2));
+        let own = self.emit.with(along("GatherElements"), &[against, token]);
+        let one = self.emit.number(self.element, 1.0);
+        let own = self.emit.op("Add", &[own, one]);
+        self.emit.with(along("ScatterElements"), &[against, token, own])
     }
 
     fn cooled(&mut self, logits: ValueId) -> ValueId {
