@@ -6,15 +6,16 @@ mod support;
 use kprune_passes::calculus::emit::Emit;
 use kprune_passes::calculus::loss::{self, Criterion, SAMPLES, teacher_input};
 use kprune_passes::calculus::objective::{Compared, Form, Objective, OutputKind};
-use kprune_passes::ir::{ElementType, Graph, Model, Operator, ValueId};
+use kprune_passes::ir::{ElementType, Graph, Model, Operator, Tensor, ValueId};
 use kprune_passes::observe::{Observation, Seen, Sizes};
 use kprune_passes::signature::declare;
 use ndarray::{ArrayD, IxDyn};
-use onnx_kprune::runtime::{numbers, scalars};
+use onnx_kprune::runtime::{host, numbers, scalars};
 use support::cpu;
 
 const SAMPLES_PER_BATCH: usize = 2;
 const TOKENS: usize = 3;
+const IDS: [[i64; TOKENS]; SAMPLES_PER_BATCH] = [[1, 3, 0], [2, 1, 1]];
 
 fn array(shape: &[usize], seed: usize) -> ArrayD<f64> {
     let number = |i: usize| ((i * 61 + seed * 17 + 5) % 41) as f64 / 20.0 - 1.0;
@@ -26,16 +27,22 @@ fn build(kind: OutputKind, shape: &[usize], criterion: Criterion, is_masked: boo
     let mut graph = Graph::new();
     let z = graph.add_input(declare("z", ElementType::F32, shape.len()));
     let mask = graph.add_input(declare("mask", ElementType::F32, 2));
+    // Tokens, by the table that they are looked up in.
+    let ids = graph.add_input(declare("ids", ElementType::I64, 2));
+    let rows = Tensor::from_floats(ElementType::F32, &ArrayD::zeros(vec![shape[shape.len() - 1], 1])).unwrap();
+    let table = graph.add_constant("table", rows);
+    graph.add(Operator::new("Gather"), &[table, ids], "rows");
     let output = graph.add(Operator::new("Identity"), &[z], "output");
     let see = |shape: &[usize]| Seen { shape: shape.to_vec(), element: ElementType::F32, integers: None };
     let run = std::collections::HashMap::from([(output, see(shape)), (mask, see(&[SAMPLES_PER_BATCH, TOKENS]))]);
     let seen = Observation::new(&graph, Sizes::new(), [run.clone(), run]);
-    let compared = Compared { value: output, output, kind, form: Form::Scores, why: String::new() };
+    let compared = Compared { value: output, output, kind, form: Form::Scores, why: String::new(), head: None };
     let objective = Objective { outputs: vec![compared], left_out: Vec::new() };
     let mut emit = Emit::new(&mut graph, 17, "test");
     let loss = loss::append(&mut emit, &seen, &objective, criterion, is_masked.then(|| mask.into()));
     let gradient = loss.seeds[0].1;
     graph.set_outputs(&[loss.value, gradient]);
+    graph.remove_dead();
     graph.remove_unread_inputs();
     let name = |v: ValueId| graph.name(v).to_string();
     let (value, gradient) = (name(loss.value), name(gradient));
@@ -49,12 +56,14 @@ fn evaluate(model: &Model, names: (&str, &str), zs: &[ArrayD<f64>], teacher: &Ar
     let mask = ArrayD::from_shape_vec(IxDyn(&[SAMPLES_PER_BATCH, TOKENS]), vec![1.0, 1.0, 1.0, 1.0, 0.0, 0.0]).unwrap();
     let (mask, teacher) = (numbers(&mask).unwrap(), numbers(teacher).unwrap());
     let samples = numbers(&ArrayD::from_elem(IxDyn(&[]), SAMPLES_PER_BATCH as f64)).unwrap();
+    let ids = host(&Tensor::from_i64s(&[SAMPLES_PER_BATCH, TOKENS], &IDS.concat())).unwrap();
     let teacher_name = teacher_input("output");
     let mut run = |z: &ArrayD<f64>| {
         let z = numbers(z).unwrap();
         let values = session.run_with(|n| match n {
             "z" => Some(z.value()),
             "mask" => Some(mask.value()),
+            "ids" => Some(ids.value()),
             SAMPLES => Some(samples.value()),
             n if n == teacher_name => Some(teacher.value()),
             _ => None,
@@ -158,6 +167,27 @@ fn labels_of_every_kind() {
     of(OutputKind::MultiLabel, marked(&[2, 4], &[&[0, 1], &[0, 2], &[1, 0]]), true);
     of(OutputKind::Regression, array(&[2, 1], 2), true);
     of(OutputKind::Hidden, array(&[2, 3, 5], 2), true);
+}
+
+#[test]
+fn the_token_that_follows_is_right() {
+    check(OutputKind::NextToken, &[2, 3, 4], 2.0);
+    let shape = [2, 3, 4];
+    let z = array(&shape, 1);
+    let surprise = |i: usize, j: usize| {
+        (0..4).map(|c| z[[i, j, c]].exp()).sum::<f64>().ln() - z[[i, j, IDS[i][j + 1] as usize]]
+    };
+    for (is_masked, expected) in [
+        (false, (surprise(0, 0) + surprise(0, 1) + surprise(1, 0) + surprise(1, 1)) / 6.0),
+        // Of the second sample the first token alone is real, and none follows.
+        (true, (surprise(0, 0) + surprise(0, 1)) / 6.0),
+    ] {
+        let built = build(OutputKind::NextToken, &shape, Criterion::Labels, is_masked);
+        let (loss, gradient) = differences(OutputKind::NextToken, &built, &ArrayD::zeros(shape.to_vec()));
+        assert!((loss - expected).abs() < 1e-5, "{loss} and not {expected}");
+        let last = gradient.index_axis(ndarray::Axis(1), 2).to_owned();
+        assert!(last.iter().all(|g| *g == 0.0), "nothing follows the last");
+    }
 }
 
 #[test]

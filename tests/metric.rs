@@ -28,7 +28,7 @@ fn mean(kind: OutputKind, z: &[f64], tau: f64, real: Option<usize>) -> Array2<f6
     let see = || Seen { shape: shape.clone(), element: ElementType::F32, integers: None };
     let run = std::collections::HashMap::from([(output, see()), (mask, see())]);
     let seen = Observation::new(&graph, Sizes::new(), [run.clone(), run]);
-    let compared = Compared { value: output, output, kind, form: Form::Scores, why: String::new() };
+    let compared = Compared { value: output, output, kind, form: Form::Scores, why: String::new(), head: None };
     let objective = Objective { outputs: vec![compared], left_out: Vec::new() };
     let mut emit = Emit::new(&mut graph, 17, "test");
     let seeds = metric::append(&mut emit, &seen, &objective, tau, real.map(|_| mask.into()));

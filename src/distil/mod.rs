@@ -9,6 +9,7 @@ mod tokens;
 
 use std::fmt;
 
+use kprune_passes::calculus::objective::Objective;
 use kprune_passes::distil::{self, Student, streams};
 use kprune_passes::ir::{Model, ValueId};
 use kprune_passes::observe::Observation;
@@ -95,6 +96,8 @@ const WAYS: [f64; 2] = [0.5, 0.25];
 pub(crate) struct Distiller<'a> {
     world: World<'a>,
     probes: &'a Probes<'a>,
+    /// What the loss compares, with whole scores of the teacher.
+    objective: Objective,
     settings: Distil,
     teacher: Session,
     streams: Vec<ValueId>,
@@ -115,12 +118,14 @@ impl<'a> Distiller<'a> {
         judges: &'a [Batch],
     ) -> Result<Self, Error> {
         let streams = streams(probes.discovery);
-        let teacher = distil::teacher(probes.model, &probes.objective, &streams);
+        // What makes scores of a vocabulary is trained too.
+        let objective = probes.objective.clone().without_heads();
+        let teacher = distil::teacher(probes.model, &objective, &streams);
         let teacher = world.runtime.session(&teacher, "running the original", true)?;
         let tokens = Tokens::of(&probes.model.graph, world.batches, probes.token_mask)?;
-        let mut this = Self { world, probes, settings, teacher, streams, tokens, judges: Vec::new() };
+        let mut this = Self { world, probes, objective, settings, teacher, streams, tokens, judges: Vec::new() };
         for batch in judges {
-            let lesson = this.lesson(batch, None)?.without_streams(&probes.model.graph, &probes.objective)?;
+            let lesson = this.lesson(batch, None)?.without_streams(&probes.model.graph, &this.objective)?;
             this.judges.push(lesson);
         }
         Ok(this)
@@ -159,8 +164,8 @@ impl<'a> Distiller<'a> {
 
     /// What a pupil is compared by.
     fn student<'s>(&'s self, Pupil { model, seen, .. }: &'s Pupil) -> Student<'s> {
-        let Probes { objective, token_mask, .. } = self.probes;
-        Student { model, seen, objective, streams: &self.streams, token_mask: *token_mask }
+        let token_mask = self.probes.token_mask;
+        Student { model, seen, objective: &self.objective, streams: &self.streams, token_mask }
     }
 
     /// The losses of the batches that judge.

@@ -15,7 +15,7 @@ use crate::runtime::{self, Held};
 
 impl Calibrated<'_> {
     /// Whether the labels say what is right for every output that the loss compares, without a look at the teacher's: one
-    /// class or one number for a sample.
+    /// class or one number for a sample, or the tokens that follow.
     pub(crate) fn has_targets(&self) -> bool {
         let probes = &self.probes;
         probes.objective.outputs.iter().all(|compared| {
@@ -24,7 +24,7 @@ impl Calibrated<'_> {
                 (OutputKind::Regression, Some(labels)) => matches!(labels, Labels::Classes(_) | Labels::Numbers(_)),
                 _ => false,
             };
-            suits && self.classes(compared).is_some()
+            compared.kind == OutputKind::NextToken || suits && self.classes(compared).is_some()
         })
     }
 
@@ -48,7 +48,8 @@ impl Calibrated<'_> {
     ) -> Result<HashMap<String, Held>, Error> {
         let labels = self.world.labels.map(|labels| labels.select(&batch.rows));
         let mut targets = HashMap::new();
-        for compared in &self.probes.objective.outputs {
+        let needs_one = |compared: &&Compared| compared.kind != OutputKind::NextToken;
+        for compared in self.probes.objective.outputs.iter().filter(needs_one) {
             let name = self.probes.model.graph.name(compared.value);
             let scores = match outputs.get(name) {
                 Some(teacher) => runtime::scalars(teacher.value())?,

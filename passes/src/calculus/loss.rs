@@ -32,7 +32,8 @@ pub enum Criterion {
         tau: f64,
     },
     /// Labels: cross entropy for distributions over classes, squared errors for numbers. Where the teacher's outputs are
-    /// fed otherwise, there are targets of the same shapes: the probability of every class, and numbers.
+    /// fed otherwise, there are targets of the same shapes: the probability of every class, and numbers. Scores of the next
+    /// token need none: the token that follows is right.
     Labels,
 }
 
@@ -74,11 +75,21 @@ pub fn append(
     let mut seeds = Vec::new();
     let spans = objective.spans();
     for compared in &objective.outputs {
-        let &Compared { value: output, kind, .. } = compared;
+        let &Compared { value: output, kind, ref head, .. } = compared;
+        if (kind, criterion) == (OutputKind::NextToken, Criterion::Labels) {
+            let (loss, gradient) = next_token(emit, seen, output, token_mask);
+            let weight = counts(emit, seen, compared, spans, samples, token_mask);
+            let weighted = emit.op("Mul", &[loss, weight]);
+            terms.push(emit.reduce_sum(weighted, &[0, 1, 2], false));
+            seeds.push((output, emit.op("Mul", &[gradient, weight])));
+            continue;
+        }
         let rank = seen.dims(output).map_or(0, |d| d.len());
         let element = seen.element(output).unwrap_or(ElementType::F32);
-        let name = teacher_input(emit.graph.name(output));
-        let teacher = emit.graph.add_input(signature::declare(&name, element, rank));
+        let name = teacher_input(emit.graph.name(compared.kept()));
+        let kept_rank = seen.dims(compared.kept()).map_or(rank, |d| d.len());
+        let kept = emit.graph.add_input(signature::declare(&name, element, kept_rank));
+        let teacher = head.as_ref().map_or(kept, |head| head.again(emit.graph, kept));
         let masked = token_mask.filter(|&m| over_tokens(seen, output, m.input));
         let (loss, gradient) = match (kind, criterion) {
             (OutputKind::SpanLogits, Criterion::Teacher { tau }) => {
@@ -237,6 +248,48 @@ fn cross_entropy(emit: &mut Emit, logits: ValueId, target: ValueId) -> (ValueId,
     let p = emit.op("Exp", &[log]);
     let p = emit.op("Mul", &[p, counts]);
     (loss, emit.op("Sub", &[p, target]))
+}
+
+/// -log softmax(z) of the token that follows, [samples, tokens, 1], and softmax(z) less 1 for that token; nothing for a
+/// token that no real one follows.
+fn next_token(
+    emit: &mut Emit,
+    seen: &Observation,
+    logits: ValueId,
+    token_mask: Option<TokenMask>,
+) -> (ValueId, ValueId) {
+    let element = seen.element(logits).unwrap_or(ElementType::F32);
+    let vocabulary = seen.dims(logits).and_then(|d| d.last()?.fixed());
+    let ids = signature::ids(emit.graph, vocabulary).expect("scores of the next token are of the ids' table");
+    let part = |emit: &mut Emit, value: ValueId, from: i64| {
+        let (from, to, axis) = (emit.integers(&[from]), emit.integers(&[i64::MAX]), emit.integers(&[1]));
+        emit.op("Slice", &[value, from, to, axis])
+    };
+    let along = |op: &str, axis: i64| Operator::new(op).with(attribute::int("axis", axis));
+    let ids = emit.cast(ids, ElementType::I64);
+    let (following, last) = (part(emit, ids, 1), part(emit, ids, -1));
+    let next = emit.with(along("Concat", 1), &[following, last]);
+    let next = emit.unsqueeze(next, &[2]);
+    let real = match token_mask {
+        Some(mask) => emit.real(mask, element),
+        None => {
+            let (ids, zero) = (emit.cast(ids, element), emit.number(element, 0.0));
+            let (nothing, one) = (emit.op("Mul", &[ids, zero]), emit.number(element, 1.0));
+            emit.op("Add", &[nothing, one])
+        }
+    };
+    let (following, last) = (part(emit, real, 1), part(emit, real, -1));
+    let none = emit.op("Sub", &[last, last]);
+    let follows = emit.with(along("Concat", 1), &[following, none]);
+    let follows = emit.unsqueeze(follows, &[2]);
+    let log = emit.with(along("LogSoftmax", -1), &[logits]);
+    let likelihood = emit.with(along("GatherElements", 2), &[log, next]);
+    let surprise = emit.op("Neg", &[likelihood]);
+    let p = emit.op("Exp", &[log]);
+    let (own, one) = (emit.with(along("GatherElements", 2), &[p, next]), emit.number(element, 1.0));
+    let own = emit.op("Sub", &[own, one]);
+    let gradient = emit.with(along("ScatterElements", 2), &[p, next, own]);
+    (emit.op("Mul", &[surprise, follows]), emit.op("Mul", &[gradient, follows]))
 }
 
 /// t softplus(-z) + (1 - t) softplus(z) and sigmoid(z) - t, element by element.

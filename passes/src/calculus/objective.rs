@@ -115,6 +115,58 @@ pub struct Compared {
     pub form: Form,
     /// Why it is taken for that.
     pub why: String,
+    /// Where it is scores of a whole vocabulary: what makes them, so that they need not be kept.
+    pub head: Option<Head>,
+}
+
+/// What makes scores of a whole vocabulary from the last hidden state, with constants alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The hidden state.
+    pub state: ValueId,
+    /// The operators, from there on.
+    nodes: Vec<NodeId>,
+}
+
+impl Head {
+    /// Finds it upstream of `scores`.
+    fn find(graph: &Graph, scores: ValueId) -> Option<Self> {
+        let (mut state, mut nodes) = (scores, Vec::new());
+        loop {
+            let (node, _) = graph.producer(state)?;
+            let operator = graph.operator(node);
+            let mut variable = operator.inputs().iter().flatten().filter(|&&v| graph.constant(v).is_none());
+            let (Some(&input), None) = (variable.next(), variable.next()) else { return None };
+            if !matches!(operator.op_type.as_str(), "MatMul" | "Gemm" | "Add" | "Mul" | "Div" | "Tanh" | "Cast" | "Identity") {
+                return None;
+            }
+            nodes.insert(0, node);
+            state = input;
+            if operator.is("MatMul") || operator.is("Gemm") {
+                return Some(Self { state, nodes });
+            }
+        }
+    }
+
+    /// Appends what it makes of another hidden state.
+    pub(crate) fn again(&self, graph: &mut Graph, state: ValueId) -> ValueId {
+        let mut last = (self.state, state);
+        for &node in &self.nodes {
+            let old = graph.operator(node).output(0);
+            let made = graph.add_copy(node, |v| if v == last.0 { last.1 } else { v });
+            if let (Some(old), Some(&new)) = (old, made.first()) {
+                last = (old, new);
+            }
+        }
+        last.1
+    }
+}
+
+impl Compared {
+    /// What is kept of the teacher.
+    pub fn kept(&self) -> ValueId {
+        self.head.as_ref().map_or(self.value, |head| head.state)
+    }
 }
 
 /// What the loss compares, and what it leaves out.
@@ -157,6 +209,20 @@ impl Objective {
         self.left_out.extend(Vec::into_iter(inner).map(left_out));
     }
 
+    /// Finds what makes scores of a whole vocabulary, where none of the operators `but` does: their weights change.
+    pub(crate) fn find_heads(&mut self, graph: &Graph, but: &HashSet<NodeId>) {
+        for compared in self.outputs.iter_mut().filter(|c| c.kind == OutputKind::NextToken) {
+            let head = Head::find(graph, compared.value);
+            compared.head = head.filter(|head| head.nodes.iter().all(|node| !but.contains(node)));
+        }
+    }
+
+    /// The same, with whole scores of the teacher: where the weights that make them change.
+    pub fn without_heads(mut self) -> Self {
+        self.outputs.iter_mut().for_each(|compared| compared.head = None);
+        self
+    }
+
     /// Takes the named outputs for what is given instead of what was guessed.
     ///
     /// # Errors
@@ -166,13 +232,24 @@ impl Objective {
             let output = model.graph.outputs().iter().copied().find(|&v| model.graph.name(v) == *name);
             let output = output.ok_or_else(|| name.clone())?;
             let guessed = self.outputs.iter().find(|c| c.output == output && kind.is_logits()).cloned();
-            let plain = Compared { value: output, output, kind: *kind, form: Form::Scores, why: String::new() };
+            let plain = Compared {
+                value: output,
+                output,
+                kind: *kind,
+                form: Form::Scores,
+                why: String::new(),
+                head: None,
+            };
             self.outputs.retain(|c| c.output != output);
             self.left_out.retain(|(v, _)| *v != output);
             let why = "it was said with --output".to_string();
             match kind {
                 OutputKind::Ignored => self.left_out.push((output, why)),
-                _ => self.outputs.push(Compared { kind: *kind, why, ..guessed.unwrap_or(plain) }),
+                _ => {
+                    let guessed = guessed.unwrap_or(plain);
+                    let head = guessed.head.clone().filter(|_| *kind == OutputKind::NextToken);
+                    self.outputs.push(Compared { kind: *kind, why, head, ..guessed });
+                }
             }
         }
         let place = |v: ValueId| model.graph.outputs().iter().position(|&o| o == v);
@@ -221,7 +298,7 @@ impl Objective {
                 let kind = if is_linear(graph, value) { OutputKind::Logits } else { OutputKind::Hidden };
                 let is_new = !self.outputs.iter().any(|c| c.value == value);
                 let why = format!("it goes into {}, which has no gradient", graph.label(node));
-                let compared = Compared { value, output: value, kind, form: Form::Scores, why };
+                let compared = Compared { value, output: value, kind, form: Form::Scores, why, head: None };
                 self.outputs.extend(is_new.then_some(compared));
                 found = true;
             } else if let Some((maker, _)) = graph.producer(value) {
@@ -260,7 +337,7 @@ fn guess(
             _ => (OutputKind::TokenLogits, "a softmax makes it for every position"),
         },
     };
-    Ok(Compared { value, output, kind, form, why: why.into() })
+    Ok(Compared { value, output, kind, form, why: why.into(), head: None })
 }
 
 /// Whether numbers of this shape are one for every entry of the table of tokens, at every position.
@@ -354,6 +431,26 @@ mod tests {
         let expected = [(embedding, OutputKind::Hidden), (logits, OutputKind::Logits), (aside, OutputKind::Hidden)];
         assert_eq!(kinds(&found), expected, "what logits do not depend on stays too");
         assert_eq!(found.left_out, [(hidden, "logits that are computed from it are compared".to_string())]);
+    }
+
+    #[test]
+    fn scores_of_a_vocabulary_are_made_from_a_state_by_constants() {
+        let mut g = Sketch::default();
+        let x = g.input("x", &[B, S, n(4)]);
+        let state = g.on("Relu", &[x]);
+        let (w, bias) = (g.weight("w", &[4, 3]), g.weight("bias", &[3]));
+        let product = g.op(Operator::new("MatMul"), &[state, w], &[B, S, n(3)]);
+        let scores = g.on("Add", &[product, bias]);
+        let head = Head::find(&g.graph, scores).unwrap();
+        assert_eq!((head.state, head.nodes.len()), (state, 2));
+        let other = g.input("other", &[B, S, n(4)]);
+        let mut again = g.graph.clone();
+        let made = head.again(&mut again, other);
+        let made = again.operator(again.producer(made).unwrap().0);
+        assert!(made.is("Add") && made.input(0) != Some(product) && made.input(1) == Some(bias));
+        let two = g.on("Add", &[product, scores]);
+        assert_eq!(Head::find(&g.graph, two), None, "it is made from two values");
+        assert_eq!(Head::find(&g.graph, state), None, "no product makes it");
     }
 
     #[test]

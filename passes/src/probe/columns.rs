@@ -5,6 +5,7 @@ use crate::calculus::TokenMask;
 use crate::calculus::differentiate::{DifferentiateError, differentiate};
 use crate::calculus::emit::Emit;
 use crate::calculus::loss::{self, Criterion};
+use crate::calculus::objective::Compared;
 use crate::calculus::shapes;
 use crate::ir::{ElementType, Model, ValueId};
 use crate::probe::suffix::{extract, finish};
@@ -45,6 +46,7 @@ impl Probes<'_> {
     pub fn columns(&self, t: usize, criterion: Criterion) -> Result<Graph<Vec<ColumnSums>>, DifferentiateError> {
         let (mut part, features) = self.from(t);
         let token_mask = self.restore_token_mask(&mut part);
+        self.restore_ids(&mut part);
         let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
         let loss = loss::append(&mut emit, &self.seen, &self.objective, criterion, token_mask);
         let gradients = differentiate(&mut part.graph, &self.seen, self.opset(), &loss.seeds, &features)?;
@@ -64,6 +66,7 @@ impl Probes<'_> {
     pub fn masks(&self, criterion: Criterion) -> Result<Graph<MaskOutputs>, DifferentiateError> {
         let (mut part, _) = self.from(0);
         let token_mask = self.restore_token_mask(&mut part);
+        self.restore_ids(&mut part);
         let (mut seen, mut masked) = (self.seen.clone(), Vec::new());
         let mut emit = Emit::new(&mut part.graph, self.opset(), "measure");
         for (t, sublayer) in self.discovery.sublayers.iter().enumerate() {
@@ -88,7 +91,7 @@ impl Probes<'_> {
         Ok(Graph { model: part, outputs: MaskOutputs { loss: name, gradients } })
     }
 
-    /// The graph of the whole model, nothing removed, forward only: the outputs that the loss compares, and
+    /// The graph of the whole model, nothing removed, forward only: what the loss compares is kept of, and
     /// the energies of all units. Teacher and student agree there, and all mask gradients are zero.
     ///
     /// Inputs: those of the model.
@@ -96,8 +99,8 @@ impl Probes<'_> {
         let (mut part, features) = self.from(0);
         let token_mask = self.restore_token_mask(&mut part);
         let (sums, mut ends) = self.sums(0, &mut part, token_mask, vec![None; features.len()]);
-        let compared: Vec<ValueId> = self.objective.outputs.iter().map(|o| o.value).collect();
-        ends.extend(&compared);
+        let kept: Vec<ValueId> = self.objective.outputs.iter().map(Compared::kept).collect();
+        ends.extend(&kept);
         finish(&mut part, &ends);
         Graph { model: part, outputs: sums }
     }

@@ -40,12 +40,13 @@ use crate::calculus::TokenMask;
 use crate::calculus::differentiate::DifferentiateError;
 use crate::calculus::emit::Emit;
 use crate::calculus::loss::Criterion;
-use crate::calculus::objective::Objective;
+use crate::calculus::objective::{Objective, OutputKind};
 use crate::discover::{Discovery, flops};
 use crate::ir::{ElementType, Model, TensorError, ValueId};
 use crate::observe::{Dim, Observation};
 use crate::plan::{Tuned, write_projection};
 use crate::probe::suffix::Crossings;
+use crate::signature;
 
 /// How many operators that cannot be differentiated the loss is moved before.
 const MOST_OPAQUE: usize = 64;
@@ -86,7 +87,9 @@ impl<'a> Probes<'a> {
         token_mask: Option<TokenMask>,
     ) -> Self {
         let crossings = Crossings::find(&model.graph, discovery);
-        let objective = Objective::guess(model, seen, token_mask);
+        let mut objective = Objective::guess(model, seen, token_mask);
+        let projections = discovery.sublayers.iter().flat_map(|s| s.sites()).map(|(p, _)| p.node).collect();
+        objective.find_heads(&model.graph, &projections);
         Self { model, student: model.clone(), seen: seen.clone(), discovery, crossings, objective, token_mask }
     }
 
@@ -152,6 +155,20 @@ impl<'a> Probes<'a> {
             part.graph.make_input(info);
         }
         Some(mask)
+    }
+
+    /// The tokens are an input of the model, also where a part of the graph does not read them: the one that follows is
+    /// what scores of the next are right about.
+    fn restore_ids(&self, part: &mut Model) {
+        for compared in self.objective.outputs.iter().filter(|c| c.kind == OutputKind::NextToken) {
+            let vocabulary = self.seen.dims(compared.value).and_then(|d| d.last()?.fixed());
+            let ids = signature::ids(&self.model.graph, vocabulary);
+            if let Some(ids) = ids.filter(|ids| !part.graph.inputs().contains(ids))
+                && let Some(info) = self.model.graph.info(ids).cloned()
+            {
+                part.graph.make_input(info);
+            }
+        }
     }
 
     /// Whether the rows of sublayer `t`'s features follow the token mask.
