@@ -108,7 +108,7 @@ fn source(graph: &Graph, mut value: ValueId) -> ValueId {
 }
 
 /// Whether an input of this name is a cache of earlier tokens.
-pub(crate) fn is_past(name: &str) -> bool {
+pub fn is_past(name: &str) -> bool {
     which(name, &PAST).is_some()
 }
 

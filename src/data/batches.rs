@@ -12,7 +12,7 @@ use kprune_passes::finite::Odd;
 use kprune_passes::ir::{Model, Tensor};
 use kprune_passes::signature::{self, Axis, Input};
 
-use super::{Dataset, caches};
+use super::{Dataset, decoder};
 use crate::error::Error;
 use crate::runtime::{self, Held};
 
@@ -101,7 +101,7 @@ pub fn as_declared(feeds: &[(String, Held)], model: &Model) -> Result<Vec<(Strin
     let input = |name: &str| inputs.iter().find(|i| i.name == name);
     let element = |name: &str| input(name).and_then(|i| i.element);
     let convert = |(name, held): &(String, Held)| {
-        if let Some(empty) = input(name).map(|input| caches::fitted(held, input)).transpose()?.flatten() {
+        if let Some(empty) = input(name).map(|input| decoder::fitted(held, input)).transpose()?.flatten() {
             return Ok((name.clone(), empty));
         }
         let held = match (element(name), runtime::element(held.value())) {

@@ -10,8 +10,8 @@ pub(crate) use random::{axes_of, fill, normal, room_for};
 
 mod arrays;
 mod batches;
-mod caches;
 mod config;
+mod decoder;
 #[cfg(feature = "text")]
 mod decoding;
 mod fence;
@@ -40,7 +40,7 @@ use kprune_passes::ir::{Graph, Model, Tensor};
 use kprune_passes::signature::{self, Axis, Input};
 
 use crate::error::Error;
-use caches::{is_empty_cache, with_empty_caches};
+use decoder::is_empty_cache;
 use mask::Mask;
 use opener::Opener;
 use samples::{FEW, Part, Samples, drawn, read_drawn, samples};
@@ -129,11 +129,29 @@ impl Dataset {
     /// Where the data do not fit the model; the message names the array and says what was expected.
     pub fn gather(model: &Model, path: &Path, sources: &Sources, threads: usize) -> Result<Self, Error> {
         let all = signature::inputs(model);
-        let inputs: Vec<Input> = all.iter().filter(|input| !is_empty_cache(input)).cloned().collect();
-        let opener = Opener::new(&inputs, path, sources, threads);
+        let mut first = None;
+        // Nobody needs to give what follows from the tokens of a decoder.
+        for inputs in decoder::may_be_given(&all) {
+            match Self::gather_of(model, (&all, &inputs), path, sources, threads) {
+                Err(error @ Error::Data { .. }) => drop(first.get_or_insert(error)),
+                done => return done,
+            }
+        }
+        Err(first.unwrap_or_else(|| Error::internal("a model takes nothing")))
+    }
+
+    /// The same from samples that hold these inputs of all.
+    fn gather_of(
+        model: &Model,
+        (all, inputs): (&[Input], &[Input]),
+        path: &Path,
+        sources: &Sources,
+        threads: usize,
+    ) -> Result<Self, Error> {
+        let opener = Opener::new(inputs, path, sources, threads);
         let is_task_data = sources.are_given();
         let (opened, file, source): (Vec<Box<dyn Samples>>, _, _) = if !sources.batches.is_empty() {
-            let given = arrays::Given::new(&sources.batches, &inputs)?;
+            let given = arrays::Given::new(&sources.batches, inputs)?;
             (vec![Box::new(given)], Path::new("given arrays"), "given arrays".to_string())
         } else if let Some(first) = sources.files.first() {
             let names: Vec<_> = sources.files.iter().map(|f| f.display().to_string()).collect();
@@ -142,13 +160,13 @@ impl Dataset {
         } else if let Some(texts) = opener.built_in() {
             (vec![texts], Path::new(""), "built-in English text".to_string())
         } else {
-            let arrays = random::samples(model, &inputs, sources, random::SAMPLES)?;
+            let arrays = random::samples(model, inputs, sources, random::SAMPLES)?;
             let part = arrays::Given::of(Part { arrays, masks_are_ours: true, ..Part::default() });
             (vec![Box::new(part)], Path::new(""), MADE_UP.to_string())
         };
-        let part = read_drawn(opened, &inputs, file, sources)?;
-        let part = with_empty_caches(part, &all)?;
-        Self::new(model, all, part, file, sources, source, is_task_data)
+        let part = read_drawn(opened, inputs, file, sources)?;
+        let part = decoder::completed(part, all, inputs)?;
+        Self::new(model, all.to_vec(), part, file, sources, source, is_task_data)
     }
 
     /// A made-up sample, for what depends on its shape alone.

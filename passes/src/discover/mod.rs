@@ -200,7 +200,10 @@ fn bodies(graph: &Graph) -> Vec<Declined> {
     let found = graph.sorted().into_iter().filter_map(|node| {
         let bodies = graph.operator(node).attributes.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
         let count: usize = bodies.map(products).sum();
-        let why = format!("the {count} matrix products in its subgraphs are not looked at");
+        let why = format!(
+            "the {count} matrix products in its subgraphs are not looked at; export its branches as models of their own \
+             (optimum-cli: --no-post-process)"
+        );
         (count > 0).then(|| Declined { place: graph.label(node), channels: 0, why })
     });
     found.collect()

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use kprune_passes::ir::schema::TensorProto;
 use kprune_passes::ir::{ElementType, Tensor};
+use kprune_passes::kv_cache;
 use kprune_passes::signature::Input;
 use prost::Message;
 
@@ -249,7 +250,10 @@ fn help(inputs: &[Input]) -> String {
 /// Every array is an input or labels, and every input has an array.
 fn check_names<'n>(names: impl Iterator<Item = &'n str>, inputs: &[Input], path: &Path) -> Result<(), Error> {
     let names: Vec<&str> = names.collect();
-    let is_known = |name: &str| inputs.iter().any(|i| i.name == name) || labels::NAMES.contains(&name);
+    // Samples begin without earlier tokens, whatever was recorded of them.
+    let is_known = |name: &str| {
+        inputs.iter().any(|i| i.name == name) || labels::NAMES.contains(&name) || kv_cache::is_past(name)
+    };
     if let Some(extra) = names.iter().find(|name| !is_known(name)) {
         return Err(Error::data(path, format!("array {extra:?} is no input of the model"), help(inputs)));
     }
