@@ -188,7 +188,16 @@ fn perplexity_is_that_of_the_formula_over_segments_that_follow_each_other() {
     }
     let expected = (sum / f64::from(count)).exp();
     let [model, data] = [source.as_os_str(), words.as_os_str()];
-    let done = kprune(["compare".as_ref(), model, model, "--data".as_ref(), data, "--segment".as_ref(), "32".as_ref(), "--json".as_ref()]);
+    let done = kprune([
+        "compare".as_ref(),
+        model,
+        model,
+        "--data".as_ref(),
+        data,
+        "--segment".as_ref(),
+        "32".as_ref(),
+        "--json".as_ref(),
+    ]);
     assert!(done.status.success(), "{}", text(&done.stderr));
     let report: Value = serde_json::from_slice(&done.stdout).unwrap();
     let score = &report["b"]["quality"]["scores"][0];
@@ -203,7 +212,11 @@ fn compression_is_a_share_of_what_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let source = decoders().join("gpt/model.onnx");
     let share = |of: &str, part: &dyn Fn(&Value) -> [f64; 2]| {
-        let report = prune(&source, &folder.path().join("out.onnx"), &["--segment", "64", "--compression", "0.2", "--of", of, "--method", "magnitude"]);
+        let report = prune(
+            &source,
+            &folder.path().join("out.onnx"),
+            &["--segment", "64", "--compression", "0.2", "--of", of, "--method", "magnitude"],
+        );
         let [before, after] = part(&report);
         1.0 - after / before
     };
@@ -237,9 +250,8 @@ fn folders_say_how_many_heads_are_left() {
     assert!(done.status.success(), "{}", text(&done.stderr));
     let model = read_model(&output.join("model.onnx")).unwrap();
     let heads = kv_cache::length(&model.graph, caches(&model.graph)[0].past, 1).unwrap();
-    let read = |name: &str| -> Value {
-        serde_json::from_str(&std::fs::read_to_string(output.join(name)).unwrap()).unwrap()
-    };
+    let read =
+        |name: &str| -> Value { serde_json::from_str(&std::fs::read_to_string(output.join(name)).unwrap()).unwrap() };
     let (config, genai) = (read("config.json"), read("genai_config.json"));
     assert_eq!((config["num_key_value_heads"].as_i64(), config["head_dim"].as_i64()), (Some(heads), Some(16)));
     assert_eq!(config["num_attention_heads"].as_i64(), Some(2 * heads));

@@ -174,9 +174,8 @@ fn the_token_that_follows_is_right() {
     check(OutputKind::NextToken, &[2, 3, 4], 2.0);
     let shape = [2, 3, 4];
     let z = array(&shape, 1);
-    let surprise = |i: usize, j: usize| {
-        (0..4).map(|c| z[[i, j, c]].exp()).sum::<f64>().ln() - z[[i, j, IDS[i][j + 1] as usize]]
-    };
+    let surprise =
+        |i: usize, j: usize| (0..4).map(|c| z[[i, j, c]].exp()).sum::<f64>().ln() - z[[i, j, IDS[i][j + 1] as usize]];
     for (is_masked, expected) in [
         (false, (surprise(0, 0) + surprise(0, 1) + surprise(1, 0) + surprise(1, 1)) / 6.0),
         // Of the second sample the first token alone is real, and none follows.

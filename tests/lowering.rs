@@ -161,10 +161,14 @@ fn rotary_positions() {
     let four = [BATCH, HEADS, TOKENS, WIDTH];
     check("of split heads", 17, &rotary(), &four, &[places(), table(), table()]);
     let (half, wide) = (Floats(vec![TOKENS + 3, 2]), [BATCH, TOKENS, 2 * 8]);
-    let partly = rotary()
-        .with(attribute::int("num_heads", 2))
-        .with(attribute::int("rotary_embedding_dim", 4));
+    let partly = rotary().with(attribute::int("num_heads", 2)).with(attribute::int("rotary_embedding_dim", 4));
     check("of a part of each head", 17, &partly, &wide, &[places(), half, Floats(vec![TOKENS + 3, 2])]);
+    let standard = || Operator::new("RotaryEmbedding");
+    check("the standard one", 23, &standard(), &four, &[table(), table(), places()]);
+    let rows = || Floats(vec![BATCH, TOKENS, WIDTH / 2]);
+    check("with a row for every token", 23, &standard(), &four, &[rows(), rows()]);
+    let named = standard().with(attribute::int("num_heads", HEADS as i64));
+    check("of all heads", 23, &named, &STREAM, &[table(), table(), places()]);
 }
 
 #[test]

@@ -35,8 +35,9 @@ fn mean(kind: OutputKind, z: &[f64], tau: f64, real: Option<usize>) -> Array2<f6
     graph.set_outputs(&[seeds[0].1]);
     graph.remove_unread_inputs();
     let name = graph.name(seeds[0].1).to_string();
-    let repeated =
-        |row: &dyn Fn(usize) -> f64| numbers(&ArrayD::from_shape_fn(IxDyn(&shape), |place| row(place[shape.len() - 1]))).unwrap();
+    let repeated = |row: &dyn Fn(usize) -> f64| {
+        numbers(&ArrayD::from_shape_fn(IxDyn(&shape), |place| row(place[shape.len() - 1]))).unwrap()
+    };
     let (logits, mask) = (repeated(&|i| z[i]), repeated(&|i| f64::from(i < real.unwrap_or(z.len()))));
     let draw = host(&Tensor::from_i64s(&[], &[424_242])).unwrap();
     let mut session = runtime.session(&Model::new(graph, 17), "testing", false).unwrap_or_else(|e| panic!("{e}"));

@@ -1,7 +1,7 @@
 //! Key/value caches: what the attention of a decoder keeps of earlier tokens, as inputs and outputs of the model.
 //!
 //! Exporters call them alike but for one word, as `past_key_values.0.key` and `present.0.key`; both are
-//! [samples, heads, tokens, width], and their tokens alone differ in number.
+//! [samples, heads, tokens, width], or [samples, heads, width, tokens], and their tokens alone differ in number.
 
 use crate::ir::schema::tensor_shape_proto::{Dimension, dimension};
 use crate::ir::schema::type_proto;
@@ -20,9 +20,6 @@ pub struct KvCache {
 /// The axis of a cache that runs over heads.
 pub const HEADS: usize = 1;
 
-/// The axis of a cache that runs over tokens.
-const TOKENS: usize = 2;
-
 /// Words that names of inputs begin with, the longer ones first, and of outputs.
 const PAST: [&str; 2] = ["past_key_values", "past"];
 const PRESENT: [&str; 3] = ["present_key_values", "present", "new_key_values"];
@@ -35,8 +32,7 @@ pub fn caches(graph: &Graph) -> Vec<KvCache> {
         is_float && tensor.and_then(|t| t.shape.as_ref()).is_none_or(|shape| shape.dim.len() == 4)
     };
     let presents = graph.outputs().iter().copied().filter(|&v| is_cache(v));
-    let named: Vec<(&str, ValueId)> =
-        presents.filter_map(|v| Some((which(graph.name(v), &PRESENT)?, v))).collect();
+    let named: Vec<(&str, ValueId)> = presents.filter_map(|v| Some((which(graph.name(v), &PRESENT)?, v))).collect();
     let pasts = graph.inputs().iter().copied().filter(|&v| is_cache(v));
     let pair = |past: ValueId| {
         let own = which(graph.name(past), &PAST)?;
@@ -121,9 +117,15 @@ fn which<'n>(name: &'n str, words: &[&str]) -> Option<&'n str> {
 /// masks and positions are as long as the ids. The inputs stay; what is kept for later runs is no output any more.
 ///
 /// # Errors
-/// The name of a cache of which the number of heads or their width is not declared.
+/// What is wrong with a cache: the number of its heads or their width is not declared, or no output goes with it.
 pub fn start_empty(graph: &mut Graph) -> Result<(), String> {
     let caches = caches(graph);
+    let is_paired = |value: &ValueId| caches.iter().any(|cache| cache.past == *value);
+    let is_cache = |value: &&ValueId| graph.name(**value).starts_with(PAST[0]);
+    if let Some(&alone) = graph.inputs().iter().filter(is_cache).find(|value| !is_paired(value)) {
+        let name = graph.name(alone);
+        return Err(format!("the input {name:?} is a cache of which no output of four axes gives the next state"));
+    }
     if caches.is_empty() {
         return Ok(());
     }
@@ -145,11 +147,13 @@ pub fn start_empty(graph: &mut Graph) -> Result<(), String> {
 
 fn declare_empty(graph: &mut Graph, caches: &[KvCache]) -> Result<(), String> {
     for cache in caches {
-        let sizes = [HEADS, 3].map(|axis| length(graph, cache.past, axis));
-        if sizes.iter().any(Option::is_none) {
-            return Err(graph.name(cache.past).to_string());
-        }
-        set_dimension(graph, cache.past, TOKENS, dimension::Value::DimValue(0));
+        let is_free = |axis: &usize| length(graph, cache.past, *axis).is_none();
+        let free: Vec<usize> = (1..4).filter(is_free).collect();
+        let &[tokens @ (2..)] = free.as_slice() else {
+            let name = graph.name(cache.past);
+            return Err(format!("the input {name:?} is a cache of which the heads or their width are not declared"));
+        };
+        set_dimension(graph, cache.past, tokens, dimension::Value::DimValue(0));
     }
     let limits = crate::signature::limits(graph);
     let ids = graph.inputs().iter().copied().max_by_key(|v| limits.get(v).copied().unwrap_or(0));
@@ -206,7 +210,8 @@ mod tests {
         let symbols = |names: &[&str]| names.iter().map(|s| s.to_string()).collect();
         let ids = g.add_input(declare_symbols("input_ids", ElementType::I64, symbols(&["batch", "tokens"])));
         g.add_input(declare_symbols("attention_mask", ElementType::I64, symbols(&["batch", "past + tokens"])));
-        let table = g.add_constant("table", Tensor::from_floats(ElementType::F32, &ndarray::ArrayD::zeros(vec![9, 6])).unwrap());
+        let table = g
+            .add_constant("table", Tensor::from_floats(ElementType::F32, &ndarray::ArrayD::zeros(vec![9, 6])).unwrap());
         let rows = g.add(Operator::new("Gather"), &[table, ids], "rows");
         let old = g.add_input(declare(past, ElementType::F32, 4));
         set_length(&mut g, old, 1, 2);
@@ -244,6 +249,25 @@ mod tests {
         let mut g = decoder("past_key_values.0.key", "present.0.key");
         let past = g.find("past_key_values.0.key").unwrap();
         g.set_info(past, Some(declare("past_key_values.0.key", ElementType::F32, 4)));
-        assert_eq!(start_empty(&mut g), Err("past_key_values.0.key".to_string()));
+        let why = start_empty(&mut g).unwrap_err();
+        assert!(why.contains("\"past_key_values.0.key\"") && why.contains("not declared"), "{why}");
+    }
+
+    #[test]
+    fn a_cache_that_nothing_goes_with_is_refused_and_other_inputs_are_not() {
+        let mut g = decoder("past_key_values.0.encoder.key", "present.0.key");
+        assert!(start_empty(&mut g).unwrap_err().contains("no output"));
+        assert_eq!(start_empty(&mut decoder("past_values", "present_mean")), Ok(()));
+    }
+
+    #[test]
+    fn keys_may_lie_with_their_tokens_last() {
+        let mut g = decoder("past_key_values.0.key", "present.0.key");
+        let past = g.find("past_key_values.0.key").unwrap();
+        g.set_info(past, Some(declare("past_key_values.0.key", ElementType::F32, 4)));
+        [(1, 2), (2, 3)].into_iter().for_each(|(axis, n)| set_length(&mut g, past, axis, n));
+        start_empty(&mut g).unwrap();
+        let inputs = inputs(&crate::ir::Model::new(g, 17));
+        assert_eq!(inputs[2].axes.as_ref().unwrap()[1..], [Axis::Fixed(2), Axis::Fixed(3), Axis::Fixed(0)]);
     }
 }

@@ -59,7 +59,9 @@ fn input(graph: &Graph, value: ValueId) -> Input {
 pub fn limits(graph: &Graph) -> HashMap<ValueId, usize> {
     let mut limits = HashMap::new();
     for &input in graph.inputs() {
-        for (node, slot) in readers_through(graph, input, &["Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze"]) {
+        for (node, slot) in
+            readers_through(graph, input, &["Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze"])
+        {
             let operator = graph.operator(node);
             if operator.is("Gather") && slot == 1 && operator.int("axis", 0) == 0 {
                 let table = operator.input(0).and_then(|t| graph.constant(t)).filter(|t| t.dims().len() > 1);

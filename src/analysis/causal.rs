@@ -45,12 +45,7 @@ pub(super) fn is_causal(runtime: &Runtime, model: &Model) -> Result<bool, Error>
 ///
 /// # Errors
 /// Where no session can be made.
-pub(super) fn in_segments(
-    runtime: &Runtime,
-    model: &Model,
-    path: &Path,
-    sources: &Sources,
-) -> Result<Sources, Error> {
+pub(super) fn in_segments(runtime: &Runtime, model: &Model, path: &Path, sources: &Sources) -> Result<Sources, Error> {
     let segment = match (sources.segment, positions_beside(path)) {
         (Some(given), _) => given,
         (None, Some(positions)) => positions.min(LONGEST),
@@ -123,7 +118,13 @@ impl Trial<'_> {
     ) -> Result<(String, Tensor), Error> {
         let length = |(i, axis): (usize, &Axis)| match axis {
             Axis::Fixed(n) => *n,
-            Axis::Named(_) => if i == 0 { 1 } else { tokens },
+            Axis::Named(_) => {
+                if i == 0 {
+                    1
+                } else {
+                    tokens
+                }
+            }
         };
         let dims: Vec<usize> = axes_of(input)?.iter().enumerate().map(length).collect();
         let tensor = fill(self.model, input, &dims, "attention_mask", random)?;

@@ -155,10 +155,10 @@ impl Opened {
     /// The model in f32, before its first token.
     fn single(&self) -> Result<Model, Error> {
         let mut single = lower::in_single_precision(&self.model);
-        kv_cache::start_empty(&mut single.graph).map_err(|name| Error::Unsupported {
+        kv_cache::start_empty(&mut single.graph).map_err(|reason| Error::Unsupported {
             path: self.path.clone(),
-            reason: format!("the input {name:?} is a cache of which the heads or their width are not declared"),
-            help: "export it with [samples, heads, tokens, width], heads and width fixed".into(),
+            reason,
+            help: "export it with caches of [samples, heads, tokens, width], heads and width fixed, or without".into(),
         })?;
         Ok(single)
     }

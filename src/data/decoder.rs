@@ -41,8 +41,7 @@ pub(super) fn may_be_given(all: &[Input]) -> Vec<Vec<Input>> {
     };
     let mut lists = vec![without(&[])];
     if all.iter().any(is_empty_cache) {
-        let fewer: [&[Follows]; 3] =
-            [&[Follows::Positions], &[Follows::Mask], &[Follows::Mask, Follows::Positions]];
+        let fewer: [&[Follows]; 3] = [&[Follows::Positions], &[Follows::Mask], &[Follows::Mask, Follows::Positions]];
         lists.extend(fewer.map(without));
         lists.dedup();
     }

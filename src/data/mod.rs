@@ -2,10 +2,10 @@
 #![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub use batches::{Batch, as_declared, find};
-pub use labels::Labels;
-pub use polarity::Outputs;
 pub(crate) use config::positions_beside;
+pub use labels::Labels;
 pub(crate) use mask::integers_like;
+pub use polarity::Outputs;
 pub(crate) use random::{axes_of, fill, normal, room_for};
 
 mod arrays;

@@ -316,6 +316,5 @@ pub(super) fn array_of(path: &Path, input: &Input, flat: &[i64], dims: [usize; 2
         }
     };
     let element = input.element.unwrap_or(ElementType::I64);
-    Tensor::from_raw(&input.name, element, &dims, bytes.into())
-        .map_err(|e| Error::internal(e.to_string()))
+    Tensor::from_raw(&input.name, element, &dims, bytes.into()).map_err(|e| Error::internal(e.to_string()))
 }

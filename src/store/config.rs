@@ -29,9 +29,8 @@ impl Sizes {
     pub(super) fn of(found: &Discovery, plan: &Plan) -> Self {
         let attentions = || plan.each(found).filter(|(s, _)| s.kind == Kind::Head);
         let kept = |decision: &kprune_passes::plan::Decision| decision.keep.clone();
-        let heads = attentions().map(|(s, d)| {
-            s.units.iter().zip(kept(d)).filter(|(_, keep)| *keep).map(|(unit, _)| unit.members).sum()
-        });
+        let heads = attentions()
+            .map(|(s, d)| s.units.iter().zip(kept(d)).filter(|(_, keep)| *keep).map(|(unit, _)| unit.members).sum());
         let gone = attentions().map(|(_, d)| (0..d.keep.len()).filter(|&unit| !d.keep[unit]).collect());
         let widths = attentions().flat_map(|(s, _)| s.units.iter().map(|u| u.columns.len() / u.members.max(1)));
         let widths: Vec<usize> = widths.collect();

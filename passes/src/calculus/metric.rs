@@ -54,7 +54,9 @@ pub fn append(
                 let logits = without_padding(drawn.emit, value, mask, drawn.element);
                 drawn.of_distribution(logits)
             }
-            OutputKind::Logits | OutputKind::TokenLogits | OutputKind::NextToken if has_two_classes => drawn.of_two_classes(value),
+            OutputKind::Logits | OutputKind::TokenLogits | OutputKind::NextToken if has_two_classes => {
+                drawn.of_two_classes(value)
+            }
             OutputKind::NextToken => drawn.of_vocabulary(value),
             OutputKind::Logits | OutputKind::TokenLogits => drawn.of_distribution(value),
             OutputKind::MultiLabel => drawn.of_labels(value),

@@ -40,16 +40,18 @@ pub fn compare(elements: [ElementType; 2], ids: ElementType, mask: Option<(Eleme
     let first = graph.add_input(declare(FIRST, elements[0], 3));
     let own = graph.add_input(declare(OWN, elements[1], 3));
     let ids = graph.add_input(declare(IDS, ids, 2));
-    let mask = mask.map(|(element, marks_padding)| TokenMask {
-        input: graph.add_input(declare(MASK, element, 2)),
-        marks_padding,
-    });
+    let mask = mask
+        .map(|(element, marks_padding)| TokenMask { input: graph.add_input(declare(MASK, element, 2)), marks_padding });
     let mut emit = Emit::new(&mut graph, OPSET, "next");
     let [first, own] = [first, own].map(|scores| emit.cast(scores, ElementType::F32));
     let real = match mask {
         Some(mask) => emit.real(mask, ElementType::F32),
         None => {
-            let (ids, zero, one) = (emit.cast(ids, ElementType::F32), emit.number(ElementType::F32, 0.0), emit.number(ElementType::F32, 1.0));
+            let (ids, zero, one) = (
+                emit.cast(ids, ElementType::F32),
+                emit.number(ElementType::F32, 0.0),
+                emit.number(ElementType::F32, 1.0),
+            );
             let nothing = emit.op("Mul", &[ids, zero]);
             emit.op("Add", &[nothing, one])
         }

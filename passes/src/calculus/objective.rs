@@ -137,7 +137,10 @@ impl Head {
             let operator = graph.operator(node);
             let mut variable = operator.inputs().iter().flatten().filter(|&&v| graph.constant(v).is_none());
             let (Some(&input), None) = (variable.next(), variable.next()) else { return None };
-            if !matches!(operator.op_type.as_str(), "MatMul" | "Gemm" | "Add" | "Mul" | "Div" | "Tanh" | "Cast" | "Identity") {
+            if !matches!(
+                operator.op_type.as_str(),
+                "MatMul" | "Gemm" | "Add" | "Mul" | "Div" | "Tanh" | "Cast" | "Identity"
+            ) {
                 return None;
             }
             nodes.insert(0, node);
@@ -232,14 +235,8 @@ impl Objective {
             let output = model.graph.outputs().iter().copied().find(|&v| model.graph.name(v) == *name);
             let output = output.ok_or_else(|| name.clone())?;
             let guessed = self.outputs.iter().find(|c| c.output == output && kind.is_logits()).cloned();
-            let plain = Compared {
-                value: output,
-                output,
-                kind: *kind,
-                form: Form::Scores,
-                why: String::new(),
-                head: None,
-            };
+            let plain =
+                Compared { value: output, output, kind: *kind, form: Form::Scores, why: String::new(), head: None };
             self.outputs.retain(|c| c.output != output);
             self.left_out.retain(|(v, _)| *v != output);
             let why = "it was said with --output".to_string();

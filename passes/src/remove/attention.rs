@@ -5,11 +5,10 @@ use super::rewrite::Rule;
 use crate::ir::{Graph, NodeId, Operator, attribute};
 use crate::rules::{Decline, Table};
 
-pub(super) const RULES: Table<Rule> = &[
-    (&["Attention", "MultiHeadAttention"], attention),
-    (&["GroupQueryAttention"], grouped),
-    (&["RotaryEmbedding"], rotary),
-];
+pub(super) const RULES: Table<Rule> =
+    &[(&["Attention", "MultiHeadAttention"], attention), (&["RotaryEmbedding"], rotary)];
+/// Of com.microsoft alone.
+pub(super) const MICROSOFT: Table<Rule> = &[(&["GroupQueryAttention"], grouped)];
 
 /// Writes the numbers of heads and columns that are left.
 fn attention(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), Decline> {

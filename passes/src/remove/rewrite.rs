@@ -26,7 +26,11 @@ const RULES: Table<Rule> = &[
 #[cfg(test)]
 pub(crate) fn operators() -> Vec<(&'static str, bool)> {
     let of = |table, is_standard| crate::rules::names(&[table]).into_iter().map(move |name| (name, is_standard));
-    of(RULES, true).chain(of(attention::RULES, true)).chain(of(attention::RULES, false)).collect()
+    of(RULES, true)
+        .chain(of(attention::RULES, true))
+        .chain(of(attention::RULES, false))
+        .chain(of(attention::MICROSOFT, false))
+        .collect()
 }
 
 /// Rewrites the operator at `node` where what it reads or makes becomes smaller; others need no rewriting.
@@ -38,7 +42,8 @@ pub(super) fn rewrite(graph: &mut Graph, node: NodeId, cut: &Cut) -> Result<(), 
         return Ok(());
     }
     let standard: &[Table<Rule>] = if operator.is_standard() { &[RULES] } else { &[] };
-    let rule = find(standard, &operator.op_type).or_else(|| find(&[attention::RULES], &operator.op_type));
+    let rule = find(standard, &operator.op_type)
+        .or_else(|| find(&[attention::RULES, attention::MICROSOFT], &operator.op_type));
     let outcome = rule.map_or(Ok(()), |rule| rule(graph, node, cut));
     outcome.map_err(|Decline(why)| RemoveError::Rewrite { node: graph.label(node), why })
 }

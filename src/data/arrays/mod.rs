@@ -251,9 +251,8 @@ fn help(inputs: &[Input]) -> String {
 fn check_names<'n>(names: impl Iterator<Item = &'n str>, inputs: &[Input], path: &Path) -> Result<(), Error> {
     let names: Vec<&str> = names.collect();
     // Samples begin without earlier tokens, whatever was recorded of them.
-    let is_known = |name: &str| {
-        inputs.iter().any(|i| i.name == name) || labels::NAMES.contains(&name) || kv_cache::is_past(name)
-    };
+    let is_known =
+        |name: &str| inputs.iter().any(|i| i.name == name) || labels::NAMES.contains(&name) || kv_cache::is_past(name);
     if let Some(extra) = names.iter().find(|name| !is_known(name)) {
         return Err(Error::data(path, format!("array {extra:?} is no input of the model"), help(inputs)));
     }

@@ -64,7 +64,8 @@ impl Method for Obs {
         }
         let choices: Vec<_> =
             self.known.iter().enumerate().map(|(t, known)| allocate::choices(task, t, &known.curve)).collect();
-        let chosen: Vec<_> = task.budgets.iter().map(|&budget| allocate::allocate_evenly(task, &choices, budget)).collect();
+        let chosen: Vec<_> =
+            task.budgets.iter().map(|&budget| allocate::allocate_evenly(task, &choices, budget)).collect();
         let mut outcomes = vec![Outcome::untouched(task.sublayers); task.budgets.len()];
         for (t, known) in self.known.iter().enumerate() {
             let own: Vec<_> = chosen.iter().map(|student| student[t]).collect();

@@ -8,6 +8,9 @@ use crate::rules::Table;
 /// Of com.microsoft.
 pub(super) const RULES: Table<Rule> = &[(&["GroupQueryAttention"], grouped), (&["RotaryEmbedding"], rotary)];
 
+/// Of the standard operators.
+pub(super) const STANDARD: Table<Rule> = &[(&["RotaryEmbedding"], standard_rotary)];
+
 /// The places of a GroupQueryAttention's inputs.
 const PASTS: [usize; 2] = [3, 4];
 const COSINES: usize = 7;
@@ -82,25 +85,35 @@ fn too_far_back(scene: &mut Scene, query: ValueId, window: i64) -> ValueId {
     scene.emit.with(Operator::new("Trilu").with(attribute::int("upper", 0)), &[full, first])
 }
 
-/// Rotary positions alone: of [batch, tokens, heads * width], or of [batch, heads, tokens, width].
+/// Rotary positions alone.
 fn rotary(scene: &mut Scene) -> Made {
     if scene.operator.int("is_packed_batching", 0) != 0 {
         return Err("its samples are packed".into());
     }
+    turned(scene, [2, 3], 1)
+}
+
+/// The same, with the positions last, or tables that hold a row for every token of every sample.
+fn standard_rotary(scene: &mut Scene) -> Made {
+    turned(scene, [1, 2], 3)
+}
+
+/// Rotary positions of [batch, tokens, heads * width], or of [batch, heads, tokens, width].
+fn turned(scene: &mut Scene, tables: [usize; 2], positions: usize) -> Made {
     let is_interleaved = scene.operator.int("interleaved", 0) != 0;
     let x = scene.input(0)?;
     if scene.dims(0)?.len() == 4 {
         let width = scene.fixed(0, 3)?;
-        let angles = Angles::of(scene, [2, 3], 1, x)?;
+        let angles = Angles::of(scene, tables, positions, x)?;
         return Ok(vec![Some(angles.turn(scene, x, width, is_interleaved))]);
     }
     let columns = scene.fixed(0, 2)?;
     let width = match scene.operator.int("num_heads", 0) {
-        0 => 2 * scene.fixed(2, 1)?,
+        0 => 2 * scene.fixed(tables[0], scene.dims(tables[0])?.len().saturating_sub(1))?,
         heads => columns / heads as usize,
     };
     let split = scene.split_heads(x, (columns / width) as i64, width as i64);
-    let angles = Angles::of(scene, [2, 3], 1, split)?;
+    let angles = Angles::of(scene, tables, positions, split)?;
     let turned = angles.turn(scene, split, width, is_interleaved);
     Ok(vec![Some(scene.join_heads(turned, columns as i64))])
 }
@@ -113,10 +126,16 @@ struct Angles {
 }
 
 impl Angles {
-    /// From tables, [positions, pairs], at the positions of the tokens: those of an input, or one after the other. `like` is
-    /// a value [batch, heads, tokens, width].
+    /// From tables, [positions, pairs], at the positions of the tokens: those of an input, or one after the other; or from
+    /// tables of [batch, tokens, pairs] as they are. `like` is a value [batch, heads, tokens, width].
     fn of(scene: &mut Scene, tables: [usize; 2], positions: usize, like: ValueId) -> Result<Self, Decline> {
-        let pairs = scene.fixed(tables[0], 1)?;
+        let rank = scene.dims(tables[0])?.len();
+        let pairs = scene.fixed(tables[0], rank.saturating_sub(1))?;
+        if rank == 3 {
+            let [cosines, sines] = [scene.input(tables[0])?, scene.input(tables[1])?];
+            let [cosines, sines] = [cosines, sines].map(|table| scene.emit.unsqueeze(table, &[1]));
+            return Ok(Self { cosines, sines, pairs });
+        }
         let places = match scene.has(positions) {
             true => Some((scene.input(positions)?, scene.dims(positions)?.len())),
             false => None,
@@ -171,12 +190,8 @@ impl Angles {
             }
         };
         let mut product = |x: ValueId, y: ValueId| emit.op("Mul", &[x, y]);
-        let (ac, bs, bc, sa) = (
-            product(a, self.cosines),
-            product(b, self.sines),
-            product(b, self.cosines),
-            product(a, self.sines),
-        );
+        let (ac, bs, bc, sa) =
+            (product(a, self.cosines), product(b, self.sines), product(b, self.cosines), product(a, self.sines));
         let (a, b) = (emit.op("Sub", &[ac, bs]), emit.op("Add", &[bc, sa]));
         let front = match is_interleaved {
             true => {

@@ -93,7 +93,7 @@ type Rule = fn(&mut Scene) -> Made;
 
 /// Rules for operators of com.microsoft, of the standard, and of any domain.
 const MICROSOFT: &[Table<Rule>] = &[attention::RULES, grouped::RULES, activation::RULES, norm::RULES, product::RULES];
-const STANDARD: &[Table<Rule>] = &[attention::STANDARD];
+const STANDARD: &[Table<Rule>] = &[attention::STANDARD, grouped::STANDARD];
 const ANY: &[Table<Rule>] = &[norm::ANY];
 
 /// The operators that have a rule, each with whether it is a standard one.
