@@ -10,6 +10,7 @@ use crate::store;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Config {
     /// Names of classes, with their numbers.
+    #[cfg(any(feature = "text", feature = "images"))]
     classes: Vec<(String, i64)>,
     /// The id of the padding token.
     #[cfg(feature = "text")]
@@ -37,15 +38,10 @@ impl Config {
     }
 
     pub(super) fn of(config: &Value) -> Self {
-        let entries = |key: &str| config.get(key).and_then(Value::as_object).into_iter().flatten();
-        let by_name = entries("label2id").filter_map(|(name, id)| Some((name.clone(), id.as_i64()?)));
-        let by_id = entries("id2label").filter_map(|(id, name)| Some((name.as_str()?.to_string(), id.parse().ok()?)));
-        let mut classes: Vec<(String, i64)> = by_name.chain(by_id).filter(|(name, _)| !is_placeholder(name)).collect();
-        classes.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
-        classes.dedup();
         let number = |key: &str| config.get(key).and_then(Value::as_u64);
         Self {
-            classes,
+            #[cfg(any(feature = "text", feature = "images"))]
+            classes: classes(config),
             #[cfg(feature = "text")]
             padding: number("pad_token_id").and_then(|id| id.try_into().ok()),
             #[cfg(feature = "text")]
@@ -55,11 +51,13 @@ impl Config {
     }
 
     /// The names of the classes, in their order; none where the model has no names for them.
+    #[cfg(any(feature = "text", feature = "images"))]
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.classes.iter().map(|(name, _)| name.as_str())
     }
 
     /// The class of this name; capitals do not matter where no other class differs by them alone.
+    #[cfg(any(feature = "text", feature = "images"))]
     pub(super) fn class(&self, name: &str) -> Option<i64> {
         let is_alike = |(other, _): &&(String, i64)| other.trim().eq_ignore_ascii_case(name.trim());
         let mut alike = self.classes.iter().filter(is_alike).map(|(_, id)| *id);
@@ -68,12 +66,25 @@ impl Config {
     }
 }
 
+/// The classes that a configuration names, by their numbers.
+#[cfg(any(feature = "text", feature = "images"))]
+fn classes(config: &Value) -> Vec<(String, i64)> {
+    let entries = |key: &str| config.get(key).and_then(Value::as_object).into_iter().flatten();
+    let by_name = entries("label2id").filter_map(|(name, id)| Some((name.clone(), id.as_i64()?)));
+    let by_id = entries("id2label").filter_map(|(id, name)| Some((name.as_str()?.to_string(), id.parse().ok()?)));
+    let mut classes: Vec<(String, i64)> = by_name.chain(by_id).filter(|(name, _)| !is_placeholder(name)).collect();
+    classes.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
+    classes.dedup();
+    classes
+}
+
 /// Whether a name says nothing: exporters write such where nobody gave names.
+#[cfg(any(feature = "text", feature = "images"))]
 fn is_placeholder(name: &str) -> bool {
     name.strip_prefix("LABEL_").is_some_and(|rest| rest.parse::<u32>().is_ok())
 }
 
-#[cfg(test)]
+#[cfg(all(test, any(feature = "text", feature = "images")))]
 mod tests {
     use super::*;
 

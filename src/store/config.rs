@@ -28,10 +28,10 @@ impl Sizes {
     /// What `plan` leaves.
     pub(super) fn of(found: &Discovery, plan: &Plan) -> Self {
         let attentions = || plan.each(found).filter(|(s, _)| s.kind == Kind::Head);
-        let kept = |decision: &kprune_passes::plan::Decision| decision.keep.clone();
         let heads = attentions()
-            .map(|(s, d)| s.units.iter().zip(kept(d)).filter(|(_, keep)| *keep).map(|(unit, _)| unit.members).sum());
-        let gone = attentions().map(|(_, d)| (0..d.keep.len()).filter(|&unit| !d.keep[unit]).collect());
+            .map(|(s, d)| s.units.iter().zip(&d.keep).filter(|(_, keep)| **keep).map(|(unit, _)| unit.members).sum());
+        let gone = attentions()
+            .map(|(_, d)| d.keep.iter().enumerate().filter(|(_, keep)| !**keep).map(|(unit, _)| unit).collect());
         let widths = attentions().flat_map(|(s, _)| s.units.iter().map(|u| u.columns.len() / u.members.max(1)));
         let widths: Vec<usize> = widths.collect();
         Self {
@@ -111,6 +111,7 @@ fn of_genai(mut config: Value, sizes: &Sizes) -> Value {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 
