@@ -75,6 +75,8 @@ pub struct Opened {
     model: Model,
     /// What was changed since, in words.
     changes: Vec<String>,
+    /// Whether it predicts the next token, once that was tried.
+    is_causal: Option<bool>,
 }
 
 /// A model that was read and run.
@@ -111,7 +113,7 @@ impl Opened {
         let original = model.clone();
         let products = einsum::as_products(&mut model.graph);
         let changed = (products > 0).then(|| format!("{products} Einsum operators were written as matrix products"));
-        Ok(Self { path: path.to_path_buf(), original, model, changes: changed.into_iter().collect() })
+        Ok(Self { path: path.to_path_buf(), original, model, changes: changed.into_iter().collect(), is_causal: None })
     }
 
     /// The model, which can be pruned: layers that share weights have their own where `aim` wants it.
@@ -134,7 +136,7 @@ impl Opened {
     ///
     /// # Errors
     /// Where the model does not run, or the samples do not fit it.
-    pub fn observe(self, runtime: &Runtime, sources: &Sources, clock: &Clock) -> Result<Observed, Error> {
+    pub fn observe(mut self, runtime: &Runtime, sources: &Sources, clock: &Clock) -> Result<Observed, Error> {
         let given = match sources.are_given() {
             true => Some(self.gather(runtime, sources)?),
             false => None,
@@ -143,11 +145,14 @@ impl Opened {
     }
 
     /// The user's samples; text in segments, where the model predicts the next token.
-    fn gather(&self, runtime: &Runtime, sources: &Sources) -> Result<Dataset, Error> {
+    fn gather(&mut self, runtime: &Runtime, sources: &Sources) -> Result<Dataset, Error> {
         let single = self.single()?;
-        let sources = match sources.hold_text() {
-            true => &causal::in_segments(runtime, &single, &self.path, sources)?,
-            false => sources,
+        if sources.hold_text() {
+            self.is_causal = Some(causal::is_causal(runtime, &single)?);
+        }
+        let sources = match self.is_causal {
+            Some(true) => &causal::in_segments(runtime, &single, &self.path, sources)?,
+            _ => sources,
         };
         Dataset::gather(&single, &self.path, sources, runtime.threads())
     }
@@ -186,7 +191,7 @@ impl Opened {
         let given = given.map(|samples| samples.fitted(&single)).transpose()?;
         clock.stage("import");
         let mut seen = observe(runtime, &single, given.as_ref(), mask).map_err(|e| e.about(&self.path))?;
-        seen.of_causal(causal::is_causal(runtime, &single)?);
+        seen.of_causal(self.is_causal.map_or_else(|| causal::is_causal(runtime, &single), Ok)?);
         if !self.changes.is_empty() {
             let feeds = feeds(&single, &seen, given.as_ref(), mask)?;
             changes::check(runtime, [&self.original, &self.model], &self.path, &feeds, &self.changes)?;

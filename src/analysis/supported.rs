@@ -4,6 +4,7 @@ use std::path::Path;
 
 use kprune_passes::finite;
 use kprune_passes::ir::{ElementType, Graph, Model, NodeId, ValueId};
+use kprune_passes::kv_cache;
 use kprune_passes::limits;
 use kprune_passes::simplify::upgrade;
 
@@ -45,6 +46,12 @@ pub(super) fn check(model: &Model, path: &Path) -> Result<(), Error> {
             "store it as float32 or float16",
         );
     }
+    if let Some(node) = merged(graph) {
+        let reason =
+            format!("{node} chooses between a graph of the first run and one of later runs, with all weights in both");
+        let help = "export decoder and decoder_with_past apart (optimum-cli export onnx --no-post-process), and prune the latter";
+        return refuse(reason, help);
+    }
     if let Some(what) = quantised(graph) {
         return refuse(format!("the model is quantised ({what})"), "prune the model before it is quantised");
     }
@@ -82,6 +89,13 @@ const EXTENSIONS: [&str; 2] = ["ai.onnx.contrib", "com.microsoft.extensions"];
 fn is_of(domain: &str, known: &str) -> bool {
     let is_within = |d: &str| domain == d || domain.strip_prefix(d).is_some_and(|rest| rest.starts_with('.'));
     domain.is_empty() || is_within(known) && !EXTENSIONS.iter().any(|d| is_within(d))
+}
+
+/// The operator that runs one of two decoders, where a model is both: its caches come out of it.
+fn merged(graph: &Graph) -> Option<String> {
+    let presents = kv_cache::caches(graph).into_iter().map(|cache| cache.present);
+    let makers = presents.filter_map(|value| graph.producer(value)).map(|(node, _)| node);
+    makers.into_iter().find(|&node| graph.operator(node).is("If")).map(|node| graph.label(node))
 }
 
 /// What shows that a model is quantised, in words: an operator, or a weight of few bits that is made larger at run time.
@@ -153,6 +167,19 @@ mod tests {
     use ndarray::{ArrayD, IxDyn};
 
     use super::*;
+
+    #[test]
+    fn two_decoders_in_one_are_told_apart_from_one() {
+        let decoder = |maker: &str| {
+            let mut graph = Graph::new();
+            let past = graph.add_input(declare("past_key_values.0.key", ElementType::F32, 4));
+            let present = graph.add(Operator::new(maker), &[past], "present.0.key");
+            graph.add_output(present);
+            merged(&graph)
+        };
+        assert!(decoder("If").is_some_and(|label| label.contains("If")));
+        assert_eq!(decoder("Identity"), None);
+    }
 
     fn of_domain(domain: &str) -> Result<(), Error> {
         let mut graph = Graph::new();
