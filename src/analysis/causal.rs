@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::TRYING;
 use super::changes::outputs_of;
-use super::observation::Feeds;
+use super::observation::{Feeds, allowance};
 use crate::data::{Outputs, Sources, axes_of, fill, integers_like, positions_beside};
 use crate::error::Error;
 use crate::runtime::{Runtime, Session};
@@ -34,10 +34,9 @@ const SHORTEST: usize = 16;
 /// Where no session can be made.
 pub(super) fn is_causal(runtime: &Runtime, model: &Model) -> Result<bool, Error> {
     let Some((ids, outputs)) = scores(model) else { return Ok(false) };
-    let mut session = runtime.session(model, TRYING, false)?;
-    let trial = Trial { model, ids };
-    let Some(before) = trial.run(&mut session, TOKENS, 0)? else { return Ok(false) };
-    let Some(after) = trial.run(&mut session, TOKENS, 1)? else { return Ok(false) };
+    let mut trial = Trial::new(runtime, model, ids)?;
+    let Some(before) = trial.run(TOKENS, 0)? else { return Ok(false) };
+    let Some(after) = trial.run(TOKENS, 1)? else { return Ok(false) };
     Ok(outputs.iter().any(|name| is_alike_but_at_the_end(before.get(name), after.get(name))))
 }
 
@@ -54,13 +53,17 @@ pub(super) fn in_segments(runtime: &Runtime, model: &Model, path: &Path, sources
     Ok(Sources { segment: Some(segment), ..sources.clone() })
 }
 
-/// The longest segment that the model takes, of those that are halves of the longest.
+/// The only length that the model takes, or the longest of those that are halves of the longest.
 fn longest(runtime: &Runtime, model: &Model) -> Result<usize, Error> {
     let Some((ids, _)) = scores(model) else { return Ok(LONGEST) };
-    let mut session = runtime.session(model, TRYING, false)?;
-    let trial = Trial { model, ids };
+    let inputs = signature::inputs(model);
+    let axes = inputs.iter().find(|input| input.value == ids).and_then(|input| input.axes.as_ref());
+    if let Some(Axis::Fixed(only)) = axes.and_then(|axes| axes.get(1)) {
+        return Ok(*only);
+    }
+    let mut trial = Trial::new(runtime, model, ids)?;
     let mut length = LONGEST;
-    while length > SHORTEST && trial.run(&mut session, length, 0)?.is_none() {
+    while length > SHORTEST && trial.run(length, 0)?.is_none() {
         length /= 2;
     }
     Ok(length)
@@ -91,21 +94,29 @@ fn scores(model: &Model) -> Option<(ValueId, Vec<String>)> {
 
 /// Runs of one made-up sample.
 struct Trial<'a> {
+    runtime: &'a Runtime,
     model: &'a Model,
     ids: ValueId,
+    session: Session,
 }
 
-impl Trial<'_> {
+impl<'a> Trial<'a> {
+    fn new(runtime: &'a Runtime, model: &'a Model, ids: ValueId) -> Result<Self, Error> {
+        Ok(Self { runtime, model, ids, session: runtime.session(model, TRYING, false)? })
+    }
+
     /// What it gives with so many tokens, the last of which is so many entries further in the table; `None` where the model
-    /// does not take it.
-    fn run(&self, session: &mut Session, tokens: usize, further: i64) -> Result<Option<Outputs>, Error> {
+    /// does not take it, or takes too long or too much memory for it.
+    fn run(&mut self, tokens: usize, further: i64) -> Result<Option<Outputs>, Error> {
         let mut random = ChaCha8Rng::seed_from_u64(0);
         let inputs = signature::inputs(self.model);
         let feeds = inputs.iter().map(|input| self.array(input, tokens, further, &mut random));
         let Ok(feeds) = feeds.collect::<Result<Feeds, Error>>() else { return Ok(None) };
-        match outputs_of(session, self.model, &feeds) {
-            Err(error @ Error::Interrupted) => Err(error),
-            outputs => Ok(outputs.ok()),
+        let ((time, memory), session) = (allowance(self.model), &mut self.session);
+        match self.runtime.within(time, memory, || outputs_of(session, self.model, &feeds)) {
+            Ok(Err(error @ Error::Interrupted)) => Err(error),
+            Ok(outputs) => Ok(outputs.ok()),
+            Err(_) => Ok(None),
         }
     }
 
@@ -118,13 +129,8 @@ impl Trial<'_> {
     ) -> Result<(String, Tensor), Error> {
         let length = |(i, axis): (usize, &Axis)| match axis {
             Axis::Fixed(n) => *n,
-            Axis::Named(_) => {
-                if i == 0 {
-                    1
-                } else {
-                    tokens
-                }
-            }
+            Axis::Named(_) if i == 0 => 1,
+            Axis::Named(_) => tokens,
         };
         let dims: Vec<usize> = axes_of(input)?.iter().enumerate().map(length).collect();
         let tensor = fill(self.model, input, &dims, "attention_mask", random)?;

@@ -20,6 +20,13 @@ const TIME_PER_100_MB: Duration = Duration::from_secs(20);
 const MEMORY: u64 = 1 << 30;
 const MEMORY_TIMES: u64 = 16;
 
+/// How long a trial run of a model may take, and how many bytes of memory.
+pub(super) fn allowance(model: &Model) -> (Duration, u64) {
+    let constants = model.graph.constants().into_iter().filter_map(|v| model.graph.constant(v)?.bytes().ok());
+    let weight: u64 = constants.map(|b| b.len() as u64).sum();
+    (TIME + TIME_PER_100_MB.mul_f64(weight as f64 / 1e8), MEMORY + MEMORY_TIMES * weight)
+}
+
 /// What is fed to a run.
 pub(super) type Feeds = Vec<(String, Tensor)>;
 
@@ -113,16 +120,15 @@ impl<'a> Looker<'a> {
     fn new(runtime: &'a Runtime, model: &'a Model) -> Result<Self, Error> {
         let (observed, values) = observed_model(model);
         let session = runtime.session(&observed, "observing shapes", false)?;
-        let constants = model.graph.constants().into_iter().filter_map(|v| model.graph.constant(v)?.bytes().ok());
-        let weight: u64 = constants.map(|b| b.len() as u64).sum();
+        let (time, memory) = allowance(model);
         Ok(Self {
             runtime,
             model,
             inputs: signature::inputs(model),
             values,
             session,
-            time: TIME + TIME_PER_100_MB.mul_f64(weight as f64 / 1e8),
-            memory: MEMORY + MEMORY_TIMES * weight,
+            time,
+            memory,
             tried: Vec::new(),
             failure: None,
             was_ended: false,
