@@ -29,7 +29,7 @@ pub struct CompareArgs {
     #[allow(missing_docs)] // A line here would become the help of the command.
     pub reading: DataArgs,
 
-    /// Take an output for logits, span, tokens, multilabel, regression or hidden, or ignore it; may be repeated
+    /// Take an output for logits, span, tokens, next, multilabel, regression or hidden, or ignore it; may be repeated
     #[arg(long = "output", value_name = "NAME:KIND", value_parser = output)]
     pub outputs: Vec<(String, OutputKind)>,
 

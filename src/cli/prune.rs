@@ -69,7 +69,7 @@ pub struct PruneArgs {
     pub sweep: Vec<f64>,
 
     /// Write the smallest model whose score falls by at most D: accuracy (or what the labels allow), or without
-    /// labels agreement with the original; tries 0.1 to 0.9, or what --sweep says
+    /// labels agreement with the original; of decoders the share by which perplexity rises; tries 0.1 to 0.9, or what --sweep says
     #[arg(long, value_name = "D", value_parser = weight, help_heading = "How much",
         conflicts_with_all = ["compression", "plan"])]
     pub max_drop: Option<f64>,
@@ -134,7 +134,7 @@ pub struct PruneArgs {
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Method")]
     pub align: Option<usize>,
 
-    /// Take an output for logits, span, tokens, multilabel, regression or hidden, or ignore it; may be repeated
+    /// Take an output for logits, span, tokens, next, multilabel, regression or hidden, or ignore it; may be repeated
     #[arg(long = "output", value_name = "NAME:KIND", value_parser = output, help_heading = "Method")]
     pub outputs: Vec<(String, OutputKind)>,
 
