@@ -144,6 +144,23 @@ fn pruned_decoders_write_the_same_with_their_caches_as_without() {
 }
 
 #[test]
+fn every_export_with_caches_goes_on_from_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = std::fs::read_dir(fixtures().join("zoo")).unwrap().map(|entry| entry.unwrap().path());
+    let with_caches = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().contains("-past");
+    let mut count = 0;
+    for source in files.filter(with_caches) {
+        let output = folder.path().join(source.file_name().unwrap());
+        let done = kprune([source.as_os_str(), output.as_os_str(), "--compression".as_ref(), "0.6".as_ref()]);
+        assert!(done.status.success(), "{source:?}: {}", text(&done.stderr));
+        let [with, without] = generate(&output, &[0, 30, 45, 7, 12], 8);
+        assert_eq!(with, without, "{source:?}");
+        count += 1;
+    }
+    assert!(count >= 10);
+}
+
+#[test]
 fn heads_may_be_uneven_where_that_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out.onnx");

@@ -3,6 +3,7 @@
 mod causal;
 mod changes;
 mod constants;
+mod later;
 mod observation;
 mod parameters;
 mod sizes;
@@ -98,6 +99,8 @@ pub struct Simplified {
     single: Model,
     lowered: Lowered,
     seen: Observation,
+    /// The same of the model as it is written, where it has caches, with earlier tokens in them.
+    later: Option<Observation>,
     mask_input: Option<String>,
 }
 
@@ -282,7 +285,8 @@ impl Observed {
         };
         count(runtime, &lowered.model, &mut seen, samples, seq_len)?;
         clock.stage("observe");
-        Ok(Simplified { model, changes, single, lowered, seen, mask_input })
+        let later = later::observe_later(runtime, &model)?;
+        Ok(Simplified { model, changes, single, lowered, seen, later, mask_input })
     }
 }
 
@@ -304,10 +308,11 @@ impl Simplified {
 
     /// Finds the sublayers; `lengths` are those of the inputs' named axes that FLOPs are counted for.
     pub fn discover(self, aim: &Aim, lengths: &BTreeMap<String, f64>, clock: &Clock) -> Analysis {
-        let Self { model, changes, single, lowered, seen, mask_input } = self;
+        let Self { model, changes, single, lowered, seen, later, mask_input } = self;
         let mut found = discover_units(&lowered.model.graph, &seen, lengths, aim.scope);
         found.find_caches(&model.graph);
-        let written = View { found: lowered.bring_back(&found, &model.graph), seen: seen.of(&model.graph), model };
+        let written_seen = later.unwrap_or_else(|| seen.of(&model.graph));
+        let written = View { found: lowered.bring_back(&found, &model.graph), seen: written_seen, model };
         clock.stage("discover");
         let measured = View { model: lowered.model, seen, found };
         Analysis { written, measured, single, mask_input, fused: lowered.declined, changes }

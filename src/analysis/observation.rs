@@ -53,6 +53,25 @@ pub fn observe(
     }
 }
 
+/// What two runs of made-up inputs of these sizes show; `None` where the model does not take them.
+///
+/// # Errors
+/// Where no session can be made.
+pub(super) fn observe_at(runtime: &Runtime, model: &Model, sizes: Sizes) -> Result<Option<Observation>, Error> {
+    let mut looker = Looker::new(runtime, model)?;
+    let made_up = MadeUp { model, inputs: &looker.inputs.clone(), mask: None };
+    let mut runs = Vec::new();
+    for nth in 0..2 {
+        let Ok(feeds) = made_up.feeds(&sizes, nth) else { return Ok(None) };
+        match looker.look(&feeds, nth) {
+            Ok(run) => runs.push(run),
+            Err(error @ Error::Interrupted) => return Err(error),
+            Err(_) => return Ok(None),
+        }
+    }
+    Ok(<[Run; 2]>::try_from(runs).ok().map(|runs| Observation::new(&model.graph, sizes, runs)))
+}
+
 /// Notes the shapes for one sample of mean length, or of `seq_len`: operations are counted for those. Where the model does
 /// not run at that size, they are taken from the sizes that were seen.
 ///

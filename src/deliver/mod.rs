@@ -4,6 +4,7 @@ mod anew;
 mod describe;
 mod distilled;
 pub(crate) mod dump;
+mod later;
 mod make;
 pub(crate) mod targets;
 pub mod verify;

@@ -12,6 +12,7 @@ use kprune_passes::signature::tensor_type;
 use kprune_passes::simplify::lower;
 use ndarray::ArrayD;
 
+use super::later::differ_later;
 use crate::data::Batch;
 use crate::error::Error;
 use crate::runtime::{self, Held, Runtime, Session};
@@ -112,6 +113,11 @@ pub fn verify(
     let as_written =
         compare_all(runtime, [&expected, &found], [masked, pruned], tolerance(masked), discovery, &batches)?;
     let difference = if is_single { as_written } else { difference };
+    let later = batches.first().map(|batch| differ_later(runtime, [masked, pruned], batch)).transpose()?.flatten();
+    if let Some(later) = later.filter(|&later| later > tolerance(masked)) {
+        let reason = format!("an output differs by {later:.2e} of its largest value once caches hold earlier tokens");
+        return Err(Error::Verify { reason });
+    }
     let warning = match (difference, compared.is_as_written) {
         (None, _) => Some("no output is a tensor of floating-point numbers, so nothing could be compared".to_string()),
         (_, false) => Some(
