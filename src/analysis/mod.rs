@@ -310,7 +310,9 @@ impl Simplified {
     pub fn discover(self, aim: &Aim, lengths: &BTreeMap<String, f64>, clock: &Clock) -> Analysis {
         let Self { model, changes, single, lowered, seen, later, mask_input } = self;
         let mut found = discover_units(&lowered.model.graph, &seen, lengths, aim.scope);
-        found.find_caches(&model.graph);
+        if !found.find_caches(&model.graph) && !aim.uneven_heads {
+            found.leave_caches();
+        }
         let written_seen = later.unwrap_or_else(|| seen.of(&model.graph));
         let written = View { found: lowered.bring_back(&found, &model.graph), seen: written_seen, model };
         clock.stage("discover");

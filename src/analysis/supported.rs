@@ -174,6 +174,7 @@ mod tests {
             let mut graph = Graph::new();
             let past = graph.add_input(declare("past_key_values.0.key", ElementType::F32, 4));
             let present = graph.add(Operator::new(maker), &[past], "present.0.key");
+            graph.set_info(present, Some(declare("present.0.key", ElementType::F32, 4)));
             graph.add_output(present);
             merged(&graph)
         };

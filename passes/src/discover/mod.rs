@@ -138,17 +138,32 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Finds out which sublayers' heads are those of key/value caches of `graph`, the model as it is written.
-    pub fn find_caches(&mut self, graph: &Graph) {
+    /// Finds out which sublayers' heads are those of key/value caches of `graph`, the model as it is written. Returns
+    /// whether every cache is of a sublayer.
+    pub fn find_caches(&mut self, graph: &Graph) -> bool {
+        let mut are_all = true;
         for cache in kv_cache::caches(graph) {
-            let Some(Joined { fresh, axis, .. }) = cache.joined(graph) else { continue };
+            let Some(Joined { fresh, axis, .. }) = cache.joined(graph) else {
+                are_all = false;
+                continue;
+            };
             let planes = self.provenance.planes(fresh).iter().filter(|plane| plane.varies(axis));
             let channels = planes.flat_map(|plane| plane.0.iter().copied());
             let classes: HashSet<Channel> = channels.map(|c| self.provenance.channels.find(c)).collect();
-            for sublayer in &mut self.sublayers {
-                sublayer.has_cache |= sublayer.units.iter().any(|unit| classes.contains(&unit.class));
-            }
+            let is_own = |sublayer: &Sublayer| sublayer.units.iter().any(|unit| classes.contains(&unit.class));
+            let own = self.sublayers.iter_mut().filter(|sublayer| is_own(sublayer));
+            are_all &= own.map(|sublayer| sublayer.has_cache = true).count() > 0;
         }
+        are_all
+    }
+
+    /// Offers no heads of caches: where one attention keeps all of its heads, all do that keep equally many.
+    pub fn leave_caches(&mut self) {
+        let (cached, others) = std::mem::take(&mut self.sublayers).into_iter().partition(|s| s.has_cache);
+        self.sublayers = others;
+        let why = "another attention keeps all of its heads, and caches are to have equally many; --uneven-heads";
+        let declined = |s: Sublayer| Declined { place: s.name, channels: s.projection.width, why: why.into() };
+        self.declined.extend(Vec::into_iter(cached).map(declined));
     }
 }
 

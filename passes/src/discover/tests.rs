@@ -1,5 +1,6 @@
 use super::*;
-use crate::ir::{Operator, attribute};
+use crate::ir::{ElementType, Operator, Slot, attribute};
+use crate::signature::declare;
 use crate::testing::{B, S, Sketch, feed_forward, n};
 
 fn op(op_type: &str) -> Operator {
@@ -224,4 +225,51 @@ fn heads_that_share_keys_go_together_and_are_counted() {
         assert_eq!(units.len(), groups);
         assert!(units.iter().all(|u| u.members == members && u.columns.len() == 2 * members), "{groups}: {units:?}");
     }
+}
+
+/// The model as it is written: the heads of `name` are put behind earlier ones, and kept.
+fn with_cache(graph: &Graph, name: &str, is_joined: bool) -> Graph {
+    let mut graph = graph.clone();
+    let mut value = graph.find(name).unwrap();
+    for _ in 0..3 {
+        // A product, a Reshape and a Transpose.
+        let (node, _) = graph.consumers(value)[0];
+        value = graph.operator(node).output(0).unwrap();
+    }
+    let past = graph.add_input(declare(&format!("past_key_values.0.{name}"), ElementType::F32, 4));
+    let join = if is_joined { op("Concat").with(attribute::int("axis", 2)) } else { op("Add") };
+    let readers = graph.consumers(value);
+    let present = graph.add(join, &[past, value], &format!("present.0.{name}"));
+    for (node, slot) in readers {
+        if let Slot::Input(slot) = slot {
+            graph.set_input(node, slot, Some(present));
+        }
+    }
+    graph.set_info(present, Some(declare(&format!("present.0.{name}"), ElementType::F32, 4)));
+    graph.add_output(present);
+    graph
+}
+
+#[test]
+fn heads_of_a_cache_cannot_all_go() {
+    let mut g = Sketch::default();
+    let y = attention(&mut g, 2);
+    g.graph.add_output(y);
+    let mut found = g.discover();
+    assert!(found.sublayers[0].can_go_whole());
+    assert!(found.find_caches(&with_cache(&g.graph, "key", true)));
+    assert!(found.sublayers[0].has_cache && !found.sublayers[0].can_go_whole());
+}
+
+#[test]
+fn where_one_attention_keeps_all_heads_all_do() {
+    let mut g = Sketch::default();
+    let y = attention(&mut g, 2);
+    g.graph.add_output(y);
+    let mut found = g.discover();
+    let written = with_cache(&with_cache(&g.graph, "key", true), "value", false);
+    assert!(!found.find_caches(&written), "nobody knows whose heads are added");
+    found.leave_caches();
+    assert!(found.sublayers.is_empty());
+    assert!(found.declined.last().unwrap().why.contains("--uneven-heads"));
 }
