@@ -274,6 +274,26 @@ fn folders_say_how_many_heads_are_left() {
     assert_eq!(config["num_attention_heads"].as_i64(), Some(2 * heads));
     assert_eq!(genai["model"]["decoder"]["num_key_value_heads"].as_i64(), Some(heads));
     assert_eq!(genai["model"]["decoder"]["num_attention_heads"].as_i64(), Some(2 * heads));
+    // Both ways: caches of either have another number of heads.
+    for [a, b] in [[decoders().join("llama-genai"), output.clone()], [output, decoders().join("llama")]] {
+        let data = calibration();
+        let all = [
+            Path::new("compare"),
+            &a,
+            &b,
+            Path::new("--data"),
+            &data,
+            Path::new("--samples"),
+            Path::new("8"),
+            Path::new("--json"),
+        ];
+        let done = kprune(all);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+        let flops = |side: &str| report[side]["flops"].as_f64().unwrap();
+        assert_ne!(flops("a"), flops("b"));
+        assert!(report["b"]["quality"]["scores"][0]["value"].as_f64().unwrap() > 1.0);
+    }
 }
 
 #[test]

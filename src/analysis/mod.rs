@@ -273,6 +273,7 @@ impl Observed {
         clock: &Clock,
     ) -> Result<Simplified, Error> {
         let Self { model, changes, single, seen, mask_input, .. } = self;
+        let samples = &samples.clone().fitted(&single)?;
         let (lowered, mut seen) = match lower::has_fused(&single) {
             true => {
                 let lowered = lower::lower(single.clone(), &seen);

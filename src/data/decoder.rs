@@ -90,7 +90,10 @@ fn following(input: &Input, tokens: &Tensor, mask: Option<&ArrayD<i64>>) -> Resu
 }
 
 /// A cache of no tokens.
-fn empty(input: &Input, samples: usize) -> Result<Tensor, Error> {
+///
+/// # Errors
+/// Where the rank of the input is not declared.
+pub(super) fn empty(input: &Input, samples: usize) -> Result<Tensor, Error> {
     let length = |(i, axis): (usize, &Axis)| match axis {
         Axis::Fixed(n) => *n,
         Axis::Named(_) if i == 0 => samples,

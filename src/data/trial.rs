@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use kprune_passes::ir::{Model, Tensor};
-use kprune_passes::signature::{self, Axis};
+use kprune_passes::signature::{self, Axis, Input};
 
-use super::Dataset;
+use super::{Dataset, decoder};
 use crate::error::Error;
 
 impl Dataset {
@@ -118,7 +118,13 @@ impl Dataset {
             let input = places.iter().position(|&p| p == m.input)?;
             Some(super::Mask { input, ..m })
         });
-        self.arrays = places.iter().filter_map(|&p| self.arrays.get(p).cloned()).collect();
+        let samples = self.samples();
+        let array = |(input, &place): (&Input, &usize)| match decoder::is_empty_cache(input) {
+            // The other model may have lost heads.
+            true => Some(decoder::empty(input, samples)),
+            false => self.arrays.get(place).cloned().map(Ok),
+        };
+        self.arrays = inputs.iter().zip(&places).filter_map(array).collect::<Result<_, _>>()?;
         self.shapes = self.shapes.map(|shapes| shapes.of_inputs(&places));
         self.inputs = inputs;
         Ok(self)
