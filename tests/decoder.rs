@@ -251,6 +251,16 @@ fn compression_is_a_share_of_what_is_named() {
 }
 
 #[test]
+fn a_decoder_is_timed_with_fewer_heads_and_their_caches() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = folder.path().join("times.json");
+    let model = fixtures().join("zoo/llama-past.genai.onnx");
+    let table_of = ["--latency-table".as_ref(), table.as_os_str(), "--seq-len".as_ref(), "16".as_ref()];
+    let done = kprune([["inspect".as_ref(), model.as_os_str()].as_slice(), &table_of].concat());
+    assert!(done.status.success() && table.is_file(), "{}", text(&done.stderr));
+}
+
+#[test]
 fn folders_say_how_many_heads_are_left() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out");
@@ -275,7 +285,8 @@ fn folders_say_how_many_heads_are_left() {
     assert_eq!(genai["model"]["decoder"]["num_key_value_heads"].as_i64(), Some(heads));
     assert_eq!(genai["model"]["decoder"]["num_attention_heads"].as_i64(), Some(2 * heads));
     // Both ways: caches of either have another number of heads.
-    for [a, b] in [[decoders().join("llama-genai"), output.clone()], [output, decoders().join("llama")]] {
+    let original = decoders().join("llama-genai");
+    for [a, b] in [[original.clone(), output.clone()], [output, original]] {
         let data = calibration();
         let all = [
             Path::new("compare"),

@@ -260,9 +260,12 @@ fn whole_times(
     let pruned = remove(model, found, seen, &plan);
     let pruned = pruned.map_err(|e| Error::internal(e.to_string()))?;
     let feeds = setting.feeds(&analysis.single)?;
-    let feeds = as_declared(&feeds, model)?;
-    let contender = |model| Ok(Contender { session: runtime.session(model, "timing the model", true)?, feeds: &feeds });
-    let mut contenders = [model, &pruned].map(contender).into_iter().collect::<Result<Vec<_>, Error>>()?;
+    let models = [model, &pruned];
+    let feeds = models.iter().map(|model| as_declared(&feeds, model)).collect::<Result<Vec<_>, _>>()?;
+    let contender =
+        |(model, feeds)| Ok(Contender { session: runtime.session(model, "timing the model", true)?, feeds });
+    let contenders = models.into_iter().zip(feeds.iter().map(Vec::as_slice)).map(contender);
+    let mut contenders = contenders.collect::<Result<Vec<_>, Error>>()?;
     let seconds = in_turns(runtime, &mut contenders, 2 * BUDGET)?;
     let whole = quantile(&seconds[0], 0.5) * 1e3;
     let shares: Vec<f64> = seconds[0].iter().zip(&seconds[1]).map(|(a, b)| 1.0 - b / a).collect();
