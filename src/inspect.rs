@@ -122,8 +122,9 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
     let samples = observed.sample(runtime, sources)?;
     let lengths = samples.lengths(sources.seq_len);
     let simplified = observed.simplify(runtime, &samples, sources.seq_len, &clock)?;
-    let analysis = simplified.discover(aim, &lengths, &clock);
+    let mut analysis = simplified.discover(aim, &lengths, &clock);
     if let Some(path) = table {
+        analysis = analysis.with_later_runs(runtime)?;
         ledger.reading_all("external data of IN", external_files(&source.model, &analysis.written.model)).check()?;
         let setting = Setting::new(runtime, aim.latency_batch, &samples, sources.seq_len)?;
         LatencyTable::measure(runtime, &analysis, aim.alignment, &setting)?.save(path)?;

@@ -99,8 +99,6 @@ pub struct Simplified {
     single: Model,
     lowered: Lowered,
     seen: Observation,
-    /// The same of the model as it is written, where it has caches, with earlier tokens in them.
-    later: Option<Observation>,
     mask_input: Option<String>,
 }
 
@@ -286,8 +284,7 @@ impl Observed {
         };
         count(runtime, &lowered.model, &mut seen, samples, seq_len)?;
         clock.stage("observe");
-        let later = later::observe_later(runtime, &model)?;
-        Ok(Simplified { model, changes, single, lowered, seen, later, mask_input })
+        Ok(Simplified { model, changes, single, lowered, seen, mask_input })
     }
 }
 
@@ -309,16 +306,29 @@ impl Simplified {
 
     /// Finds the sublayers; `lengths` are those of the inputs' named axes that FLOPs are counted for.
     pub fn discover(self, aim: &Aim, lengths: &BTreeMap<String, f64>, clock: &Clock) -> Analysis {
-        let Self { model, changes, single, lowered, seen, later, mask_input } = self;
+        let Self { model, changes, single, lowered, seen, mask_input } = self;
         let mut found = discover_units(&lowered.model.graph, &seen, lengths, aim.scope);
         if !found.find_caches(&model.graph) && !aim.uneven_heads {
             found.leave_caches();
         }
-        let written_seen = later.unwrap_or_else(|| seen.of(&model.graph));
-        let written = View { found: lowered.bring_back(&found, &model.graph), seen: written_seen, model };
+        let written = View { found: lowered.bring_back(&found, &model.graph), seen: seen.of(&model.graph), model };
         clock.stage("discover");
         let measured = View { model: lowered.model, seen, found };
         Analysis { written, measured, single, mask_input, fused: lowered.declined, changes }
+    }
+}
+
+impl Analysis {
+    /// The same with the shapes of the written model as they are once its caches hold earlier tokens, where it has some:
+    /// before anything is cut out of it.
+    ///
+    /// # Errors
+    /// Where no session can be made.
+    pub fn with_later_runs(mut self, runtime: &Runtime) -> Result<Self, Error> {
+        if let Some(seen) = later::observe_later(runtime, &self.written.model)? {
+            self.written.seen = seen;
+        }
+        Ok(self)
     }
 }
 
@@ -332,7 +342,7 @@ impl Loaded {
         let calibration = observed.samples(runtime, sources)?;
         let lengths = calibration.lengths(sources.seq_len);
         let simplified = observed.simplify(runtime, &calibration, sources.seq_len, clock)?;
-        let analysis = simplified.discover(aim, &lengths, clock);
+        let analysis = simplified.discover(aim, &lengths, clock).with_later_runs(runtime)?;
         if analysis.measured.found.sublayers.is_empty() {
             return Err(nothing_to_prune(path, &analysis.measured.found));
         }
