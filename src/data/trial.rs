@@ -111,7 +111,8 @@ impl Dataset {
     pub fn fitted(mut self, model: &Model) -> Result<Self, Error> {
         let inputs = signature::inputs(model);
         let place = |name: &str| self.inputs.iter().position(|i| i.name == name);
-        let missing = |name: &str| Error::Usage(format!("the samples have no input {name:?}"));
+        let missing =
+            |name: &str| Error::Usage(format!("the samples have no input {name:?}; compare models of one task"));
         let places = inputs.iter().map(|i| place(&i.name).ok_or_else(|| missing(&i.name)));
         let places: Vec<usize> = places.collect::<Result<_, _>>()?;
         self.mask = self.mask.and_then(|m| {
