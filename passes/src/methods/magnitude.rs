@@ -28,6 +28,18 @@ mod tests {
     use crate::methods::testing::FakeWalk;
 
     #[test]
+    fn sublayers_with_caches_keep_equally_many_of_their_best() {
+        let mut walk = FakeWalk::new(3, 4);
+        [0, 2].into_iter().for_each(|t| walk.sublayers[t].has_cache = true);
+        [1, 2, 3].into_iter().for_each(|unit| walk.weights[2].row_mut(unit).fill(1e-3));
+        let budget = 7.0 * walk.sublayers[0].units[0].flops;
+        let outcome = Magnitude.choose(&mut walk.clone(), &walk.task(&[budget])).unwrap().remove(0);
+        let kept: Vec<usize> = outcome.plan.decisions.iter().map(|d| d.kept()).collect();
+        assert_eq!(kept[0], kept[2], "{kept:?}");
+        assert!(kept.iter().sum::<usize>() <= 7 && outcome.plan.decisions[2].keep[0]);
+    }
+
+    #[test]
     fn the_smallest_rows_go_wherever_they_are() {
         let mut walk = FakeWalk::new(2, 4);
         walk.weights[0].row_mut(1).fill(1e-3);

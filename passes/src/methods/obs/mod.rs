@@ -123,6 +123,22 @@ mod tests {
     }
 
     #[test]
+    fn sublayers_with_caches_keep_equally_many() {
+        let mut walk = FakeWalk::new(3, 6);
+        walk.felt[1] = Array2::zeros(walk.felt[1].raw_dim());
+        [0, 1].into_iter().for_each(|t| walk.sublayers[t].has_cache = true);
+        let budgets = [11.0 * walk.sublayers[0].units[0].flops];
+        let choose = |even_heads| {
+            let task = Task { even_heads, ..walk.task(&budgets) };
+            kept(&Obs::new(Settings::default()).choose(&mut walk.clone(), &task).unwrap()[0])
+        };
+        let (even, free) = (choose(true), choose(false));
+        assert_eq!(even[0], even[1], "{even:?}");
+        assert!(even.iter().sum::<usize>() <= 11 && even[0] > 0);
+        assert_eq!(free[1], 1, "what nobody feels keeps one, for its cache: {free:?}");
+    }
+
+    #[test]
     fn several_budgets_share_what_was_measured_and_each_is_kept() {
         let walk = FakeWalk::new(3, 6);
         let (each, mut method) = (walk.sublayers[0].units[0].flops, Obs::new(Settings::default()));
