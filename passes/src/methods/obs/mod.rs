@@ -37,8 +37,7 @@ impl Obs {
 
     fn measure(&mut self, walk: &mut dyn Walk, task: &Task) -> Result<(), Failure> {
         let stored = (0..task.sublayers.len()).map(|t| walk.projection(t)).collect::<Result<Vec<_>, _>>()?;
-        let tau = std::env::var("TAU").map_or(TAU, |t| t.parse().unwrap());
-        walk.moments(tau, &mut |t, Moments { gram, felt }| {
+        walk.moments(TAU, &mut |t, Moments { gram, felt }| {
             let rows = gram.diag().last().copied().unwrap_or(0.0);
             let metric = metric::metric(&felt, rows, self.settings.shrinkage);
             let sublayer = &task.sublayers[t];
