@@ -6,7 +6,7 @@
 use crate::ir::schema::tensor_shape_proto::{Dimension, dimension};
 use crate::ir::schema::type_proto;
 use crate::ir::{ElementType, Graph, NodeId, ValueId};
-use crate::signature::tensor_type;
+use crate::signature::{limits, tensor_type};
 
 /// The key or the value cache of one attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,8 +155,7 @@ fn declare_empty(graph: &mut Graph, caches: &[KvCache]) -> Result<(), String> {
         };
         set_dimension(graph, cache.past, tokens, dimension::Value::DimValue(0));
     }
-    let limits = crate::signature::limits(graph);
-    let ids = graph.inputs().iter().copied().max_by_key(|v| limits.get(v).copied().unwrap_or(0));
+    let ids = ids(graph);
     let Some(tokens) = ids.and_then(|ids| axis(graph, ids, 1).cloned()) else { return Ok(()) };
     for input in graph.inputs().to_vec() {
         if rank(graph, input) == Some(2) && Some(input) != ids {
@@ -164,6 +163,12 @@ fn declare_empty(graph: &mut Graph, caches: &[KvCache]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The input of a decoder's token ids: the one whose table is largest.
+pub fn ids(graph: &Graph) -> Option<ValueId> {
+    let limits = limits(graph);
+    graph.inputs().iter().copied().max_by_key(|v| limits.get(v).copied().unwrap_or(0))
 }
 
 fn rank(graph: &Graph, value: ValueId) -> Option<usize> {

@@ -39,8 +39,8 @@ pub(super) fn observe_later(runtime: &Runtime, model: &Model) -> Result<Option<O
     let single = lower::in_single_precision(model);
     let inputs = signature::inputs(&single);
     let is_past = |input: &Input| caches.iter().any(|cache| cache.past == input.value);
-    let limits = signature::limits(&single.graph);
-    let ids = inputs.iter().max_by_key(|input| limits.get(&input.value).copied().unwrap_or(0));
+    let ids = kv_cache::ids(&single.graph);
+    let ids = inputs.iter().find(|input| Some(input.value) == ids);
     let new = ids.and_then(|ids| ids.axes.as_ref()?.get(1).cloned());
     for runs in TRIED {
         let sizes = sizes(&inputs, is_past, new.as_ref(), runs);

@@ -129,6 +129,16 @@ impl<'a> Emit<'a> {
         self.cast(real, element)
     }
 
+    /// The same, or 1 for every one of the `tokens` where there is no mask.
+    pub fn real_of(&mut self, mask: Option<TokenMask>, tokens: ValueId, element: ElementType) -> ValueId {
+        if let Some(mask) = mask {
+            return self.real(mask, element);
+        }
+        let (tokens, zero, one) = (self.cast(tokens, element), self.number(element, 0.0), self.number(element, 1.0));
+        let nothing = self.op("Mul", &[tokens, zero]);
+        self.op("Add", &[nothing, one])
+    }
+
     /// Sums a value of dimensions `from` over the axes along which a value of dimensions `to` was
     /// repeated to give it: the reverse of broadcasting.
     pub fn unbroadcast(&mut self, value: ValueId, from: &[Dim], to: &[Dim]) -> ValueId {

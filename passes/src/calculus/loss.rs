@@ -270,14 +270,7 @@ fn next_token(
     let (following, last) = (part(emit, ids, 1), part(emit, ids, -1));
     let next = emit.with(along("Concat", 1), &[following, last]);
     let next = emit.unsqueeze(next, &[2]);
-    let real = match token_mask {
-        Some(mask) => emit.real(mask, element),
-        None => {
-            let (ids, zero) = (emit.cast(ids, element), emit.number(element, 0.0));
-            let (nothing, one) = (emit.op("Mul", &[ids, zero]), emit.number(element, 1.0));
-            emit.op("Add", &[nothing, one])
-        }
-    };
+    let real = emit.real_of(token_mask, ids, element);
     let (following, last) = (part(emit, real, 1), part(emit, real, -1));
     let none = emit.op("Sub", &[last, last]);
     let follows = emit.with(along("Concat", 1), &[following, none]);

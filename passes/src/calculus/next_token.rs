@@ -44,18 +44,7 @@ pub fn compare(elements: [ElementType; 2], ids: ElementType, mask: Option<(Eleme
         .map(|(element, marks_padding)| TokenMask { input: graph.add_input(declare(MASK, element, 2)), marks_padding });
     let mut emit = Emit::new(&mut graph, OPSET, "next");
     let [first, own] = [first, own].map(|scores| emit.cast(scores, ElementType::F32));
-    let real = match mask {
-        Some(mask) => emit.real(mask, ElementType::F32),
-        None => {
-            let (ids, zero, one) = (
-                emit.cast(ids, ElementType::F32),
-                emit.number(ElementType::F32, 0.0),
-                emit.number(ElementType::F32, 1.0),
-            );
-            let nothing = emit.op("Mul", &[ids, zero]);
-            emit.op("Add", &[nothing, one])
-        }
-    };
+    let real = emit.real_of(mask, ids, ElementType::F32);
     let last = |emit: &mut Emit, op: &str, value: ValueId| {
         emit.with(Operator::new(op).with(attribute::int("axis", -1)), &[value])
     };

@@ -338,7 +338,7 @@ fn guess(
 }
 
 /// Whether numbers of this shape are one for every entry of the table of tokens, at every position.
-pub fn is_over_vocabulary(graph: &Graph, dims: &[Dim]) -> bool {
+fn is_over_vocabulary(graph: &Graph, dims: &[Dim]) -> bool {
     matches!(dims, [_, _, last] if signature::ids(graph, last.fixed()).is_some())
 }
 
