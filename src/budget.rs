@@ -200,8 +200,7 @@ fn emptied_speedup(runtime: &Runtime, analysis: &Analysis, setting: &Setting) ->
         decision.keep.iter_mut().skip(left).for_each(|keep| *keep = false);
     }
     let emptied = remove(model, found, seen, &plan).map_err(|e| Error::internal(e.to_string()))?;
-    let feeds = setting.feeds(&analysis.single)?;
-    let timings = latency::compare(runtime, &[model, &emptied], &feeds, setting, EMPTIED)?;
+    let timings = latency::compare(runtime, &[(model, setting), (&emptied, setting)], EMPTIED)?;
     Ok(timings.last().map_or(1.0, |timing| timing.speedup))
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::discover::flops;
 use kprune_passes::ir::Model;
 use kprune_passes::signature;
@@ -62,39 +63,43 @@ pub struct Side {
     pub quality: Judgement,
 }
 
-/// A model that was read and run.
+/// A model that was read and run, and the samples that it is judged by.
 struct Subject {
     source: Source,
     simplified: Simplified,
+    data: Dataset,
 }
 
 impl Subject {
-    /// The model `a` with the samples that both are judged by.
-    fn first(runtime: &Runtime, path: &Path, sources: &Sources) -> Result<(Self, Dataset), Error> {
-        let (source, clock) = (Source::find(path)?, Clock::start());
+    /// A model with samples of its own.
+    fn alone(runtime: &Runtime, source: Source, sources: &Sources) -> Result<Self, Error> {
+        let clock = Clock::start();
         let mut observed = Opened::read(&source.model)?.observe(runtime, sources, &clock)?;
         let samples = observed.samples(runtime, sources)?;
-        Ok((Self::of(runtime, source, observed, &samples, sources, &clock)?, samples))
+        Self::of(runtime, source, observed, samples, sources, &clock)
     }
 
-    /// The model `b`, looked at on the same samples.
-    fn second(runtime: &Runtime, path: &Path, samples: &Dataset, sources: &Sources) -> Result<Self, Error> {
-        let (source, clock) = (Source::find(path)?, Clock::start());
-        let opened = Opened::read(&source.model)?;
-        let given = sources.are_given().then(|| samples.clone());
-        let observed = opened.observe_on(runtime, given, sources, &clock)?;
-        Self::of(runtime, source, observed, samples, sources, &clock)
+    /// A model on the samples of the one that it is compared with; on its own form of them, where it comes with another
+    /// tokenizer.
+    fn beside(&self, runtime: &Runtime, source: Source, sources: &Sources) -> Result<Self, Error> {
+        if self.source.has_other_tokenizer(&source, sources) {
+            return Self::alone(runtime, source, sources);
+        }
+        let clock = Clock::start();
+        let given = sources.are_given().then(|| self.data.clone());
+        let observed = Opened::read(&source.model)?.observe_on(runtime, given, sources, &clock)?;
+        Self::of(runtime, source, observed, self.data.clone(), sources, &clock)
     }
 
     fn of(
         runtime: &Runtime,
         source: Source,
         observed: Observed,
-        samples: &Dataset,
+        data: Dataset,
         sources: &Sources,
         clock: &Clock,
     ) -> Result<Self, Error> {
-        Ok(Self { source, simplified: observed.simplify(runtime, samples, sources.seq_len, clock)? })
+        Ok(Self { source, simplified: observed.simplify(runtime, &data, sources.seq_len, clock)?, data })
     }
 
     fn model(&self) -> &Model {
@@ -130,8 +135,8 @@ pub fn compare(a: impl AsRef<Path>, b: impl AsRef<Path>, options: &Options) -> R
 /// Where a file is no model, the models take different inputs, or the data do not fit them.
 pub fn compare_with(runtime: &Runtime, a: &Path, b: &Path, options: &Options) -> Result<Comparison, Error> {
     let sources = &options.data.calibration;
-    let (a, data) = Subject::first(runtime, a, sources)?;
-    let b = Subject::second(runtime, b, &data, sources)?;
+    let a = Subject::alone(runtime, Source::find(a)?, sources)?;
+    let b = a.beside(runtime, Source::find(b)?, sources)?;
     let names = |s: &Subject| signature::inputs(s.model()).into_iter().map(|i| i.name).collect::<Vec<_>>();
     if let Some(name) = names(&b).iter().find(|name| !names(&a).contains(name)) {
         return Err(Error::Usage(format!(
@@ -140,22 +145,42 @@ pub fn compare_with(runtime: &Runtime, a: &Path, b: &Path, options: &Options) ->
             a.source.model.display()
         )));
     }
-    let lowered = a.simplified.lowered();
-    let kinds = kinds(lowered, a.simplified.seen(), data.token_mask(&lowered.graph), &options.data.outputs)?;
-    let models = [a.model(), b.model()];
-    let mut judgements = judge(runtime, &models, &kinds, &data)?.into_iter();
+    let data = &a.data;
+    let own = a.source.has_other_tokenizer(&b.source, sources).then_some(&b.data);
+    let mut judgements = judgements([&a, &b], own, runtime, options)?.into_iter();
     let lengths = data.lengths(sources.seq_len);
-    let setting = Setting::new(runtime, options.aim.latency_batch, &data, sources.seq_len)?;
-    let feeds = setting.feeds(lowered)?;
-    let mut timings = latency::compare(runtime, &models, &feeds, &setting, TIMING)?.into_iter();
+    let setting = |data| Setting::new(runtime, options.aim.latency_batch, data, sources.seq_len);
+    let (setting, other) = (setting(data)?, own.map(setting).transpose()?);
+    let models = [(a.model(), &setting), (b.model(), other.as_ref().unwrap_or(&setting))];
+    let mut timings = latency::compare(runtime, &models, TIMING)?.into_iter();
     let mut side = |subject: &Subject| {
         let (timing, judgement) = (timings.next(), judgements.next());
         let measured = timing.zip(judgement).ok_or_else(|| Error::internal("a model was not measured"));
         measured.and_then(|(latency, quality)| subject.side(&lengths, latency, quality))
     };
     let (a, b) = (side(&a)?, side(&b)?);
-    let notes = data.notes.iter().cloned().chain(a.quality.unused_labels(&data)).collect();
+    let mut notes: Vec<String> = data.notes.iter().cloned().chain(a.quality.unused_labels(data)).collect();
+    notes.extend(own.map(|_| "each model has the tokens of its own tokenizer.json".to_string()));
     Ok(Comparison { data: data.source.clone(), notes, a, b, setting })
+}
+
+/// What two models are worth; side by side, but where each predicts tokens of its `own`.
+fn judgements(
+    [a, b]: [&Subject; 2],
+    own: Option<&Dataset>,
+    runtime: &Runtime,
+    options: &Options,
+) -> Result<Vec<Judgement>, Error> {
+    let kinds = |s: &Subject| {
+        let lowered = s.simplified.lowered();
+        kinds(lowered, s.simplified.seen(), s.data.token_mask(&lowered.graph), &options.data.outputs)
+    };
+    let (pair, first) = ([(a.model(), &a.data), (b.model(), own.unwrap_or(&a.data))], kinds(a)?);
+    if own.is_some() && first.iter().any(|kind| kind.kind == OutputKind::NextToken) {
+        let alone = [judge(runtime, &pair[..1], &first)?, judge(runtime, &pair[1..], &kinds(b)?)?];
+        return Ok(alone.into_iter().flatten().collect());
+    }
+    judge(runtime, &pair, &first)
 }
 
 impl Comparison {

@@ -166,6 +166,17 @@ impl Error {
         }
     }
 
+    /// The same about the file that the user named, where it is about one that was made of it.
+    pub(crate) fn about_original(mut self, made: &Path, original: &Path) -> Self {
+        match &mut self {
+            Self::Unsupported { path, .. } | Self::Model { path, .. } | Self::Data { path, .. } if path == made => {
+                *path = original.to_path_buf();
+            }
+            _ => {}
+        }
+        self
+    }
+
     /// A defect that made the program, or a library that it uses, give up.
     pub fn of_panic(panic: &(dyn std::any::Any + Send)) -> Self {
         Self::Internal(Self::panic_text(panic).to_string())

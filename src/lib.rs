@@ -36,6 +36,7 @@ pub mod report;
 pub mod runtime;
 #[doc(hidden)]
 pub mod store;
+mod vocabulary;
 #[doc(hidden)]
 pub mod walk;
 mod weights;

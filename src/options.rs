@@ -28,6 +28,8 @@ pub const MOST: f64 = 0.95;
 pub struct Options {
     /// What is wanted.
     pub aim: Aim,
+    /// Texts: the tokens that do not occur in them go before anything else; of none, all stay.
+    pub vocabulary: Vec<PathBuf>,
     /// What is measured on.
     pub data: Data,
     /// How units are chosen.

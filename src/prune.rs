@@ -18,6 +18,7 @@ use crate::progress::Progress;
 use crate::report::Report;
 use crate::runtime::{Cache, Runtime};
 use crate::store::{Source, Target};
+use crate::vocabulary::{self, Trimmed};
 use crate::walk::World;
 
 /// Prunes the model at `input`, a file or a folder, and writes the result to `output`; without one, units are
@@ -34,19 +35,23 @@ pub(crate) fn prune(
 ) -> Result<Report, Error> {
     let clock = Clock::start();
     progress.stage("reading the model");
-    let source = Source::find(input)?;
+    let given = Source::find(input)?;
     if output.is_none() && options.aim.max_drop.is_some() {
         let reason = "a dry run makes no models, so nobody knows how much they drop";
         return Err(Error::Usage(format!("--max-drop: {reason}; leave one of the two out")));
     }
-    let target = output.map(|output| Target::of(output, &source)).transpose()?;
-    let ledger = targets::ledger(&source, target.as_ref(), options);
+    let target = output.map(|output| Target::of(output, &given)).transpose()?;
+    let ledger = targets::ledger(&given, target.as_ref(), options);
     ledger.check()?;
 
-    // Load.
-    let mut loaded = Loaded::read(runtime, &source.model, &options.aim, &options.data.calibration, &clock)?;
+    // Trim and load.
+    let trimmed = trimmed(runtime, &given, target.as_ref(), options, progress)?;
+    let source = trimmed.as_ref().map_or(&given, |trimmed| &trimmed.source);
+    clock.stage("trim");
+    let mut loaded = Loaded::read(runtime, &source.model, &options.aim, &options.data.calibration, &clock)
+        .map_err(|error| error.about_original(&source.model, &given.model))?;
     let options = &within_reach(options, &loaded.analysis);
-    let ledger = targets::with_external(ledger, &source, target.as_ref(), options, &loaded.analysis);
+    let ledger = targets::with_external(ledger, source, target.as_ref(), options, &loaded.analysis);
     ledger.check()?;
     let evaluation = evaluation(&mut loaded, &source.model, options, runtime)?;
     let judges = judges(&mut loaded, options)?;
@@ -76,8 +81,8 @@ pub(crate) fn prune(
     let probes = probes(&loaded, options)?;
     dump::analysed(options, &source.model, &loaded.analysis, &probes)?;
     let mut chooser = Chooser::new(world, probes, &loaded.analysis.single, options, cache.clone());
-    let source = &source;
-    let maker = Maker { world, loaded: &loaded, options, source, target, ledger, evaluation, judges, setting, kinds };
+    let (loaded, trimmed) = (&loaded, trimmed.as_ref());
+    let maker = Maker { world, loaded, options, source, trimmed, target, ledger, evaluation, judges, setting, kinds };
     let mut choose = |budget: &Budget| maker.make(chooser.choose(budget)?, budget);
     let mut products = choose(&budget)?;
     if let Some(corrected) = budget.corrected(products.timing()) {
@@ -106,6 +111,26 @@ pub(crate) fn prune(
         cost.spilled = cache.spilled();
         cost
     })
+}
+
+/// The model with fewer tokens, where that is wanted.
+fn trimmed(
+    runtime: &Runtime,
+    source: &Source,
+    target: Option<&Target>,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Option<Trimmed>, Error> {
+    if options.vocabulary.is_empty() {
+        return Ok(None);
+    }
+    if let Some(Target::File(file)) = target {
+        let reason = "the tokenizer changes, and goes with the model";
+        return Err(Error::Usage(format!("--trim-vocabulary: {reason}; name a folder instead of {}", file.display())));
+    }
+    progress.stage("trimming the vocabulary");
+    let beside = target.map_or_else(|| std::env::temp_dir().join("trimmed"), |target| target.path().to_path_buf());
+    vocabulary::trim(runtime, source, options, &beside).map(Some)
 }
 
 /// What results are judged by, where they are to be judged; samples of the calibration set that are set aside,

@@ -161,6 +161,36 @@ fn every_export_with_caches_goes_on_from_them() {
 }
 
 #[test]
+fn a_decoder_of_fewer_tokens_is_whole_and_goes_on_from_its_caches() {
+    let place = tempfile::tempdir().unwrap();
+    let few = place.path().join("few.txt");
+    let all = std::fs::read_to_string(calibration()).unwrap();
+    std::fs::write(&few, all.split("\n\n").take(4).collect::<Vec<_>>().join("\n\n")).unwrap();
+    for name in ["gpt", "llama-genai"] {
+        let (source, output) = (decoders().join(name), place.path().join(name));
+        let paths = [&source, &output, Path::new("--trim-vocabulary"), &few, Path::new("--calibration"), &few];
+        let done = kprune(paths.into_iter().chain(["--compression", "0.3"].map(Path::new)));
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        let parse = |file: &str| -> Value {
+            serde_json::from_str(&std::fs::read_to_string(output.join(file)).unwrap()).unwrap()
+        };
+        let words = parse("tokenizer.json")["model"]["vocab"].as_object().unwrap().len();
+        assert!((300..1000).contains(&words), "{words}");
+        assert_eq!(parse("config.json")["vocab_size"], words);
+        if name == "llama-genai" {
+            assert_eq!(parse("genai_config.json")["model"]["vocab_size"], words);
+        }
+        let graph = read_model(&output.join("model.onnx")).unwrap().graph;
+        let dims: Vec<Vec<usize>> =
+            graph.constants().iter().map(|&v| graph.constant(v).unwrap().dims().to_vec()).collect();
+        let has = |length: usize| dims.iter().any(|dims| dims.contains(&length));
+        assert!(has(words) && !has(1024), "{name}: {dims:?}");
+        let [with, without] = generate(&output.join("model.onnx"), &[0, 200, 45, 270, 12, 88], 12);
+        assert_eq!(with, without, "{name}");
+    }
+}
+
+#[test]
 fn heads_may_be_uneven_where_that_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out.onnx");

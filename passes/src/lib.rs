@@ -23,6 +23,7 @@ pub mod rules;
 pub mod signature;
 pub mod simplify;
 pub mod sparsity;
+pub mod vocabulary;
 
 #[cfg(test)]
 mod testing;

@@ -62,9 +62,8 @@ pub fn limits(graph: &Graph) -> HashMap<ValueId, usize> {
         for (node, slot) in
             readers_through(graph, input, &["Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze"])
         {
-            let operator = graph.operator(node);
-            if operator.is("Gather") && slot == 1 && operator.int("axis", 0) == 0 {
-                let table = operator.input(0).and_then(|t| graph.constant(t)).filter(|t| t.dims().len() > 1);
+            if let Some(table) = table_read_by(graph, node, slot) {
+                let table = graph.constant(table).filter(|t| t.dims().len() > 1);
                 let limit = limits.entry(input).or_insert(usize::MAX);
                 *limit = table.map_or(*limit, |t| t.dims()[0].min(*limit));
             }
@@ -72,6 +71,17 @@ pub fn limits(graph: &Graph) -> HashMap<ValueId, usize> {
     }
     limits.retain(|_, limit| *limit < usize::MAX);
     limits
+}
+
+/// The table of which an operator looks up the rows that it reads the numbers of at `slot`.
+pub(crate) fn table_read_by(graph: &Graph, node: NodeId, slot: usize) -> Option<ValueId> {
+    let operator = graph.operator(node);
+    match (operator.op_type.as_str(), slot) {
+        ("Gather", 1) if operator.is_standard() && operator.int("axis", 0) == 0 => operator.input(0),
+        ("EmbedLayerNormalization", 0) if !operator.is_standard() => operator.input(2),
+        ("EmbedLayerNormalization", 1) if !operator.is_standard() => operator.input(4),
+        _ => None,
+    }
 }
 
 /// The input of token ids whose table has so many rows.

@@ -82,7 +82,7 @@ fn outputs(runtime: &Runtime, model: &Model, feeds: &Feeds) -> Result<Outputs, E
 ///
 /// # Errors
 /// Where it does not run.
-pub(super) fn outputs_of(session: &mut Session, model: &Model, feeds: &Feeds) -> Result<Outputs, Error> {
+pub(crate) fn outputs_of(session: &mut Session, model: &Model, feeds: &Feeds) -> Result<Outputs, Error> {
     let held = feeds.iter().map(|(name, tensor)| Ok((name.clone(), runtime::host(tensor)?)));
     let held = as_declared(&held.collect::<Result<Vec<_>, Error>>()?, model)?;
     let values = session.run(held.iter().map(|(name, held)| (name.as_str(), held.value())))?;

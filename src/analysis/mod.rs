@@ -33,6 +33,7 @@ use crate::report::DeclinedReport;
 use crate::runtime::{Runtime, Session};
 use crate::store;
 use observation::{count, feeds};
+pub(crate) use {changes::outputs_of, observation::Feeds};
 
 /// A model with what is known of it.
 pub struct View {
@@ -159,7 +160,10 @@ impl Opened {
     }
 
     /// The model in f32, before its first token.
-    fn single(&self) -> Result<Model, Error> {
+    ///
+    /// # Errors
+    /// Where it has caches of which that is not known.
+    pub(crate) fn single(&self) -> Result<Model, Error> {
         let mut single = lower::in_single_precision(&self.model);
         kv_cache::start_empty(&mut single.graph).map_err(|reason| Error::Unsupported {
             path: self.path.clone(),
@@ -377,6 +381,14 @@ fn gather(runtime: &Runtime, model: &Model, path: &Path, sources: &Sources) -> R
         data = Dataset::gather(model, path, &sources, runtime.threads())?;
     }
     Ok(data)
+}
+
+/// Inputs that are made up for a model, of sizes that it takes.
+///
+/// # Errors
+/// Where it takes none that were tried.
+pub(crate) fn made_up(runtime: &Runtime, model: &Model) -> Result<Feeds, Error> {
+    feeds(model, &observe(runtime, model, None, None)?, None, None)
 }
 
 /// What is being done while the model runs on samples as it is.

@@ -28,7 +28,7 @@ pub(super) fn allowance(model: &Model) -> (Duration, u64) {
 }
 
 /// What is fed to a run.
-pub(super) type Feeds = Vec<(String, Tensor)>;
+pub(crate) type Feeds = Vec<(String, Tensor)>;
 
 /// What a run showed.
 type Run = HashMap<ValueId, Seen>;

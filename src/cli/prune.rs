@@ -43,7 +43,8 @@ pub struct PruneArgs {
     #[allow(missing_docs)] // A line here would become the help of the command.
     pub data: DataArgs,
 
-    /// Share of the prunable FLOPs, or of what --of names, to remove, 0 to 0.95 [default: 0.5, and 0 with --sparsity]
+    /// Share of the prunable FLOPs, or of what --of names, to remove, 0 to 0.95 [default: 0.5, and 0 with --sparsity or
+    /// --trim-vocabulary]
     #[arg(long, value_name = "R", value_parser = compression, help_heading = "How much")]
     pub compression: Option<f64>,
 
@@ -95,6 +96,11 @@ pub struct PruneArgs {
     /// Give layers that share weights their own before pruning
     #[arg(long, help_heading = "What")]
     pub untie: bool,
+
+    /// Leave the tokens that occur in this text, and letters to spell others: tables, scores, tokenizer.json and
+    /// config.json of a folder follow; may be repeated. Nothing else goes where --compression does not say so
+    #[arg(long, value_name = "TEXT", help_heading = "What")]
+    pub trim_vocabulary: Vec<PathBuf>,
 
     /// Let attentions with key/value caches keep different numbers of heads; for runners that do not take one number for
     /// all
@@ -178,6 +184,7 @@ impl PruneArgs {
         options.aim.uneven_heads = self.uneven_heads;
         options.aim.alignment = Alignment(self.align);
         options.aim.latency_batch = self.latency_batch;
+        options.vocabulary.clone_from(&self.trim_vocabulary);
         options.data.calibration = self.data.sources(&self.calibration, self.seq_len);
         options.data.evaluation.clone_from(&self.eval);
         options.data.outputs.clone_from(&self.outputs);
@@ -213,7 +220,7 @@ impl PruneArgs {
 
     /// The compression where none is given.
     fn usual(&self) -> f64 {
-        if self.sparsity.sparsity.is_some() { 0.0 } else { USUAL }
+        if self.sparsity.sparsity.is_some() || !self.trim_vocabulary.is_empty() { 0.0 } else { USUAL }
     }
 
     /// The model to prune.

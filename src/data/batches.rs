@@ -165,6 +165,14 @@ impl Dataset {
         Ok(batches)
     }
 
+    /// The samples of a batch of another form of this data set.
+    ///
+    /// # Errors
+    /// Where an array cannot be taken apart.
+    pub fn same_samples(&self, batch: &Batch) -> Result<Batch, Error> {
+        self.batch(&batch.rows)
+    }
+
     /// The only number of samples that the model takes at once, if there is but one.
     pub fn fixed_batch(&self) -> Option<usize> {
         self.inputs.iter().find_map(|i| match i.axes.as_ref()?.first()? {

@@ -7,6 +7,8 @@ pub use labels::Labels;
 pub(crate) use mask::integers_like;
 pub use polarity::Outputs;
 pub(crate) use random::{axes_of, fill, normal, room_for};
+#[cfg(feature = "text")]
+pub(crate) use text::token_ids;
 
 mod arrays;
 mod batches;
@@ -118,8 +120,25 @@ impl Sources {
 
     /// Whether any of them is text, to be tokenized.
     pub(crate) fn hold_text(&self) -> bool {
-        self.files.iter().any(|file| !file.is_dir() && opener::is_text(file))
+        self.files.iter().any(|file| is_text(file))
     }
+}
+
+/// Whether a file holds text, to be tokenized.
+pub(crate) fn is_text(file: &Path) -> bool {
+    !file.is_dir() && opener::is_text(file)
+}
+
+/// Hands nobody the ids of a text's tokens: this build reads no text.
+#[cfg(not(feature = "text"))]
+pub(crate) fn token_ids(
+    _: &Path,
+    file: &Path,
+    _: &Columns,
+    _: usize,
+    _: impl FnMut(&[u32]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    Err(Error::data(file, "is text, which this build does not read", opener::BUILD))
 }
 
 impl Dataset {

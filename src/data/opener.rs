@@ -134,4 +134,4 @@ impl<'a> Opener<'a> {
 
 /// What to do where a build lacks something.
 #[cfg(not(all(feature = "text", feature = "images")))]
-const BUILD: &str = "build onnx-kprune with its features text and images, as it is by default";
+pub(super) const BUILD: &str = "build onnx-kprune with its features text and images, as it is by default";

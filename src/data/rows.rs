@@ -73,6 +73,15 @@ pub(super) fn read(path: &Path, columns: &Columns) -> Result<Rows, Error> {
     table.pick(path, columns)
 }
 
+/// Reads every text of a file for itself: of a `.txt` file what stands between empty lines, of tables the columns of text.
+pub(super) fn texts(path: &Path, columns: &Columns) -> Result<Vec<String>, Error> {
+    if super::opener::kind(path) == "txt" && columns.texts.is_empty() {
+        return documents(path, columns);
+    }
+    let rows = read(path, columns)?.texts.into_iter();
+    Ok(rows.flat_map(|(first, second)| [Some(first), second]).flatten().collect())
+}
+
 /// Reads texts as running text, each a document: of a `.txt` file what stands between empty lines, or every line where
 /// there are none; of tables the columns of text.
 pub(super) fn documents(path: &Path, columns: &Columns) -> Result<Vec<String>, Error> {

@@ -145,6 +145,30 @@ impl Tokens {
     }
 }
 
+/// Texts that are tokenized at once where all of them are only looked at.
+const AT_ONCE: usize = 1024;
+
+/// Hands `see` the ids of every text of a file, special tokens among them.
+///
+/// # Errors
+/// Where the file or the tokenizer cannot be read, and what `see` fails with.
+pub(crate) fn token_ids(
+    tokenizer: &Path,
+    file: &Path,
+    columns: &Columns,
+    threads: usize,
+    mut see: impl FnMut(&[u32]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut tokens = self::tokenizer(tokenizer)?;
+    let texts = rows::texts(file, columns)?;
+    for texts in texts.chunks(AT_ONCE) {
+        let texts = texts.iter().cloned().map(EncodeInput::from).collect();
+        let encodings = encode(tokenizer, &mut tokens, texts, None, threads)?;
+        encodings.iter().try_for_each(|encoding| see(encoding.get_ids()))?;
+    }
+    Ok(())
+}
+
 /// What the token that opens a text is called.
 const OPENING: [&str; 6] = ["<s>", "<bos>", "<|begin_of_text|>", "[BOS]", "<|endoftext|>", "</s>"];
 

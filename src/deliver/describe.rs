@@ -41,6 +41,7 @@ impl Maker<'_> {
             schema: 2,
             version: env!("CARGO_PKG_VERSION").into(),
             input: self.input(),
+            vocabulary: self.trimmed.map(|trimmed| trimmed.trimming.clone()),
             model: models[chosen].clone(),
             sweep: if models.len() > 1 { models } else { Vec::new() },
             settings: self.settings(),
@@ -60,6 +61,9 @@ impl Maker<'_> {
     }
 
     fn input(&self) -> report::File {
+        if let Some(trimmed) = self.trimmed {
+            return trimmed.original.clone();
+        }
         let (path, model) = (&self.source.model, &self.loaded.analysis.written.model);
         report::File {
             path: path.display().to_string(),
@@ -126,6 +130,7 @@ impl Maker<'_> {
             let reason = "results were judged by samples of the calibration set that were set aside";
             warnings.push(format!("{reason}; labelled data of the task serve better (--eval FILE)"));
         }
+        warnings.extend(self.trimmed.and_then(|trimmed| trimmed.trimming.warning()));
         warnings.extend(self.loaded.analysis.changes.iter().cloned());
         warnings.extend(self.loaded.calibration.notes.iter().cloned());
         let first_axes = signature::inputs(&self.loaded.analysis.written.model);

@@ -21,6 +21,7 @@ use crate::judge::quality::{Judgement, Kind};
 use crate::judge::side_by_side::judge;
 use crate::options::Options;
 use crate::store::{self, Ledger, Publication, Source, Staged, StagedFolder, Target};
+use crate::vocabulary::Trimmed;
 use crate::walk::World;
 use crate::weights::{Quantisation, Sparsified};
 
@@ -78,6 +79,8 @@ pub(crate) struct Maker<'a> {
     pub(crate) loaded: &'a Loaded,
     pub(crate) options: &'a Options,
     pub(crate) source: &'a Source,
+    /// The model that the source was made of, where it has fewer tokens.
+    pub(crate) trimmed: Option<&'a Trimmed>,
     pub(crate) target: Option<Target>,
     pub(crate) ledger: Ledger,
     pub(crate) evaluation: Option<Dataset>,
@@ -164,10 +167,9 @@ impl Maker<'_> {
         }
         let World { runtime, progress, .. } = self.world;
         progress.stage("timing");
-        let analysis = &self.loaded.analysis;
-        let feeds = self.setting.feeds(&analysis.single)?;
-        let timings = latency::compare(runtime, &self.models(&products.models), &feeds, &self.setting, TIMING)?;
-        let mut timings = timings.into_iter();
+        let models = self.models(&products.models);
+        let models: Vec<_> = models.into_iter().map(|model| (model, &self.setting)).collect();
+        let mut timings = latency::compare(runtime, &models, TIMING)?.into_iter();
         products.original.timing = timings.next();
         products.models.iter_mut().zip(timings).for_each(|(p, timing)| p.timing = Some(timing));
         Ok(())
@@ -177,7 +179,9 @@ impl Maker<'_> {
     pub(crate) fn judge(&self, products: &mut Products) -> Result<(), Error> {
         let Some(data) = self.evaluation.as_ref().filter(|_| self.target.is_some()) else { return Ok(()) };
         self.world.progress.stage("judging");
-        let mut judgements = judge(self.world.runtime, &self.models(&products.models), &self.kinds, data)?.into_iter();
+        let models = self.models(&products.models);
+        let models: Vec<_> = models.into_iter().map(|model| (model, data)).collect();
+        let mut judgements = judge(self.world.runtime, &models, &self.kinds)?.into_iter();
         products.original.judgement = judgements.next();
         products.models.iter_mut().zip(judgements).for_each(|(p, judgement)| p.judgement = Some(judgement));
         Ok(())

@@ -33,6 +33,7 @@ pub(crate) fn ledger(source: &Source, target: Option<&Target>, options: &Options
     let (data, files) = (&options.data, &options.files);
     ledger = with_samples(ledger, &data.calibration)
         .reading_all("--eval", &data.evaluation)
+        .reading_all("--trim-vocabulary", &options.vocabulary)
         .reading_all("--plan", &files.plan)
         .writing_all("--report", &files.reports)
         .writing_all("--save-plan", &files.save_plan);

@@ -120,23 +120,19 @@ pub fn in_turns(runtime: &Runtime, contenders: &mut [Contender], budget: Duratio
     Ok(seconds)
 }
 
-/// Times models in turns on the same inputs; the first is what the others' speed-up is counted against.
+/// Times models in turns, each at its setting; the first is what the others' speed-up is counted against.
 ///
 /// # Errors
-/// Where a model does not run at this setting.
-pub fn compare(
-    runtime: &Runtime,
-    models: &[&Model],
-    feeds: &[(String, Held)],
-    setting: &Setting,
-    budget: Duration,
-) -> Result<Vec<Timing>, Error> {
-    let feeds = models.iter().map(|model| as_declared(feeds, model)).collect::<Result<Vec<_>, _>>()?;
-    let contender = |(model, feeds)| Ok(Contender { session: runtime.session(model, "timing a model", true)?, feeds });
-    let mut contenders: Vec<Contender> =
-        models.iter().copied().zip(feeds.iter().map(Vec::as_slice)).map(contender).collect::<Result<_, Error>>()?;
+/// Where a model does not run at its setting.
+pub fn compare(runtime: &Runtime, models: &[(&Model, &Setting)], budget: Duration) -> Result<Vec<Timing>, Error> {
+    let feeds = models.iter().map(|(model, setting)| setting.feeds(model)).collect::<Result<Vec<_>, _>>()?;
+    let mut contenders = Vec::new();
+    for ((model, _), feeds) in models.iter().zip(&feeds) {
+        contenders.push(Contender { session: runtime.session(model, "timing a model", true)?, feeds });
+    }
     let seconds = in_turns(runtime, &mut contenders, budget)?;
-    Ok(seconds.iter().map(|own| timing(own, &seconds[0], setting.batch)).collect())
+    let timing = |(own, (_, setting)): (&Vec<f64>, &(&Model, &Setting))| timing(own, &seconds[0], setting.batch);
+    Ok(seconds.iter().zip(models).map(timing).collect())
 }
 
 fn timing(own: &[f64], first: &[f64], batch: usize) -> Timing {

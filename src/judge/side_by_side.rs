@@ -17,17 +17,18 @@ use crate::runtime::{self, Runtime, Session, Values};
 /// Samples that are run together.
 const BATCH: usize = 64;
 
-/// Runs models side by side over `data`: what each is worth, and how near it is to the first. An output without an
-/// axis of samples is compared as a whole.
+/// Runs models side by side, each over its form of the same samples: what each is worth, and how near it is to the first. An
+/// output without an axis of samples is compared as a whole.
 ///
 /// `kinds` says what the outputs are.
 ///
 /// # Errors
 /// Where a model does not run on the data.
-pub fn judge(runtime: &Runtime, models: &[&Model], kinds: &[Kind], data: &Dataset) -> Result<Vec<Judgement>, Error> {
+pub fn judge(runtime: &Runtime, models: &[(&Model, &Dataset)], kinds: &[Kind]) -> Result<Vec<Judgement>, Error> {
+    let Some((_, data)) = models.first().copied() else { return Ok(Vec::new()) };
     let (next, others): (Vec<&Kind>, Vec<&Kind>) = kinds.iter().partition(|kind| kind.next_token().is_some());
     let next: Option<NextToken> = next.first().and_then(|kind| NextToken::of(kind, data));
-    let mut judged = models.iter().map(|model| Judged::new(runtime, model)).collect::<Result<Vec<_>, _>>()?;
+    let mut judged = models.iter().map(|(model, _)| Judged::new(runtime, model)).collect::<Result<Vec<_>, _>>()?;
     let most = next.as_ref().map_or(usize::MAX, |next| tokens_at_once(next.vocabulary));
     let each = next.as_ref().map_or(1.0, |next| next.tokens as f64);
     let mut samples = 0;
@@ -36,8 +37,11 @@ pub fn judge(runtime: &Runtime, models: &[&Model], kinds: &[Kind], data: &Datase
         samples += batch.samples;
         let mut first: Option<(Values, Vec<Output>)> = None;
         for (i, judged) in judged.iter_mut().enumerate() {
-            let values = judged.run(&batch)?;
-            let outputs = outputs(&values, &others, data, &batch, i)?;
+            let own = models.get(i).map_or(data, |(_, own)| *own);
+            let other = if std::ptr::eq(own, data) { None } else { Some(own.same_samples(&batch)?) };
+            let batch = other.as_ref().unwrap_or(&batch);
+            let values = judged.run(batch)?;
+            let outputs = outputs(&values, &others, own, batch, i)?;
             if let Some(labels) = &data.labels {
                 judged.predictions.add(&outputs, &labels.select(&batch.rows)).map_err(|reason| {
                     let help = "labels are counted from 0; give those that belong to the model";
@@ -46,7 +50,7 @@ pub fn judge(runtime: &Runtime, models: &[&Model], kinds: &[Kind], data: &Datase
             }
             if let Some(next) = &next {
                 let before = first.as_ref().map_or(&values, |(values, _)| values);
-                judged.predict(runtime, next, [before, &values], &batch, i)?;
+                judged.predict(runtime, next, [before, &values], batch, i)?;
             }
             match &first {
                 Some((_, first)) => judged.nearness.add(first, &outputs),

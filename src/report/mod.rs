@@ -17,6 +17,7 @@ use crate::judge::latency::{Setting, Timing};
 use crate::judge::quality::Judgement;
 use crate::options::Of;
 use crate::store;
+pub use crate::vocabulary::Trimming;
 pub use crate::weights::{Quantisation, SparseBlock, SparseMatrix, Sparsified};
 
 /// The report of a run. Units: bytes, seconds, milliseconds for latencies, FLOPs (two for every multiply-add) of
@@ -30,6 +31,9 @@ pub struct Report {
     pub version: String,
     /// The model that was read.
     pub input: File,
+    /// How many tokens it was left with before anything else, where some went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<Trimming>,
     /// What was measured of it.
     pub original: Original,
     /// The model that was written; of several, the one that was chosen, or the last.

@@ -19,6 +19,9 @@ impl Report {
         let mut line = |label: &str, value: String| {
             let _ = writeln!(text, "{label:<12} {value}");
         };
+        if let Some(trimming) = &self.vocabulary {
+            line("vocabulary", trimming.to_string());
+        }
         let flops = &self.model.flops;
         line("FLOPs", format!("{} of the prunable part", change(flops.prunable, flops.kept)));
         let blocks = &self.model.block_parameters;

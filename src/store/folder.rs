@@ -12,6 +12,7 @@ use super::config::{self, Sizes};
 use super::litter::Litter;
 use super::model::{Staged, renamed};
 use super::{Ledger, Publication, input, ledger, publish};
+use crate::data::Sources;
 use crate::error::Error;
 
 /// Where a model is.
@@ -50,6 +51,15 @@ impl Source {
                 help: "name the model file instead".into(),
             }),
         }
+    }
+}
+
+impl Source {
+    /// Whether another model lies beside another `tokenizer.json`, where text is tokenized by what lies beside models.
+    pub(crate) fn has_other_tokenizer(&self, other: &Self, sources: &Sources) -> bool {
+        let beside = |source: &Self| input::read(&source.model.with_file_name("tokenizer.json")).ok();
+        let is_asked = sources.tokenizer.is_none() && sources.hold_text();
+        is_asked && beside(self).zip(beside(other)).is_some_and(|(own, other)| own != other)
     }
 }
 
@@ -166,11 +176,7 @@ impl StagedFolder {
         plan: &Plan,
     ) -> Result<Self, Error> {
         let folder = source.folder.as_deref().unwrap_or(folder_of(&source.model));
-        let mut left_out: Vec<PathBuf> = external_locations(model).iter().map(|l| folder.join(l)).collect();
-        left_out.push(source.model.clone());
-        let inner = |file: PathBuf| Some((file.strip_prefix(folder).ok()?.to_path_buf(), file));
-        let stays = |file: &PathBuf| !left_out.contains(file) && !holds_weights(file);
-        let files = ledger::files_below(folder).into_iter().filter(stays).filter_map(inner).collect();
+        let files = rest_of_folder(source, model);
         let sizes = Sizes::of(found, plan);
         let mut configs = Vec::new();
         for (name, describe) in config::FILES {
@@ -191,9 +197,7 @@ impl StagedFolder {
         let failed = |path: &Path| Error::io("write", path);
         let place = Litter::beside(&self.target, |path| std::fs::create_dir(path)).map_err(failed(&self.target))?;
         for (inner, source) in &self.files {
-            let target = place.path().join(inner);
-            std::fs::create_dir_all(folder_of(&target)).map_err(failed(&target))?;
-            copy(source, &target)?;
+            copy(source, &place.path().join(inner))?;
         }
         for (name, config) in &self.configs {
             let path = place.path().join(name);
@@ -205,8 +209,22 @@ impl StagedFolder {
     }
 }
 
-/// Copies what a file holds, and no permissions.
-fn copy(source: &Path, target: &Path) -> Result<(), Error> {
+/// Everything of the folder of `source` but the model and weights in other forms: where it is in the folder, and its path.
+pub(crate) fn rest_of_folder(source: &Source, model: &Model) -> Vec<(PathBuf, PathBuf)> {
+    let folder = source.folder.as_deref().unwrap_or(folder_of(&source.model));
+    let mut left_out: Vec<PathBuf> = external_locations(model).iter().map(|l| folder.join(l)).collect();
+    left_out.push(source.model.clone());
+    let inner = |file: PathBuf| Some((file.strip_prefix(folder).ok()?.to_path_buf(), file));
+    let stays = |file: &PathBuf| !left_out.contains(file) && !holds_weights(file);
+    ledger::files_below(folder).into_iter().filter(stays).filter_map(inner).collect()
+}
+
+/// Copies what a file holds, and no permissions, into a folder that is made where it is not there.
+///
+/// # Errors
+/// Where it cannot be read or written.
+pub(crate) fn copy(source: &Path, target: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(folder_of(target)).map_err(Error::io("write", target))?;
     let mut from = input::open(source).map_err(Error::io("read", source))?;
     let mut to = std::fs::File::create_new(target).map_err(Error::io("write", target))?;
     std::io::copy(&mut from, &mut to).map(|_| ()).map_err(Error::io("write", target))

@@ -9,13 +9,15 @@ pub mod litter;
 mod model;
 pub mod plan;
 mod publish;
+mod scratch;
 mod temporary;
 
 pub use folder::{Source, Target};
-pub(crate) use folder::{StagedFolder, folder_of};
+pub(crate) use folder::{StagedFolder, copy, folder_of, rest_of_folder};
 pub use input::{open, read, read_text};
 pub use ledger::Ledger;
 pub(crate) use model::external_files;
 pub use model::{Staged, compressed_size, read_inlined, read_model, size_with_data, stage};
 pub(crate) use publish::json;
 pub use publish::{Publication, write_json, write_whole};
+pub(crate) use scratch::Scratch;
