@@ -12,7 +12,7 @@ use onnx_kprune::runtime::{Held, Session, Values, host, scalars};
 use onnx_kprune::store::read_model;
 use ort::value::DynValue;
 use serde_json::Value;
-use support::{cpu, fixtures, kprune, shared, text};
+use support::{cpu, fixtures, kprune, python, shared, text};
 
 fn decoders() -> PathBuf {
     fixtures().join("decoders")
@@ -334,6 +334,42 @@ fn folders_say_how_many_heads_are_left() {
         let flops = |side: &str| report[side]["flops"].as_f64().unwrap();
         assert_ne!(flops("a"), flops("b"));
         assert!(report["b"]["quality"]["scores"][0]["value"].as_f64().unwrap() > 1.0);
+    }
+}
+
+#[test]
+fn padding_may_stand_before_the_text() {
+    let Some(python) = python() else { return eprintln!("skipped: no Python environment") };
+    let folder = tempfile::tempdir().unwrap();
+    let script = "
+import numpy as np, sys
+ids = np.random.default_rng(0).integers(1, 1024, (12, 24))
+np.savez(sys.argv[1] + '/whole.npz', input_ids=ids)
+np.savez(sys.argv[1] + '/right.npz', input_ids=np.pad(ids, ((0, 0), (0, 8))),
+         attention_mask=np.pad(np.ones_like(ids), ((0, 0), (0, 8))))
+np.savez(sys.argv[1] + '/left.npz', input_ids=np.pad(ids, ((0, 0), (8, 0))),
+         attention_mask=np.pad(np.ones_like(ids), ((0, 0), (8, 0))))
+";
+    let written = std::process::Command::new(python).args(["-c", script]).arg(folder.path()).status().unwrap();
+    assert!(written.success());
+    for name in ["gpt", "llama"] {
+        let source = decoders().join(name).join("model.onnx");
+        let output = folder.path().join(format!("{name}.onnx"));
+        let left = folder.path().join("left.npz");
+        let paths = [&source, &output, Path::new("--calibration"), &left, Path::new("--compression"), Path::new("0.3")];
+        let done = kprune(paths);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        let scores = ["whole", "right", "left"].map(|kind| {
+            let data = folder.path().join(format!("{kind}.npz"));
+            let paths = [Path::new("compare"), &source, &output, Path::new("--data"), &data, Path::new("--json")];
+            let done = kprune(paths);
+            assert!(done.status.success(), "{}", text(&done.stderr));
+            let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+            ["a", "b"].map(|side| report[side]["quality"]["scores"][0]["value"].as_f64().unwrap())
+        });
+        for (whole, padded) in [(scores[0], scores[1]), (scores[0], scores[2])] {
+            assert!(whole.iter().zip(padded).all(|(a, b)| (a / b - 1.0).abs() < 1e-4), "{name}: {scores:?}");
+        }
     }
 }
 
