@@ -72,14 +72,17 @@ impl Budget {
         let least = least(&costs, found);
         if budget < least {
             // The table may be wrong: what nothing is left of tells.
-            let most = match table.is_of(setting) {
-                true => emptied_speedup(runtime, analysis, setting)?,
-                false => table.whole / (table.whole - all + least),
+            let emptied = match table.is_of(setting) {
+                true => Some(emptied_timing(runtime, analysis, setting)?),
+                false => None,
             };
-            if wanted > most {
+            let by_table = table.whole / (table.whole - all + least);
+            // Within what the times leave open nothing is refused.
+            if wanted > emptied.as_ref().map_or(by_table, |timing| timing.interval[1]) {
+                let most = emptied.map_or(format!("{by_table:.2} times as fast"), |timing| timing.faster());
                 return Err(Error::Usage(format!(
                     "{wanted:.2} times as fast cannot be reached: without any of the heads and neurons that can go the \
-                     model is {most:.2} times as fast"
+                     model is {most}"
                 )));
             }
         }
@@ -122,7 +125,8 @@ impl Budget {
     /// The budget that is better where the speed-up that was measured is off.
     pub(crate) fn corrected(&self, timing: Option<&Timing>) -> Option<Self> {
         let (wanted, timing, table) = (self.wanted?, timing?, self.table.as_ref()?);
-        if off(timing, wanted) <= OFF {
+        let [low, high] = timing.interval;
+        if off(timing, wanted) <= OFF || (low..=high).contains(&wanted) {
             return None;
         }
         // What was to be saved, and what was: the table is wrong by that factor.
@@ -191,8 +195,8 @@ fn least(costs: &Costs, found: &Discovery) -> f64 {
     must_stay.map(cheapest).sum()
 }
 
-/// How many times as fast the model is without the units that can go.
-fn emptied_speedup(runtime: &Runtime, analysis: &Analysis, setting: &Setting) -> Result<f64, Error> {
+/// How fast the model is without the units that can go.
+fn emptied_timing(runtime: &Runtime, analysis: &Analysis, setting: &Setting) -> Result<Timing, Error> {
     let View { model, seen, found } = &analysis.written;
     let mut plan = Plan::untouched(&found.sublayers);
     for (decision, sublayer) in plan.decisions.iter_mut().zip(&found.sublayers) {
@@ -201,7 +205,7 @@ fn emptied_speedup(runtime: &Runtime, analysis: &Analysis, setting: &Setting) ->
     }
     let emptied = remove(model, found, seen, &plan).map_err(|e| Error::internal(e.to_string()))?;
     let timings = latency::compare(runtime, &[(model, setting), (&emptied, setting)], EMPTIED)?;
-    Ok(timings.last().map_or(1.0, |timing| timing.speedup))
+    timings.into_iter().last().ok_or_else(|| Error::internal("nothing was timed"))
 }
 
 /// How long the emptied model is timed.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::discover::flops;
 use kprune_passes::ir::Model;
@@ -16,10 +17,10 @@ use crate::clock::Clock;
 use crate::data::{Dataset, Sources};
 use crate::error::Error;
 use crate::judge::latency::{self, Setting, Timing};
-use crate::judge::quality::{Judgement, kinds};
+use crate::judge::quality::{Judgement, Score, fixed, kinds};
 use crate::judge::side_by_side::judge;
 use crate::options::Options;
-use crate::report::table::{count, percent, plain};
+use crate::report::table::{change_of, count, in_words, percent, plain};
 use crate::runtime::Runtime;
 use crate::store::{self, Source};
 
@@ -160,6 +161,7 @@ pub fn compare_with(runtime: &Runtime, a: &Path, b: &Path, options: &Options) ->
     };
     let (a, b) = (side(&a)?, side(&b)?);
     let mut notes: Vec<String> = data.notes.iter().cloned().chain(a.quality.unused_labels(data)).collect();
+    notes.extend(b.latency.doubt());
     notes.extend(own.map(|_| "each model has the tokens of its own tokenizer.json".to_string()));
     Ok(Comparison { data: data.source.clone(), notes, a, b, setting })
 }
@@ -188,46 +190,52 @@ impl Comparison {
     pub fn table(&self) -> String {
         let mut table = plain(&["", "A", "B", "difference"], &[0]);
         let (a, b) = (&self.a, &self.b);
-        for (first, second) in a.quality.scores.iter().zip(&b.quality.scores) {
-            let apart = format!("{:+.4}", second.value - first.value);
-            table.add_row([first.name.into(), format!("{:.4}", first.value), format!("{:.4}", second.value), apart]);
+        for (i, (first, second)) in a.quality.scores.iter().zip(&b.quality.scores).enumerate() {
+            let apart = b.quality.drop.filter(|_| i == 0);
+            let apart = apart.map_or_else(|| fixed(second.value - first.value, 4), |drop| change_of(first.name, &drop));
+            let shown = |score: &Score| in_words(score.name, score.value, score.error);
+            table.add_row([first.name.into(), shown(first), shown(second), apart]);
         }
         if let Some(fidelity) = &b.quality.fidelity {
-            let shown = [
-                ("agreement", fidelity.agreement),
-                ("KL divergence", fidelity.divergence),
-                ("correlation", fidelity.correlation),
-                ("cosine", Some(fidelity.cosine)),
-                ("largest difference", Some(fidelity.largest_difference)),
-            ];
-            for (name, value) in shown {
-                if let Some(value) = value {
-                    table.add_row([name.into(), String::new(), String::new(), format!("{value:.4}")]);
-                }
+            for (name, value, error) in fidelity.all() {
+                table.add_row([name.into(), String::new(), String::new(), in_words(name, value, error)]);
             }
         }
         if !b.quality.is_known() {
             table.add_row(["quality", "", "", "nothing could be compared"]);
         }
+        let mut size = |name: &str, a: u64, b: u64| {
+            table.add_row([name.into(), ByteSize(a).to_string(), ByteSize(b).to_string(), percent(b as f64, a as f64)]);
+        };
+        size("size", a.bytes, b.bytes);
+        size("compressed (zstd)", a.compressed, b.compressed);
         let mut amount = |name: &str, a: f64, b: f64| {
             table.add_row([name.into(), count(a), count(b), percent(b, a)]);
         };
-        amount("bytes", a.bytes as f64, b.bytes as f64);
-        amount("compressed (zstd)", a.compressed as f64, b.compressed as f64);
         amount("parameters", a.parameters as f64, b.parameters as f64);
         amount("FLOPs", a.flops, b.flops);
         let share = |side: &Side| format!("{:.1} %", 100.0 * side.zeros);
-        table.add_row(["zeros".into(), share(a), share(b), format!("{:+.1} points", 100.0 * (b.zeros - a.zeros))]);
+        table.add_row([
+            "zeros".into(),
+            share(a),
+            share(b),
+            format!("{} points", fixed(100.0 * (b.zeros - a.zeros), 1)),
+        ]);
         let milliseconds = |x: f64| format!("{x:.3} ms");
-        let faster = format!("{:.2} times as fast", b.latency.speedup);
         table.add_row([
             "latency, median".into(),
             milliseconds(a.latency.median),
             milliseconds(b.latency.median),
-            faster,
+            percent(b.latency.median, a.latency.median),
         ]);
+        let [low, high] = b.latency.interval;
+        let speedup = format!("{:.2} ({low:.2} to {high:.2})", b.latency.speedup);
+        table.add_row(["speed-up", "", "", &speedup]);
         let spread = |t: &Timing| format!("{:.3} to {:.3} ms", t.low, t.high);
         table.add_row(["10 % to 90 %".into(), spread(&a.latency), spread(&b.latency), String::new()]);
+        if let (Some(a), Some(b)) = (a.latency.processor, b.latency.processor) {
+            table.add_row(["processor time".into(), milliseconds(a), milliseconds(b), percent(b, a)]);
+        }
         let rate = |t: &Timing| format!("{:.1} samples/s", t.throughput);
         table.add_row(["throughput".into(), rate(&a.latency), rate(&b.latency), String::new()]);
         let notes: String = self.notes.iter().map(|note| format!("note         {note}\n")).collect();

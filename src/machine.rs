@@ -46,3 +46,50 @@ pub(crate) fn peak_memory() -> Option<u64> {
 pub(crate) fn peak_memory() -> Option<u64> {
     None
 }
+
+/// Seconds of processor time that this process has used, all threads together; `None` where the system does not say.
+#[cfg(unix)]
+pub(crate) fn processor_time() -> Option<f64> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes to the structure that it is given, and to nothing else.
+    let is_known = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) == 0 };
+    is_known.then(|| time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
+}
+
+/// Seconds of processor time that this process has used; `None` where the system does not say.
+#[cfg(not(unix))]
+pub(crate) fn processor_time() -> Option<f64> {
+    None
+}
+
+/// What other processes do while something is timed.
+pub(crate) struct Others {
+    start: std::time::Instant,
+    /// Seconds that all cores were busy, and that this process used, at the start.
+    busy: Option<[f64; 2]>,
+}
+
+impl Others {
+    pub(crate) fn watch() -> Self {
+        Self { start: std::time::Instant::now(), busy: busy() }
+    }
+
+    /// How many cores others have kept busy since, in the mean; `None` where the system does not say.
+    pub(crate) fn cores(&self) -> Option<f64> {
+        let ([all, own], [all_before, own_before]) = (busy()?, self.busy?);
+        let seconds = self.start.elapsed().as_secs_f64();
+        Some((((all - all_before) - (own - own_before)) / seconds.max(f64::MIN_POSITIVE)).max(0.0))
+    }
+}
+
+/// Seconds that all cores were busy, and that this process used.
+fn busy() -> Option<[f64; 2]> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let ticks: Vec<f64> = stat.lines().next()?.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal; guests count among users.
+    let working = [0, 1, 2, 5, 6, 7].iter().filter_map(|&place| ticks.get(place)).sum::<f64>();
+    Some([working / TICKS, processor_time()?])
+}
+
+/// Ticks of a second, nearly everywhere.
+const TICKS: f64 = 100.0;

@@ -358,10 +358,10 @@ impl Options {
         Ok(())
     }
 
-    /// Whether anything but the last check is to be said about how good the results are.
-    pub(crate) fn judges(&self) -> bool {
+    /// Whether something is to be decided by how good the results are.
+    pub(crate) fn decides(&self) -> bool {
         let several = matches!(&self.aim.amount, Amount::Compression(all) if all.len() > 1);
-        several || self.aim.max_drop.is_some() || !self.data.evaluation.is_empty()
+        several || self.aim.max_drop.is_some()
     }
 }
 

@@ -12,7 +12,7 @@ use crate::data::{Dataset, Sources};
 use crate::deliver::{Maker, dump, targets};
 use crate::error::Error;
 use crate::judge::latency::Setting;
-use crate::judge::quality::{Kind, kinds, overrule};
+use crate::judge::quality::{Evaluation, Kind, Origin, kinds, overrule};
 use crate::options::{Distil, Options};
 use crate::progress::Progress;
 use crate::report::Report;
@@ -133,34 +133,45 @@ fn trimmed(
     vocabulary::trim(runtime, source, options, &beside).map(Some)
 }
 
-/// What results are judged by, where they are to be judged; samples of the calibration set that are set aside,
-/// where no other data are given.
+/// What results are judged by: the data that are given for it, or else samples of the calibration set that are set aside;
+/// where these are few, all of them. Made-up numbers say nothing, but where something is to be decided.
 fn evaluation(
     loaded: &mut Loaded,
     model: &Path,
     options: &Options,
     runtime: &Runtime,
-) -> Result<Option<Dataset>, Error> {
+) -> Result<Option<Evaluation>, Error> {
     let calibration = &options.data.calibration;
-    if !options.judges() {
+    if !options.data.evaluation.is_empty() {
+        let files = options.data.evaluation.clone();
+        let segment = loaded.calibration.segment();
+        let sources = Sources { files, batches: Vec::new(), samples: None, segment, ..calibration.clone() };
+        let data = Dataset::gather(&loaded.analysis.single, model, &sources, runtime.threads())?;
+        let data = data.with_mask_of(&loaded.calibration)?;
+        return Ok(Some(Evaluation { data, origin: Origin::Given }));
+    }
+    if loaded.calibration.is_made_up && !options.decides() {
         return Ok(None);
     }
-    if options.data.evaluation.is_empty() {
-        let aside = (loaded.calibration.samples() / SET_ASIDE).clamp(1, MOST_SET_ASIDE);
-        return set_aside(loaded, aside, calibration.seed).map(Some);
+    let samples = loaded.calibration.samples();
+    if samples < MANY && !options.decides() {
+        return Ok(Some(Evaluation { data: loaded.calibration.clone(), origin: Origin::Calibration }));
     }
-    let files = options.data.evaluation.clone();
-    let segment = loaded.calibration.segment();
-    let sources = Sources { files, batches: Vec::new(), samples: None, segment, ..calibration.clone() };
-    let data = Dataset::gather(&loaded.analysis.single, model, &sources, runtime.threads())?;
-    data.with_mask_of(&loaded.calibration).map(Some)
+    let most = if options.decides() { MOST_SET_ASIDE } else { MOST_TO_JUDGE };
+    let aside = (samples / SET_ASIDE).clamp(1, most);
+    let data = set_aside(loaded, aside, calibration.seed)?;
+    Ok(Some(Evaluation { data, origin: Origin::SetAside }))
 }
 
 /// One of so many samples is set aside to judge by, where no other data are given.
 const SET_ASIDE: usize = 8;
 
-/// No more samples than this are set aside.
+/// No more samples than this are set aside: to decide by, and to judge by.
 const MOST_SET_ASIDE: usize = 512;
+const MOST_TO_JUDGE: usize = 256;
+
+/// Of fewer samples none is set aside.
+const MANY: usize = 128;
 
 /// Samples that a distillation is judged by, and nothing else is measured on, where there is to be one.
 fn judges(loaded: &mut Loaded, options: &Options) -> Result<Option<Dataset>, Error> {

@@ -148,15 +148,16 @@ impl Dataset {
     /// Where the data do not fit the model; the message names the array and says what was expected.
     pub fn gather(model: &Model, path: &Path, sources: &Sources, threads: usize) -> Result<Self, Error> {
         let all = signature::inputs(model);
-        let mut first = None;
+        let mut last = None;
         // Nobody needs to give what follows from the tokens of a decoder.
         for inputs in decoder::may_be_given(&all) {
             match Self::gather_of(model, (&all, &inputs), path, sources, threads) {
-                Err(error @ Error::Data { .. }) => drop(first.get_or_insert(error)),
+                // The fewer inputs are asked for, the nearer is the reason to what is wrong.
+                Err(error @ Error::Data { .. }) => last = Some(error),
                 done => return done,
             }
         }
-        Err(first.unwrap_or_else(|| Error::internal("a model takes nothing")))
+        Err(last.unwrap_or_else(|| Error::internal("a model takes nothing")))
     }
 
     /// The same from samples that hold these inputs of all.

@@ -10,6 +10,7 @@ use kprune_passes::signature;
 use super::make::{Maker, Original, Product};
 use crate::analysis::parameters;
 use crate::budget::Budget;
+use crate::judge::quality::Evaluation;
 use crate::options::{Amount, Options};
 use crate::report::{self, ModelReport, Report};
 use crate::store;
@@ -27,7 +28,7 @@ impl Maker<'_> {
         let found = &self.loaded.analysis.measured.found;
         let models: Vec<ModelReport> = products.iter().map(|p| model_report(found, budget, p)).collect();
         let mut warnings = self.warnings(products);
-        if let (Some(data), Some(judgement)) = (&self.evaluation, &original.judgement) {
+        if let (Some(Evaluation { data, .. }), Some(judgement)) = (&self.evaluation, &original.judgement) {
             warnings.extend(data.notes.iter().filter(|note| !self.loaded.calibration.notes.contains(note)).cloned());
             warnings.extend(judgement.unused_labels(data));
         }
@@ -52,6 +53,7 @@ impl Maker<'_> {
             original: report::Original {
                 setting: original.timing.as_ref().map(|_| self.setting.clone()),
                 latency: original.timing,
+                judged_on: original.judgement.as_ref().and(self.evaluation.as_ref()).map(judged_on),
                 quality: original.judgement,
             },
             declined: found.declined.iter().map(report::DeclinedReport::from).collect(),
@@ -126,7 +128,7 @@ impl Maker<'_> {
                 calibration.source
             ));
         }
-        if self.evaluation.is_some() && self.options.data.evaluation.is_empty() {
+        if self.options.decides() && self.options.data.evaluation.is_empty() {
             let reason = "results were judged by samples of the calibration set that were set aside";
             warnings.push(format!("{reason}; labelled data of the task serve better (--eval FILE)"));
         }
@@ -141,27 +143,36 @@ impl Maker<'_> {
         }
         warnings.extend(products.iter().filter_map(|p| p.made.as_ref()?.verified.warning.clone()));
         warnings.extend(products.iter().filter_map(|p| p.warning.clone()));
+        warnings.extend(products.iter().filter_map(|p| p.timing.as_ref()?.doubt()));
         warnings.dedup();
         warnings
     }
 }
 
+/// The samples that models were judged by.
+fn judged_on(evaluation: &Evaluation) -> report::JudgedOn {
+    report::JudgedOn { source: evaluation.data.source.clone(), origin: evaluation.origin }
+}
+
 fn model_report(found: &Discovery, budget: &Budget, product: &Product) -> ModelReport {
     let outcome = &product.outcome;
     let rows = outcome.plan.each(found).zip(outcome.repairs.iter().zip(outcome.scores.iter().zip(&outcome.details)));
-    let sublayers = rows.map(|((sublayer, decision), (repair, (scores, details)))| report::SublayerReport {
-        name: sublayer.name.clone(),
-        unit: report::unit_name(sublayer.kind),
-        units: sublayer.units.len(),
-        kept: (0..sublayer.units.len()).filter(|&u| decision.keep[u]).collect(),
-        flops: sublayer.flops(),
-        flops_kept: decision.flops(sublayer),
-        error_untuned: repair.untuned,
-        error_tuned: repair.tuned,
-        tuned: repair.tuned.is_some(),
-        scores: scores.iter().map(|&s| s as f32).collect(),
-        details: details.clone(),
-    });
+    let labels = report::names::short(found.sublayers.iter().map(|s| (s.name.as_str(), s.kind)));
+    let sublayers =
+        rows.zip(labels).map(|(((sublayer, decision), (repair, (scores, details))), label)| report::SublayerReport {
+            name: sublayer.name.clone(),
+            label,
+            unit: report::unit_name(sublayer.kind),
+            units: sublayer.units.len(),
+            kept: (0..sublayer.units.len()).filter(|&u| decision.keep[u]).collect(),
+            flops: sublayer.flops(),
+            flops_kept: decision.flops(sublayer),
+            error_untuned: repair.untuned,
+            error_tuned: repair.tuned,
+            tuned: repair.tuned.is_some(),
+            scores: scores.iter().map(|&s| s as f32).collect(),
+            details: details.clone(),
+        });
     ModelReport {
         compression: product.compression,
         output: product.made.as_ref().map(|made| report::File {

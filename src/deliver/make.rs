@@ -13,11 +13,11 @@ use super::targets::targets;
 use super::verify::{Verified, masked_original, verify};
 use crate::analysis::{Loaded, View, parameters};
 use crate::budget::Budget;
-use crate::data::{Batch, Dataset};
+use crate::data::Batch;
 use crate::distil::{Distillation, Pupil};
 use crate::error::Error;
 use crate::judge::latency::{self, Setting, Timing};
-use crate::judge::quality::{Judgement, Kind};
+use crate::judge::quality::{Drop, Evaluation, Judgement, Kind};
 use crate::judge::side_by_side::judge;
 use crate::options::Options;
 use crate::store::{self, Ledger, Publication, Source, Staged, StagedFolder, Target};
@@ -60,6 +60,13 @@ pub(super) struct Product {
     pub(super) made: Option<Made>,
 }
 
+impl Product {
+    /// By how much it is worse than the original, where that was judged.
+    pub(super) fn drop(&self) -> Option<Drop> {
+        self.judgement.as_ref()?.drop
+    }
+}
+
 /// A model that was written beside its target.
 pub(super) struct Made {
     pub(super) target: Target,
@@ -83,7 +90,7 @@ pub(crate) struct Maker<'a> {
     pub(crate) trimmed: Option<&'a Trimmed>,
     pub(crate) target: Option<Target>,
     pub(crate) ledger: Ledger,
-    pub(crate) evaluation: Option<Dataset>,
+    pub(crate) evaluation: Option<Evaluation>,
     /// Batches that a distillation is judged by.
     pub(crate) judges: Vec<Batch>,
     pub(crate) setting: Setting,
@@ -177,7 +184,9 @@ impl Maker<'_> {
 
     /// Judges the models beside the original.
     pub(crate) fn judge(&self, products: &mut Products) -> Result<(), Error> {
-        let Some(data) = self.evaluation.as_ref().filter(|_| self.target.is_some()) else { return Ok(()) };
+        let Some(Evaluation { data, .. }) = self.evaluation.as_ref().filter(|_| self.target.is_some()) else {
+            return Ok(());
+        };
         self.world.progress.stage("judging");
         let models = self.models(&products.models);
         let models: Vec<_> = models.into_iter().map(|model| (model, data)).collect();

@@ -17,7 +17,7 @@ use make::{Product, Products};
 
 use crate::budget::Budget;
 use crate::error::Error;
-use crate::judge::quality::Judgement;
+use crate::judge::quality::Drop;
 use crate::report::{Cost, Report};
 use crate::store::{self, Publication};
 
@@ -35,7 +35,7 @@ impl Maker<'_> {
         cost: impl FnOnce() -> Cost,
     ) -> Result<Report, Error> {
         let Products { original, mut models } = products;
-        let chosen = self.chosen(&models, original.judgement.as_ref())?;
+        let chosen = self.chosen(&models)?;
         let mut publication = Publication::default();
         if let Some(path) = &self.options.files.save_plan {
             let found = &self.loaded.analysis.measured.found;
@@ -57,28 +57,54 @@ impl Maker<'_> {
         Ok(described)
     }
 
-    /// Which of several models it is: the smallest that is good enough, or else the last.
-    fn chosen(&self, products: &[Product], original: Option<&Judgement>) -> Result<usize, Error> {
-        let (Some(allowed), Some(original)) = (self.options.aim.max_drop, original) else {
-            return Ok(products.len() - 1);
-        };
+    /// Which of several models it is: the smallest that is surely good enough, or else the last.
+    fn chosen(&self, products: &[Product]) -> Result<usize, Error> {
+        let Some(allowed) = self.options.aim.max_drop else { return Ok(products.len() - 1) };
         if products.iter().any(|p| p.judgement.as_ref().is_some_and(|j| !j.is_known())) {
             let help = "give labels that fit an output (--eval FILE), or say what it is with --output NAME:KIND";
             return Err(Error::Usage(format!(
                 "--max-drop: the models give nothing that could be compared, so nobody knows how much they drop; {help}"
             )));
         }
-        let drop = |p: &Product| p.judgement.as_ref().map_or(0.0, |j| j.drop_from(original));
+        let is_good = |p: &Product| p.drop().is_none_or(|drop| drop.sureness(allowed) >= SURE);
         let size = |p: &Product| p.made.as_ref().map_or(0, |m| m.bytes());
-        let good = (0..products.len()).filter(|&i| drop(&products[i]) <= allowed);
-        good.min_by_key(|&i| size(&products[i])).ok_or_else(|| {
-            let least = products.iter().map(|p| format!("{} by {:.4}", p.compression.unwrap_or(0.0), drop(p)));
-            let (name, _) = products[0].judgement.as_ref().map_or(("fidelity", 0.0), Judgement::main);
-            Error::Usage(format!(
-                "no model is good enough: {name} falls by more than {allowed} (compression {}); \
-                 allow more, or try smaller compressions with --sweep",
-                least.collect::<Vec<_>>().join(", ")
-            ))
-        })
+        let good = (0..products.len()).filter(|&i| is_good(&products[i]));
+        good.min_by_key(|&i| size(&products[i])).ok_or_else(|| nothing_good(products, allowed))
     }
+}
+
+/// A model is good enough where that is as probable as this.
+pub(crate) const SURE: f64 = 0.9;
+
+/// How far a normal distribution reaches with the probability [`SURE`], in standard deviations.
+const REACH: f64 = 1.2816;
+
+/// That no model is surely good enough: what each drops, and how many samples would tell.
+fn nothing_good(products: &[Product], allowed: f64) -> Error {
+    let judged = products.iter().filter_map(|p| Some((p.compression.unwrap_or(0.0), p.drop()?)));
+    let judged: Vec<_> = judged.collect();
+    let each: Vec<String> = judged.iter().map(|(share, drop)| format!("{share} by {drop}")).collect();
+    let (name, samples) = products[0].judgement.as_ref().map_or(("fidelity", 0), |j| (j.main().0, j.samples));
+    // The error of so many samples would leave room for what is lost.
+    let enough = |drop: &Drop| {
+        let room = Some(allowed - drop.value).filter(|room| *room > 0.0)?;
+        Some(samples as f64 * (REACH * drop.error? / room).powi(2))
+    };
+    let enough = judged.iter().filter_map(|(_, drop)| enough(drop)).fold(f64::INFINITY, f64::min);
+    let help = match enough.is_finite() {
+        true => format!("{} samples would tell (--eval FILE); or allow more", rounded_up(enough)),
+        false => "allow more, or try smaller compressions with --sweep".into(),
+    };
+    Error::Usage(format!(
+        "no model is good enough: {name} must fall by no more than {allowed}, with a probability of {:.0} %, and falls, judged by {samples} \
+         samples (compression {}); {help}",
+        100.0 * SURE,
+        each.join(", ")
+    ))
+}
+
+/// A number of samples with two digits that count.
+fn rounded_up(samples: f64) -> u64 {
+    let unit = 10f64.powf(samples.max(1.0).log10().floor() - 1.0).max(1.0);
+    ((samples / unit).ceil() * unit) as u64
 }

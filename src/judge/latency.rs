@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::data::{Dataset, as_declared, find};
 use crate::error::Error;
+use crate::machine::{Others, processor_time};
 use crate::runtime::{self, Held, Runtime, Session};
 
 /// Runs before the clock counts.
@@ -43,10 +44,54 @@ pub struct Timing {
     pub high: f64,
     /// Samples in a second, at the median.
     pub throughput: f64,
-    /// How many times as fast as the first of those that took turns: the median over the rounds.
+    /// Processor time of a run, all threads together: the median; `None` where the system does not say. Threads that wait for
+    /// others may use some.
+    pub processor: Option<f64>,
+    /// How many times as fast as the first of those that took turns: the median over the rounds of the ratio of the two.
     pub speedup: f64,
+    /// The interval of that median, with a probability of 95 %.
+    pub interval: [f64; 2],
     /// Rounds that were timed.
     pub rounds: usize,
+    /// Cores that other processes kept busy meanwhile, in the mean; `None` where the system does not say.
+    pub others: Option<f64>,
+}
+
+/// What seconds a contender took, round by round, and of processor time.
+#[derive(Clone, Debug, Default)]
+pub struct Rounds {
+    /// Of the clock on the wall.
+    pub seconds: Vec<f64>,
+    /// Of the processor; empty where the system does not say.
+    pub processor: Vec<f64>,
+}
+
+/// Intervals that are wider than this share of the speed-up are said to be wide.
+const WIDE: f64 = 0.1;
+
+/// A machine is busy where other processes take this many cores.
+const BUSY: f64 = 0.25;
+
+impl Timing {
+    /// What is not sure of a speed-up, in words.
+    pub(crate) fn doubt(&self) -> Option<String> {
+        let [low, high] = self.interval;
+        let busy = self.others.filter(|cores| *cores > BUSY);
+        let busy = busy.map(|cores| format!("; other processes kept {cores:.1} cores busy")).unwrap_or_default();
+        let is_wide = (high - low) > WIDE * self.speedup;
+        match low < 1.0 && high > 1.0 {
+            true => Some(format!("the times do not tell which model is faster: {low:.2} to {high:.2} times{busy}")),
+            false if is_wide => Some(format!("times vary much: {low:.2} to {high:.2} times as fast{busy}")),
+            false if !busy.is_empty() => Some(format!("times are of a busy machine{busy}")),
+            false => None,
+        }
+    }
+
+    /// How many times as fast, with what is sure of it.
+    pub(crate) fn faster(&self) -> String {
+        let [low, high] = self.interval;
+        format!("{:.2} times as fast ({low:.2} to {high:.2})", self.speedup)
+    }
 }
 
 impl std::fmt::Display for Setting {
@@ -96,28 +141,33 @@ pub struct Contender<'a> {
     pub feeds: &'a [(String, Held)],
 }
 
-/// Lets all run in turns for about `budget`; the seconds of every one, round by round.
+/// Lets all run in turns for about `budget`, every second round the other way round; what every one took.
 ///
 /// # Errors
 /// Where ONNX Runtime fails.
-pub fn in_turns(runtime: &Runtime, contenders: &mut [Contender], budget: Duration) -> Result<Vec<Vec<f64>>, Error> {
-    let mut seconds = vec![Vec::new(); contenders.len()];
+pub fn in_turns(runtime: &Runtime, contenders: &mut [Contender], budget: Duration) -> Result<Vec<Rounds>, Error> {
+    let mut rounds = vec![Rounds::default(); contenders.len()];
     let start = Instant::now();
     for round in 0..WARM_UP + ROUNDS.end() {
         runtime.check_cancelled()?;
         if round >= WARM_UP + ROUNDS.start() && start.elapsed() > budget {
             break;
         }
-        for (contender, seconds) in contenders.iter_mut().zip(&mut seconds) {
-            let start = Instant::now();
+        let mut turns: Vec<_> = contenders.iter_mut().zip(&mut rounds).collect();
+        if round % 2 == 1 {
+            turns.reverse();
+        }
+        for (contender, rounds) in turns {
+            let (start, used) = (Instant::now(), processor_time());
             let feeds = contender.feeds;
             contender.session.run_with(|name| find(feeds, name))?;
             if round >= WARM_UP {
-                seconds.push(start.elapsed().as_secs_f64());
+                rounds.seconds.push(start.elapsed().as_secs_f64());
+                rounds.processor.extend(processor_time().zip(used).map(|(after, before)| after - before));
             }
         }
     }
-    Ok(seconds)
+    Ok(rounds)
 }
 
 /// Times models in turns, each at its setting; the first is what the others' speed-up is counted against.
@@ -130,22 +180,38 @@ pub fn compare(runtime: &Runtime, models: &[(&Model, &Setting)], budget: Duratio
     for ((model, _), feeds) in models.iter().zip(&feeds) {
         contenders.push(Contender { session: runtime.session(model, "timing a model", true)?, feeds });
     }
-    let seconds = in_turns(runtime, &mut contenders, budget)?;
-    let timing = |(own, (_, setting)): (&Vec<f64>, &(&Model, &Setting))| timing(own, &seconds[0], setting.batch);
-    Ok(seconds.iter().zip(models).map(timing).collect())
+    let others = Others::watch();
+    let rounds = in_turns(runtime, &mut contenders, budget)?;
+    let others = others.cores();
+    let timing = |(own, (_, setting)): (&Rounds, &(&Model, &Setting))| Timing {
+        others,
+        ..timing(own, &rounds[0].seconds, setting.batch)
+    };
+    Ok(rounds.iter().zip(models).map(timing).collect())
 }
 
-fn timing(own: &[f64], first: &[f64], batch: usize) -> Timing {
-    let ratios: Vec<f64> = first.iter().zip(own).map(|(a, b)| a / b).collect();
-    let median = quantile(own, 0.5);
+fn timing(own: &Rounds, first: &[f64], batch: usize) -> Timing {
+    let Rounds { seconds, processor } = own;
+    let ratios: Vec<f64> = first.iter().zip(seconds).map(|(a, b)| a / b).collect();
+    let median = quantile(seconds, 0.5);
     Timing {
         median: median * 1e3,
-        low: quantile(own, 0.1) * 1e3,
-        high: quantile(own, 0.9) * 1e3,
+        low: quantile(seconds, 0.1) * 1e3,
+        high: quantile(seconds, 0.9) * 1e3,
         throughput: batch as f64 / median,
+        processor: (!processor.is_empty()).then(|| quantile(processor, 0.5) * 1e3),
         speedup: quantile(&ratios, 0.5),
-        rounds: own.len(),
+        interval: of_median(&ratios),
+        rounds: seconds.len(),
+        others: None,
     }
+}
+
+/// The interval of a median with a probability of 95 %: between two of the sorted numbers, whose places follow from the
+/// binomial distribution (Conover 1999, section 3.2).
+fn of_median(numbers: &[f64]) -> [f64; 2] {
+    let apart = 0.98 / (numbers.len().max(1) as f64).sqrt();
+    [0.5 - apart, 0.5 + apart].map(|share| quantile(numbers, share.clamp(0.0, 1.0)))
 }
 
 /// The number below which that share of the numbers lies.
@@ -173,7 +239,31 @@ mod tests {
 
     #[test]
     fn the_speedup_is_that_of_the_median_round() {
-        let timing = timing(&[1.0, 2.0, 1.0], &[2.0, 6.0, 3.0], 4);
+        let own = Rounds { seconds: vec![1.0, 2.0, 1.0], processor: vec![2.0, 3.0, 2.0] };
+        let timing = timing(&own, &[2.0, 6.0, 3.0], 4);
         assert_eq!((timing.speedup, timing.median, timing.throughput), (3.0, 1e3, 4.0));
+        assert_eq!((timing.interval, timing.processor), ([2.0, 3.0], Some(2e3)));
+    }
+
+    #[test]
+    fn the_interval_of_a_median_gets_narrow_with_more_rounds() {
+        let numbers = |count: usize| (0..count).map(|i| 1.0 + i as f64 / count as f64).collect::<Vec<_>>();
+        let [few, many] = [25, 400].map(|count| of_median(&numbers(count)));
+        assert!(few[0] < many[0] && many[0] < 1.5 && 1.5 < many[1] && many[1] < few[1], "{few:?} {many:?}");
+        assert!((many[1] - many[0] - 0.098).abs() < 0.01, "{many:?}");
+    }
+
+    #[test]
+    fn what_times_do_not_tell_is_said() {
+        let timing = |interval: [f64; 2], others| Timing {
+            others: Some(others),
+            interval,
+            speedup: interval[0].midpoint(interval[1]),
+            ..timing(&Rounds { seconds: vec![1.0], processor: vec![] }, &[1.0], 1)
+        };
+        assert_eq!(timing([1.49, 1.51], 0.1).doubt(), None);
+        assert!(timing([0.97, 1.04], 0.0).doubt().unwrap().contains("do not tell"));
+        let busy = timing([1.2, 1.6], 1.3).doubt().unwrap();
+        assert!(busy.contains("vary much") && busy.contains("1.3 cores"), "{busy}");
     }
 }

@@ -221,8 +221,8 @@ fn sublayer_times(
         let part = remove(&whole, found, seen, &plan).map_err(|e| Error::internal(e.to_string()))?;
         contenders.push(Contender { session: runtime.session(&part, "timing a sublayer", true)?, feeds: &feeds });
     }
-    let seconds = in_turns(runtime, &mut contenders, BUDGET)?;
-    Ok(widths.into_iter().zip(seconds).map(|(n, own)| (n, quantile(&own, 0.5) * 1e3)).collect())
+    let rounds = in_turns(runtime, &mut contenders, BUDGET)?;
+    Ok(widths.into_iter().zip(rounds).map(|(n, own)| (n, quantile(&own.seconds, 0.5) * 1e3)).collect())
 }
 
 /// The values that cross into a sublayer, from a run of what is upstream of it.
@@ -254,8 +254,8 @@ fn whole_times(
     setting: &Setting,
     curves: &[Curve],
 ) -> Result<(f64, f64), Error> {
-    let half = |s: &Sublayer| near(s.units.len(), alignment.step(s), 0.5);
-    let plan = first_units(analysis, |_, s| half(s));
+    let half_of = |s: &Sublayer| near(s.units.len(), alignment.step(s), 0.5);
+    let plan = first_units(analysis, |_, s| half_of(s));
     let View { model, seen, found } = &analysis.written;
     let pruned = remove(model, found, seen, &plan);
     let pruned = pruned.map_err(|e| Error::internal(e.to_string()))?;
@@ -266,12 +266,13 @@ fn whole_times(
         |(model, feeds)| Ok(Contender { session: runtime.session(model, "timing the model", true)?, feeds });
     let contenders = models.into_iter().zip(feeds.iter().map(Vec::as_slice)).map(contender);
     let mut contenders = contenders.collect::<Result<Vec<_>, Error>>()?;
-    let seconds = in_turns(runtime, &mut contenders, 2 * BUDGET)?;
-    let whole = quantile(&seconds[0], 0.5) * 1e3;
-    let shares: Vec<f64> = seconds[0].iter().zip(&seconds[1]).map(|(a, b)| 1.0 - b / a).collect();
+    let rounds = in_turns(runtime, &mut contenders, 2 * BUDGET)?;
+    let [whole, half] = [0, 1].map(|place| &rounds[place].seconds);
+    let shares: Vec<f64> = whole.iter().zip(half).map(|(a, b)| 1.0 - b / a).collect();
+    let whole = quantile(whole, 0.5) * 1e3;
     let saved = whole * quantile(&shares, 0.5);
     let sublayers = analysis.measured.found.sublayers.iter().zip(curves);
-    let expected: f64 = sublayers.map(|(s, curve)| curve.at(s.units.len()) - curve.at(half(s))).sum();
+    let expected: f64 = sublayers.map(|(s, curve)| curve.at(s.units.len()) - curve.at(half_of(s))).sum();
     let factor = if expected > 0.0 && saved > 0.0 { saved / expected } else { 1.0 };
     Ok((whole, factor))
 }

@@ -2,6 +2,7 @@
 
 pub mod latency;
 pub mod latency_table;
+mod measured;
 pub mod metrics;
 mod nearness;
 mod next_token;

@@ -5,6 +5,7 @@ use kprune_passes::calculus::next_token::{self, Sums};
 use kprune_passes::ir::ElementType;
 use ort::value::DynValue;
 
+use super::nearness::Near;
 use crate::data::Batch;
 use crate::error::Error;
 use crate::runtime::{self, Runtime, Session};
@@ -22,35 +23,20 @@ pub(super) struct Comparer {
     mask: Option<String>,
 }
 
-/// What models give, summed over tokens.
+/// What a model gives for a sample, summed over its tokens.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Likelihood {
     /// -log of the probability of the token that follows, and over how many.
     surprise: f64,
     predicted: f64,
-    /// Of the tokens that are compared with the first model: how many, for how many both prefer the same, KL, cosine, and
-    /// the largest difference of a score.
-    pub(super) tokens: f64,
-    pub(super) same: f64,
-    pub(super) divergence: f64,
-    pub(super) cosine: f64,
-    pub(super) largest: f64,
 }
 
 impl Likelihood {
-    pub(super) fn add(&mut self, other: &Self) {
-        self.surprise += other.surprise;
-        self.predicted += other.predicted;
-        self.tokens += other.tokens;
-        self.same += other.same;
-        self.divergence += other.divergence;
-        self.cosine += other.cosine;
-        self.largest = self.largest.max(other.largest);
-    }
-
     /// exp of the mean of -log p over all tokens that follow another; `None` where there are none.
-    pub(super) fn perplexity(&self) -> Option<f64> {
-        (self.predicted > 0.0).then(|| (self.surprise / self.predicted).exp())
+    pub(super) fn perplexity(samples: &[Self]) -> Option<f64> {
+        let sum = |of: fn(&Self) -> f64| samples.iter().map(of).sum::<f64>();
+        let (surprise, predicted) = (sum(|s| s.surprise), sum(|s| s.predicted));
+        (predicted > 0.0).then(|| (surprise / predicted).exp())
     }
 }
 
@@ -76,17 +62,17 @@ impl Comparer {
         Ok(Self { session, sums, ids: ids.into(), mask: mask.map(|(name, ..)| name.to_string()) })
     }
 
-    /// What a model gives for a batch, `own`, beside what the `first` of them gives.
+    /// What a model gives for every sample of a batch, `own`, beside what the `first` of them gives.
     ///
     /// # Errors
     /// Where a score is not finite.
-    pub(super) fn likelihood(
+    pub(super) fn compare(
         &mut self,
         first: &DynValue,
         own: &DynValue,
         batch: &Batch,
         whose: &str,
-    ) -> Result<Likelihood, Error> {
+    ) -> Result<Vec<(Likelihood, Near)>, Error> {
         let find = |name: &str| match name {
             next_token::FIRST => Some(first),
             next_token::OWN => Some(own),
@@ -94,25 +80,26 @@ impl Comparer {
             _ => batch.find(self.mask.as_deref()?),
         };
         let values = self.session.run_with(find)?;
-        let sum = |name: &str| {
-            let value = values.get(name).ok_or_else(|| Error::internal(format!("no sum {name:?} came out")))?;
-            let sum = runtime::scalars(value)?.sum();
-            if !sum.is_finite() {
+        let sums = |name: &str| -> Result<Vec<f64>, Error> {
+            let value = values.get(name).ok_or_else(|| Error::internal(format!("no sums {name:?} came out")))?;
+            let sums: Vec<f64> = runtime::scalars(value)?.into_iter().collect();
+            if let Some(&odd) = sums.iter().find(|sum| !sum.is_finite()) {
                 let place = batch.odd(own)?.map_or_else(|| batch.describe(), |(place, _)| place);
                 let what = format!("{whose} scores of the next token");
-                return Err(Error::NotFinite { place, what, value: sum, help: ODD_OUTPUT.into() });
+                return Err(Error::NotFinite { place, what, value: odd, help: ODD_OUTPUT.into() });
             }
-            Ok(sum)
+            Ok(sums)
         };
         let Sums { surprise, predicted, tokens, same, divergence, cosine, largest } = &self.sums;
-        Ok(Likelihood {
-            surprise: sum(surprise)?,
-            predicted: sum(predicted)?,
-            tokens: sum(tokens)?,
-            same: sum(same)?,
-            divergence: sum(divergence)?,
-            cosine: sum(cosine)?,
-            largest: sum(largest)?,
-        })
+        let likelihood = sums(surprise)?.into_iter().zip(sums(predicted)?);
+        let likelihood = likelihood.map(|(surprise, predicted)| Likelihood { surprise, predicted });
+        let (tokens, same, divergence) = (sums(tokens)?, sums(same)?, sums(divergence)?);
+        let (cosine, largest) = (sums(cosine)?, sums(largest)?);
+        let each = tokens.iter().zip(&same).zip(divergence.iter().zip(&cosine)).zip(&largest);
+        let near = each.map(|(((tokens, &same), (&divergence, &cosine)), &largest)| {
+            let count = *tokens as usize;
+            Near { distributions: count, same, divergence, outputs: count, cosine, largest, ..Near::default() }
+        });
+        Ok(likelihood.zip(near).collect())
     }
 }

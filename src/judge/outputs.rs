@@ -76,6 +76,12 @@ fn rows(row: ArrayD<f64>, kind: OutputKind, length: Option<usize>) -> Vec<Vec<f6
 }
 
 impl Output {
+    /// Scores of classes, a row for every sample.
+    #[cfg(test)]
+    pub(super) fn logits(samples: Vec<Vec<Vec<f64>>>) -> Self {
+        Self { kind: OutputKind::Logits, form: Form::Scores, is_end: false, is_whole: false, samples }
+    }
+
     /// Whether each label is more likely right than not.
     pub(super) fn decided(&self, rows: &[Vec<f64>]) -> Vec<bool> {
         self.form.scores(&rows.concat()).iter().map(|&z| z > 0.0).collect()

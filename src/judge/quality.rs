@@ -17,9 +17,32 @@ pub struct Judgement {
     pub samples: usize,
     /// Scores on the labels, the most telling first; empty where there are none.
     pub scores: Vec<Score>,
+    /// By how much it is worse than the first of the models that were judged together; `None` for that one.
+    pub drop: Option<Drop>,
     /// How near it is to the first of the models that were judged together; `None` for that one, and where the
     /// models give nothing that can be compared.
     pub fidelity: Option<Fidelity>,
+}
+
+/// What models are judged by.
+pub(crate) struct Evaluation {
+    /// The samples.
+    pub(crate) data: Dataset,
+    /// Where they come from.
+    pub(crate) origin: Origin,
+}
+
+/// Where the samples come from that models are judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Origin {
+    /// The user gave them for it.
+    Given,
+    /// They are samples of the calibration set that nothing was measured on.
+    SetAside,
+    /// They are the calibration set: models do better on it than on others.
+    Calibration,
 }
 
 /// A score from 0 to 1, or -1 to 1 for a correlation; a perplexity is from 1 on, and the better the smaller.
@@ -29,12 +52,55 @@ pub struct Score {
     pub name: &'static str,
     /// The score.
     pub value: f64,
+    /// Its standard error; `None` where there are too few samples to say.
+    pub error: Option<f64>,
+}
+
+/// By how much a model is worse than another: in its first score where there are any, else in what is missing to full
+/// agreement, to a correlation of 1 where there are no classes, or to a cosine of 1. Of a perplexity it is the share by which
+/// that is larger.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Drop {
+    /// The drop; below 0 where it is better.
+    pub value: f64,
+    /// Its standard error, over the samples that both were judged by; `None` where there are too few to say.
+    pub error: Option<f64>,
+}
+
+/// A number with so many digits after the point; what rounds to nothing has no sign.
+pub(crate) fn fixed(number: f64, digits: usize) -> String {
+    let text = format!("{number:.digits$}");
+    match text.strip_prefix('-').filter(|rest| rest.chars().all(|c| matches!(c, '0' | '.'))) {
+        Some(nothing) => nothing.to_string(),
+        None => text,
+    }
+}
+
+impl std::fmt::Display for Drop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&fixed(self.value, 4))?;
+        self.error.map_or(Ok(()), |error| write!(f, " \u{b1} {error:.4}"))
+    }
+}
+
+impl Drop {
+    /// How probable it is that it is really no more than `allowed`, by a normal distribution.
+    pub fn sureness(&self, allowed: f64) -> f64 {
+        let error = self.error.unwrap_or(f64::INFINITY).max(f64::MIN_POSITIVE);
+        let apart = (allowed - self.value) / error;
+        0.5 * libm::erfc(-apart / std::f64::consts::SQRT_2)
+    }
 }
 
 /// What the score of models that predict the next token is called.
 pub const PERPLEXITY: &str = "perplexity";
 
 impl Score {
+    /// Whether it is a share of predictions.
+    pub(super) fn is_share(&self) -> bool {
+        matches!(self.name, "accuracy" | "exact match")
+    }
+
     /// By how much it is worse than another: a perplexity by its share of the other, and other scores by their difference.
     fn worse_than(&self, other: &Self) -> f64 {
         match self.name == PERPLEXITY {
@@ -57,16 +123,36 @@ pub struct Fidelity {
     pub cosine: f64,
     /// The largest difference of any number.
     pub largest_difference: f64,
+    /// The standard errors of these.
+    pub errors: Errors,
+}
+
+/// Standard errors of what says how near two models are; `None` where there are too few samples to say.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct Errors {
+    pub agreement: Option<f64>,
+    pub divergence: Option<f64>,
+    pub correlation: Option<f64>,
+    pub cosine: Option<f64>,
 }
 
 impl Judgement {
-    /// By how much this model is worse than `first`: in the first score where there are any, else in what is
-    /// missing to full agreement, to a correlation of 1 where there are no classes, or to a cosine of 1.
-    pub fn drop_from(&self, first: &Judgement) -> f64 {
-        match (self.scores.first(), first.scores.first(), &self.fidelity) {
+    /// By how much this model is worse than one with the scores `first`.
+    pub(super) fn drop_from(&self, first: &[Score]) -> f64 {
+        match (self.scores.first(), first.first(), &self.fidelity) {
             (Some(own), Some(first), _) => own.worse_than(first),
             (_, _, Some(fidelity)) => 1.0 - fidelity.main().1,
             _ => 0.0,
+        }
+    }
+
+    /// Whether what [`Judgement::main`] names is a share of predictions.
+    pub(super) fn is_share(&self) -> bool {
+        match (self.scores.first(), &self.fidelity) {
+            (Some(score), _) => score.is_share(),
+            (None, Some(fidelity)) => fidelity.agreement.is_some(),
+            (None, None) => false,
         }
     }
 
@@ -75,7 +161,7 @@ impl Judgement {
         !self.scores.is_empty() || self.fidelity.is_some()
     }
 
-    /// The name and value of what [`Judgement::drop_from`] looks at.
+    /// The name and value of what [`Judgement::drop`] is about.
     pub fn main(&self) -> (&'static str, f64) {
         match (self.scores.first(), &self.fidelity) {
             (Some(score), _) => (score.name, score.value),
@@ -86,6 +172,25 @@ impl Judgement {
 }
 
 impl Fidelity {
+    /// Everything, with errors.
+    pub(crate) fn all(&self) -> Vec<(&'static str, f64, Option<f64>)> {
+        let Errors { agreement, divergence, correlation, cosine } = &self.errors;
+        let all = [
+            ("agreement", self.agreement, *agreement),
+            ("KL divergence", self.divergence, *divergence),
+            ("correlation", self.correlation, *correlation),
+            ("cosine", Some(self.cosine), *cosine),
+            ("largest difference", Some(self.largest_difference), None),
+        ];
+        all.into_iter().filter_map(|(name, value, error)| Some((name, value?, error))).collect()
+    }
+
+    /// What a line has room for: how many samples agree, and how far apart distributions or vectors are.
+    pub(crate) fn shown(&self) -> Vec<(&'static str, f64, Option<f64>)> {
+        let without = if self.agreement.is_some() { "cosine" } else { "" };
+        self.all().into_iter().filter(|(name, ..)| ![without, "largest difference"].contains(name)).collect()
+    }
+
     /// The name and value of what tells most.
     pub fn main(&self) -> (&'static str, f64) {
         match (self.agreement, self.correlation) {
@@ -97,6 +202,12 @@ impl Fidelity {
 }
 
 impl Judgement {
+    /// The standard error of what [`Judgement::main`] names.
+    pub(crate) fn main_error(&self) -> Option<f64> {
+        let of_fidelity = |fidelity: &Fidelity| fidelity.shown().into_iter().find(|s| s.0 == fidelity.main().0)?.2;
+        self.scores.first().map_or_else(|| self.fidelity.as_ref().and_then(of_fidelity), |score| score.error)
+    }
+
     /// That there are labels which say nothing about the outputs, in words.
     pub fn unused_labels(&self, data: &Dataset) -> Option<String> {
         let is_unused = data.labels.is_some() && self.scores.is_empty();

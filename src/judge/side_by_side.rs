@@ -5,11 +5,11 @@ use std::path::Path;
 use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::ir::{ElementType, Model};
 
-use super::nearness::Nearness;
-use super::next_token::{Comparer, Likelihood, tokens_at_once};
+use super::measured::Measured;
+use super::nearness::Near;
+use super::next_token::{Comparer, tokens_at_once};
 use super::outputs::{Output, outputs};
-use super::predictions::Predictions;
-use super::quality::{Judgement, Kind, PERPLEXITY, Score};
+use super::quality::{Judgement, Kind};
 use crate::data::{Batch, Dataset, find};
 use crate::error::Error;
 use crate::runtime::{self, Runtime, Session, Values};
@@ -43,7 +43,7 @@ pub fn judge(runtime: &Runtime, models: &[(&Model, &Dataset)], kinds: &[Kind]) -
             let values = judged.run(batch)?;
             let outputs = outputs(&values, &others, own, batch, i)?;
             if let Some(labels) = &data.labels {
-                judged.predictions.add(&outputs, &labels.select(&batch.rows)).map_err(|reason| {
+                judged.measured.predictions.add(&outputs, &labels.select(&batch.rows)).map_err(|reason| {
                     let help = "labels are counted from 0; give those that belong to the model";
                     Error::data(Path::new(&data.source), reason, help)
                 })?;
@@ -53,12 +53,14 @@ pub fn judge(runtime: &Runtime, models: &[(&Model, &Dataset)], kinds: &[Kind]) -
                 judged.predict(runtime, next, [before, &values], batch, i)?;
             }
             match &first {
-                Some((_, first)) => judged.nearness.add(first, &outputs),
+                Some((_, first)) => judged.add(first, &outputs, batch.samples),
                 None => first = Some((values, outputs)),
             }
         }
     }
-    Ok(judged.into_iter().enumerate().map(|(i, judged)| judged.judgement(samples, i > 0)).collect())
+    let measured: Vec<Measured> = judged.into_iter().map(|judged| judged.measured).collect();
+    let first = |i: usize| measured.first().filter(|_| i > 0);
+    Ok(measured.iter().enumerate().map(|(i, own)| own.judgement(samples, first(i))).collect())
 }
 
 /// Where models give their scores of the next token.
@@ -92,10 +94,10 @@ impl Kind {
 /// A model that is judged.
 struct Judged<'a> {
     model: &'a Model,
+    /// Samples of which it is known how near it is.
+    samples: usize,
     session: Session,
-    predictions: Predictions,
-    nearness: Nearness,
-    likelihood: Likelihood,
+    measured: Measured,
     comparer: Option<Comparer>,
 }
 
@@ -103,10 +105,9 @@ impl<'a> Judged<'a> {
     fn new(runtime: &Runtime, model: &'a Model) -> Result<Self, Error> {
         Ok(Self {
             model,
+            samples: 0,
             session: runtime.session(model, "evaluating a model", true)?,
-            predictions: Predictions::default(),
-            nearness: Nearness::default(),
-            likelihood: Likelihood::default(),
+            measured: Measured::default(),
             comparer: None,
         })
     }
@@ -142,20 +143,23 @@ impl<'a> Judged<'a> {
             }
         };
         let whose = if place == 0 { "the original's".to_string() } else { format!("model {}'s", place + 1) };
-        self.likelihood.add(&comparer.likelihood(first, own, batch, &whose)?);
+        let (likelihood, near): (Vec<_>, Vec<_>) = comparer.compare(first, own, batch, &whose)?.into_iter().unzip();
+        self.measured.likelihood.extend(likelihood);
+        self.measured.nearness.extend(near);
         Ok(())
     }
 
-    fn judgement(mut self, samples: usize, has_first: bool) -> Judgement {
-        if self.likelihood.tokens > 0.0 {
-            self.nearness.add_tokens(&self.likelihood);
-        }
-        let perplexity = self.likelihood.perplexity().map(|value| Score { name: PERPLEXITY, value });
-        let is_known = has_first && self.nearness.samples > 0;
-        Judgement {
-            samples,
-            scores: perplexity.into_iter().chain(self.predictions.scores()).collect(),
-            fidelity: is_known.then(|| self.nearness.fidelity()),
+    /// Adds how near its outputs are to those of the first model, for every sample of a batch.
+    fn add(&mut self, first: &[Output], own: &[Output], samples: usize) {
+        let nearness = &mut self.measured.nearness;
+        // Where it predicts tokens, these samples are there already.
+        let start = self.samples;
+        self.samples += samples;
+        nearness.resize_with(self.samples.max(nearness.len()), Near::default);
+        for (first, own) in first.iter().zip(own) {
+            for (near, (a, b)) in nearness.iter_mut().skip(start).zip(first.samples.iter().zip(&own.samples)) {
+                near.add([first, own], [a, b]);
+            }
         }
     }
 }

@@ -4,10 +4,9 @@ use bytesize::ByteSize;
 use kprune_passes::methods::Detail;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::table::{count, percent};
+use super::table::{count, in_words, main, percent};
 use super::{Distillation, ModelReport, Report, SublayerReport, charts};
 use crate::escape::printable;
-use crate::judge::quality::PERPLEXITY;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -59,22 +58,26 @@ impl Report {
     }
 
     fn tiles(&self) -> Markup {
-        let ModelReport { flops, output, latency, quality, verify, distillation, sparsification, quantisation, .. } =
+        let ModelReport { flops, output, latency, quality, distillation, sparsification, quantisation, .. } =
             &self.model;
         html! {
             div.tiles {
+                @if let (Some(new), Some(old), Some(on)) = (quality, &self.original.quality, &self.original.judged_on) {
+                    @let name = new.main().0;
+                    @let before = old.scores.first().map_or("with the original".into(), |s| format!("from {}", in_words(s.name, s.value, None)));
+                    (tile(&main(new), &format!("{name}, {before}, {}", on.describe(new.samples))))
+                    @if let Some((name, value, error)) = new.fidelity.as_ref().and_then(|f| f.shown().into_iter().find(|s| s.0 != name)) {
+                        (tile(&in_words(name, value, error), &format!("{name} from the original")))
+                    }
+                }
                 (tile(&percent(flops.removed(), 1.0), "of the prunable FLOPs removed"))
                 @if let Some(new) = output {
                     (tile(&ByteSize(new.bytes).to_string(), &format!("file, from {}", ByteSize(self.input.bytes))))
                     (tile(&count(new.parameters as f64), &format!("parameters, from {}", count(self.input.parameters as f64))))
                 }
                 @if let (Some(new), Some(old), Some(setting)) = (latency, &self.original.latency, &self.original.setting) {
-                    (tile(&format!("{:.2} ×", new.speedup), &format!("as fast: {:.2} ms, from {:.2} ms ({setting})", new.median, old.median)))
-                }
-                @if let (Some(new), Some(old)) = (quality, &self.original.quality) {
-                    @let (name, value) = new.main();
-                    @let before = old.scores.first().map_or("with the original".into(), |s| format!("from {}", shown(s.name, s.value)));
-                    (tile(&shown(name, value), &format!("{name}, {before} ({} samples)", new.samples)))
+                    @let [low, high] = new.interval;
+                    (tile(&format!("{:.2} ×", new.speedup), &format!("as fast ({low:.2} to {high:.2}): {:.2} ms, from {:.2} ms ({setting})", new.median, old.median)))
                 }
                 @if let Some(Distillation { before, tried, kept, samples, .. }) = distillation {
                     @let after = kept.and_then(|place| tried.get(place)).map_or(*before, |t| t.loss);
@@ -85,9 +88,6 @@ impl Report {
                 }
                 @if let Some(quantisation) = quantisation {
                     (tile(&quantisation.bits.to_string(), &format!("weights of {} matrices, moved by {}", quantisation.matrices, percent(quantisation.error, 1.0))))
-                }
-                @if let Some(difference) = verify.as_ref().and_then(|v| v.difference) {
-                    (tile(&format!("{difference:.0e}"), "largest relative difference from the masked original"))
                 }
             }
         }
@@ -112,7 +112,7 @@ impl Report {
                     tr {
                         td { "original" } td { "100 %" } td { (ByteSize(self.input.bytes)) }
                         td { @if let Some(l) = &self.original.latency { (format!("{:.2} ms", l.median)) } } td { "1.00" }
-                        td { @if let Some(first) = first { (format!("{first:.4}")) } }
+                        td { @if let Some(first) = self.original.quality.as_ref().filter(|q| !q.scores.is_empty()) { (main(first)) } }
                     }
                     @for model in &self.sweep {
                         tr.chosen[model.compression == chosen] {
@@ -121,7 +121,7 @@ impl Report {
                             td { @if let Some(file) = &model.output { (ByteSize(file.bytes)) } }
                             td { @if let Some(l) = &model.latency { (format!("{:.2} ms", l.median)) } }
                             td { @if let Some(l) = &model.latency { (format!("{:.2}", l.speedup)) } }
-                            td { @if let Some(q) = &model.quality { (format!("{:.4}", q.main().1)) } }
+                            td { @if let Some(q) = &model.quality { (main(q)) } }
                         }
                     }
                 } }
@@ -169,6 +169,7 @@ impl Report {
                     }
                     @if let Some(memory) = cost.peak_memory { ", " (ByteSize(memory)) " of memory at most" }
                     "."
+                    @if let Some(verify) = &self.model.verify { " Self-check " (verify) "." }
                 }
                 div.rows {
                     @for stage in cost.stages.iter().filter(|s| s.seconds >= 0.005 * cost.total) {
@@ -225,18 +226,13 @@ impl Report {
     }
 }
 
-/// A score in the unit that people know it in.
-fn shown(name: &str, value: f64) -> String {
-    if name == PERPLEXITY { format!("{value:.2}") } else { format!("{:.2} %", 100.0 * value) }
-}
-
 fn tile(value: &str, label: &str) -> Markup {
     html! { div.tile { b { (value) } span { (label) } } }
 }
 
-/// Sublayers of a model with the numbers that people call them by.
+/// Sublayers of a model with what people call them.
 fn numbered(model: &ModelReport) -> Vec<(String, &SublayerReport)> {
-    model.sublayers.iter().enumerate().map(|(i, s)| (format!("{} · {}s", i + 1, s.unit), s)).collect()
+    model.sublayers.iter().map(|s| (s.label.clone(), s)).collect()
 }
 
 fn legend() -> Markup {
@@ -329,7 +325,7 @@ fn details_section(model: &ModelReport) -> Markup {
             div.rows {
                 @for (label, s) in rows {
                     span.label title=(s.name) { (label) }
-                    span { (s.details.iter().map(|(name, detail)| format!("{name} {}", in_words(detail))).collect::<Vec<_>>().join(", ")) }
+                    span { (s.details.iter().map(|(name, detail)| format!("{name} {}", of_detail(detail))).collect::<Vec<_>>().join(", ")) }
                     span.value {}
                 }
             }
@@ -337,7 +333,7 @@ fn details_section(model: &ModelReport) -> Markup {
     }
 }
 
-fn in_words(detail: &Detail) -> String {
+fn of_detail(detail: &Detail) -> String {
     match detail {
         Detail::Count(count) => count.to_string(),
         Detail::Text(text) => text.clone(),

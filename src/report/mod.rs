@@ -2,6 +2,7 @@
 
 mod charts;
 mod html;
+pub(crate) mod names;
 pub(crate) mod table;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use serde::Serialize;
 pub use crate::distil::{Distillation, Tried};
 use crate::error::Error;
 use crate::judge::latency::{Setting, Timing};
-use crate::judge::quality::Judgement;
+use crate::judge::quality::{Judgement, Origin};
 use crate::options::Of;
 use crate::store;
 pub use crate::vocabulary::Trimming;
@@ -97,8 +98,44 @@ pub struct Original {
     pub setting: Option<Setting>,
     /// How long it takes.
     pub latency: Option<Timing>,
+    /// What it was judged by.
+    pub judged_on: Option<JudgedOn>,
     /// How good it is.
     pub quality: Option<Judgement>,
+}
+
+/// The samples that models were judged by.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct JudgedOn {
+    /// The files.
+    pub source: String,
+    /// Whether they were given for it.
+    pub origin: Origin,
+}
+
+impl JudgedOn {
+    /// So many samples, in words.
+    pub(crate) fn describe(&self, samples: usize) -> String {
+        match self.origin {
+            Origin::Given => format!("on {samples} samples of {}", self.source),
+            Origin::SetAside => format!("on {samples} samples of {} that were set aside", self.source),
+            Origin::Calibration => {
+                format!("on the {samples} samples that it was fitted to, of {}: others will differ more", self.source)
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Verification {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.difference {
+            Some(difference) => {
+                write!(f, "passed: file and masked original differ by {difference:.1e} of the largest output")
+            }
+            None => f.write_str("passed: nothing that could be compared"),
+        }
+    }
 }
 
 /// A model file.
@@ -188,6 +225,8 @@ pub struct BlockParameters {
 pub struct SublayerReport {
     /// The projection's name in the file.
     pub name: String,
+    /// What people call it: "layer 3 attention".
+    pub label: String,
     /// "head" or "neuron".
     pub unit: &'static str,
     /// Number of units.

@@ -1,13 +1,11 @@
 //! The table shown at the end of a run.
 
-use std::fmt::Write as _;
-
 use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::Report;
 use crate::judge::latency::Timing;
-use crate::judge::quality::Judgement;
+use crate::judge::quality::{Drop, Fidelity, Judgement, Origin, PERPLEXITY, Score, fixed};
 
 impl Report {
     /// The table shown at the end of a run.
@@ -17,7 +15,7 @@ impl Report {
             text = format!("{text}{}\n", self.sweep_table());
         }
         let mut line = |label: &str, value: String| {
-            let _ = writeln!(text, "{label:<12} {value}");
+            text.push_str(&labelled(label, &value));
         };
         if let Some(trimming) = &self.vocabulary {
             line("vocabulary", trimming.to_string());
@@ -29,17 +27,13 @@ impl Report {
         if let Some(new) = &self.model.output {
             line("", format!("{} of all", change(self.input.parameters as f64, new.parameters as f64)));
             let share = percent(new.bytes as f64, self.input.bytes as f64);
-            line("file", format!("{} -> {} bytes ({share})", self.input.bytes, new.bytes));
-            line("written", new.path.clone());
+            line("file", format!("{} -> {} ({share})", ByteSize(self.input.bytes), ByteSize(new.bytes)));
         }
         if let (Some(setting), Some(old), Some(new)) =
             (&self.original.setting, &self.original.latency, &self.model.latency)
         {
-            let (old, times) = (old.median, new.speedup);
-            line("latency", format!("{old:.3} -> {:.3} ms, {times:.2} times as fast ({setting})", new.median));
-        }
-        if let (Some(old), Some(new)) = (&self.original.quality, &self.model.quality) {
-            line("quality", quality(old, new));
+            line("latency", format!("{:.3} -> {:.3} ms, {}", old.median, new.median, new.faster()));
+            line("", setting.to_string());
         }
         if let Some(distillation) = &self.model.distillation {
             line("distilled", distillation.to_string());
@@ -51,32 +45,54 @@ impl Report {
         if let Some(quantisation) = &self.model.quantisation {
             line("quantised", quantisation.to_string());
         }
-        if let Some(verify) = &self.model.verify {
-            let differ =
-                |difference| format!("outputs differ from the masked original by {difference:.1e} of the largest");
-            line("verified", verify.difference.map_or("nothing that could be compared".into(), differ));
-        }
         let stages = self.cost.stages.iter().filter(|s| s.seconds >= SHOWN);
         let stages: Vec<_> = stages.map(|s| format!("{} {:.1} s", s.name, s.seconds)).collect();
         line("time", stages.join(", "));
         let cost = &self.cost;
         let passes = cost.forward.zip(cost.forward_equivalents);
-        let passes = passes.map_or(String::new(), |(f, n)| format!(", {n:.1} forward-equivalents of {f:.2} s"));
+        let passes = passes
+            .map_or(String::new(), |(f, n)| format!(", {n:.1} times a pass of the model over the samples ({f:.2} s)"));
         let memory = cost.peak_memory.map_or(String::new(), |n| format!(", {} of memory at most", ByteSize(n)));
         line("cost", format!("{:.1} s{passes}{memory}", cost.total));
+        if let Some(verify) = &self.model.verify {
+            line("self-check", verify.to_string());
+        }
+        if let Some(new) = &self.model.output {
+            line("written", new.path.clone());
+        }
+        for (label, value) in self.quality_lines() {
+            line(label, value);
+        }
         text
+    }
+
+    /// How good the model is and what that was seen on, line by line.
+    fn quality_lines(&self) -> Vec<(&'static str, String)> {
+        let (Some(old), Some(new), Some(on)) = (&self.original.quality, &self.model.quality, &self.original.judged_on)
+        else {
+            return Vec::new();
+        };
+        let lines = quality(old, new).into_iter().chain([on.describe(new.samples)]).enumerate();
+        let mut lines: Vec<_> = lines.map(|(i, line)| (if i == 0 { "quality" } else { "" }, line)).collect();
+        if let Some(output) = self.model.output.as_ref().filter(|_| on.origin != Origin::Given) {
+            let command =
+                format!("onnx-kprune compare {} {} --data FILE", quoted(&self.input.path), quoted(&output.path));
+            lines.push(("next", format!("judge it on test data: {command}")));
+        }
+        lines
     }
 
     /// One row for every model of a sweep.
     fn sweep_table(&self) -> Table {
         let measure = self.model.quality.as_ref().map_or("", |q| q.main().0);
-        let mut table = plain(&["compression", "FLOPs", "bytes", "ms", "speed-up", measure, "file"], &[6]);
+        let mut table = plain(&["compression", "FLOPs", "size", "ms", "speed-up", measure, "file"], &[6]);
         let first = self.original.quality.as_ref();
-        table.add_row(row(None, 1.0, self.input.bytes, self.original.latency.as_ref(), first, "(the original)"));
+        table.add_row(row(None, 1.0, self.input.bytes, self.original.latency.as_ref(), first, "(original)"));
         for model in &self.sweep {
             let kept = 1.0 - model.flops.removed();
             let (bytes, path) = model.output.as_ref().map_or((0, ""), |f| (f.bytes, f.path.as_str()));
-            table.add_row(row(model.compression, kept, bytes, model.latency.as_ref(), model.quality.as_ref(), path));
+            let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
+            table.add_row(row(model.compression, kept, bytes, model.latency.as_ref(), model.quality.as_ref(), name));
         }
         table
     }
@@ -89,7 +105,7 @@ impl Report {
             let units = format!("{} {}s", s.units, s.unit);
             table.add_row([
                 (i + 1).to_string(),
-                s.name.clone(),
+                s.label.clone(),
                 s.kept.len().to_string(),
                 units,
                 error(s.error_untuned),
@@ -111,29 +127,93 @@ fn row(
     [
         compression.map_or(String::new(), |c| c.to_string()),
         percent(flops, 1.0),
-        bytes.to_string(),
+        ByteSize(bytes).to_string(),
         latency.map_or(String::new(), |l| format!("{:.3}", l.median)),
         latency.map_or(String::new(), |l| format!("{:.2}", l.speedup)),
-        quality
-            .filter(|q| q.fidelity.is_some() || !q.scores.is_empty())
-            .map_or(String::new(), |q| format!("{:.4}", q.main().1)),
+        quality.filter(|q| q.fidelity.is_some() || !q.scores.is_empty()).map_or(String::new(), main),
         path.to_string(),
     ]
 }
 
-/// Scores and nearness to the original, in words.
-fn quality(old: &Judgement, new: &Judgement) -> String {
+/// What tells most of a model, with its error.
+pub(crate) fn main(judgement: &Judgement) -> String {
+    let (name, value) = judgement.main();
+    in_words(name, value, judgement.main_error())
+}
+
+/// A score in the unit that people know it in, with its error: shares in percent.
+pub(crate) fn in_words(name: &str, value: f64, error: Option<f64>) -> String {
+    let (unit, factor, digits) = match name {
+        PERPLEXITY => ("", 1.0, 2),
+        "accuracy" | "agreement" | "exact match" => (" %", 100.0, 2),
+        _ => ("", 1.0, 4),
+    };
+    let shown = |number: f64| fixed(factor * number, digits);
+    let error = error.map_or(String::new(), |error| format!(" \u{b1} {}", shown(error)));
+    format!("{}{error}{unit}", shown(value))
+}
+
+/// Scores, and nearness to the original, in words: a line for each.
+fn quality(old: &Judgement, new: &Judgement) -> Vec<String> {
     if !new.is_known() {
-        return "nothing that the models give could be compared".into();
+        return vec!["nothing that the models give could be compared".into()];
     }
-    let scores = old.scores.iter().zip(&new.scores);
-    let mut parts: Vec<String> =
-        scores.map(|(old, new)| format!("{} {:.4} -> {:.4}", old.name, old.value, new.value)).collect();
-    if let Some(fidelity) = &new.fidelity {
-        let (name, value) = fidelity.main();
-        parts.push(format!("{name} with the original {value:.4}"));
+    let score = |(place, (old, own)): (usize, (&Score, &Score))| {
+        let [before, after] = [old, own].map(|score| in_words(score.name, score.value, None));
+        let drop =
+            new.drop.filter(|_| place == 0).map_or(String::new(), |drop| format!(" ({})", change_of(old.name, &drop)));
+        format!("{} {before} -> {after}{drop}", old.name)
+    };
+    let scores: Vec<String> = old.scores.iter().zip(&new.scores).enumerate().map(score).collect();
+    let near = new.fidelity.iter().flat_map(Fidelity::shown);
+    let near: Vec<String> =
+        near.map(|(name, value, error)| format!("{name} {}", in_words(name, value, error))).collect();
+    [scores, near].iter().filter(|parts| !parts.is_empty()).map(|parts| parts.join(", ")).collect()
+}
+
+/// A label and what belongs to it, in lines that a terminal has room for.
+fn labelled(label: &str, value: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in value.split(' ') {
+        let line = lines.last().map_or(0, |line| line.chars().count());
+        if line > 0 && line + 1 + word.chars().count() > WIDTH - INDENT {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
     }
-    format!("{} ({} samples)", parts.join(", "), new.samples)
+    let line = |(i, line): (usize, &String)| {
+        let label = if i == 0 { label } else { "" };
+        format!("{label:<width$}{line}\n", width = INDENT)
+    };
+    lines.iter().enumerate().map(line).collect()
+}
+
+/// Columns of a terminal, and where values stand.
+const WIDTH: usize = 80;
+const INDENT: usize = 13;
+
+/// A drop as a change, in points or in percent.
+pub(crate) fn change_of(name: &str, drop: &Drop) -> String {
+    let (unit, factor, digits) = match name {
+        PERPLEXITY => (" %", -100.0, 2),
+        "accuracy" | "exact match" => (" points", 100.0, 2),
+        _ => ("", 1.0, 4),
+    };
+    let change = fixed(-factor * drop.value, digits);
+    let sign = if change.starts_with('-') { "" } else { "+" };
+    let error = drop.error.map_or(String::new(), |e| format!(" \u{b1} {}", fixed(factor.abs() * e, digits)));
+    format!("{sign}{change}{error}{unit}")
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+=:,@\\".contains(c);
+    if path.chars().all(is_plain) { path.to_string() } else { format!("'{}'", path.replace('\'', "'\\''")) }
 }
 
 /// A table without lines; all columns but those `to_the_left` are aligned to the right.
@@ -167,5 +247,17 @@ pub(crate) fn count(n: f64) -> String {
         n if n >= 1e6 => format!("{:.2} M", n / 1e6),
         n if n >= 1e3 => format!("{:.1} k", n / 1e3),
         n => format!("{n:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn long_values_are_wrapped() {
+        let text = super::labelled("time", "measure 26.5 s, ".repeat(9).trim_end());
+        assert!(text.lines().count() == 3 && text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(
+            text.starts_with("time         measure") && text.lines().skip(1).all(|l| l.starts_with("             "))
+        );
     }
 }

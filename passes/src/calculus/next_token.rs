@@ -14,7 +14,7 @@ pub const IDS: &str = "kprune_ids";
 /// Name of the input that says which tokens are real: [samples, tokens].
 pub const MASK: &str = "kprune_mask";
 
-/// The names of the outputs, each a single number, in f64 where it is a sum.
+/// The names of the outputs, each a number for every sample, in f64 where it is a sum.
 #[derive(Clone, Debug)]
 pub struct Sums {
     /// -log p of the token that follows, in nats, summed over all that follow another real one.
@@ -67,13 +67,16 @@ pub fn compare(elements: [ElementType; 2], ids: ElementType, mask: Option<(Eleme
     let difference = emit.op("Abs", &[difference]);
     let trailing = emit.unsqueeze(real, &[2]);
     let difference = emit.op("Mul", &[difference, trailing]);
-    let largest = emit.with(Operator::new("ReduceMax").with(attribute::int("keepdims", 0)), &[difference]);
+    let largest = emit.with(
+        Operator::new("ReduceMax").with(attribute::ints("axes", &[1, 2])).with(attribute::int("keepdims", 0)),
+        &[difference],
+    );
 
     let mut ends = Vec::new();
     let mut sum = |emit: &mut Emit, each: ValueId, weight: Option<ValueId>| {
         let weighted = weight.map_or(each, |weight| emit.op("Mul", &[each, weight]));
         let wide = emit.cast(weighted, ElementType::F64);
-        let total = emit.reduce_sum(wide, &[0, 1], false);
+        let total = emit.reduce_sum(wide, &[1], false);
         ends.push(total);
         emit.graph.name(total).to_string()
     };
