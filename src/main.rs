@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use miette::MietteDiagnostic;
-use onnx_kprune::cli::{self, Cli, Command, CompareArgs, InspectArgs, PruneArgs, Terminal};
+use onnx_kprune::cli::{self, Cli, Command, CompareArgs, InspectArgs, JsonLines, PruneArgs, Terminal};
 use onnx_kprune::compare::compare_with;
 use onnx_kprune::escape::{printable, printable_json};
 use onnx_kprune::inspect::inspect_with;
@@ -42,12 +42,16 @@ fn run(cli: &Cli) -> Result<(), Error> {
 }
 
 fn run_prune(arguments: &PruneArgs) -> Result<(), Error> {
-    let progress: Box<dyn Progress> = if arguments.quiet { Box::new(Silent) } else { Box::new(Terminal::new()) };
+    let progress: Box<dyn Progress> = match (arguments.quiet, arguments.json_progress) {
+        (true, _) => Box::new(Silent),
+        (_, true) => Box::new(JsonLines),
+        _ => Box::new(Terminal::new()),
+    };
     let pruner = Pruner::new(arguments.input()).options(|options| *options = arguments.options());
     let pruner = pruner.progress(progress.as_ref()).cancelled_by(cancel_on_signal());
     pruner.check()?;
     let runtime = pruner.runtime()?;
-    if !arguments.quiet {
+    if !arguments.quiet && !arguments.json_progress {
         let (library, provider) = (runtime.library().display(), runtime.provider());
         say(&printable(&format!("ONNX Runtime: {library} ({provider}, {} threads)", runtime.threads())));
     }
@@ -57,7 +61,7 @@ fn run_prune(arguments: &PruneArgs) -> Result<(), Error> {
     if arguments.prints_report() {
         return print_json(&report);
     }
-    if arguments.quiet { Ok(()) } else { show(&report, arguments.verbose) }
+    if arguments.quiet || arguments.json_progress { Ok(()) } else { show(&report, arguments.verbose) }
 }
 
 fn run_inspect(arguments: &InspectArgs) -> Result<(), Error> {

@@ -44,6 +44,8 @@ pub struct Options {
     pub runtime: RuntimeOptions,
     /// What is read and written besides the models.
     pub files: Files,
+    /// What the program was called with, for the report; empty where it is called as a library.
+    pub command: Vec<String>,
 }
 
 /// What is wanted.

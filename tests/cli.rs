@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use onnx_kprune::runtime::scalars;
+use serde_json::Value;
 use support::{cpu, fixtures, kprune, program, prune_reviews, python, reviews, text};
 use tempfile::TempDir;
 
@@ -473,9 +474,99 @@ fn cuda_without_a_device_is_an_error() {
 fn the_report_for_people_names_sublayers_and_what_was_declined() {
     let (_folder, _, done) = prune_file(&tiny(), &["-v"]);
     let shown = text(&done.stdout);
-    for words in ["kept", "FLOPs", "parameters", "verified", "forward-equivalents", "not pruned", "taken for logits"] {
+    for words in [
+        "kept",
+        "FLOPs",
+        "parameters",
+        "self-check   passed",
+        "cost",
+        "layer 0 attention",
+        "not pruned",
+        "taken for logits",
+    ] {
         assert!(shown.contains(words), "{words:?} is not in:\n{shown}");
     }
     let (_folder, _, done) = prune_file(&tiny(), &["-q"]);
     assert!(done.stdout.is_empty() && done.stderr.is_empty());
+}
+
+#[test]
+fn a_run_says_how_good_its_result_is_and_fits_a_terminal() {
+    let (folder, data) = (tempfile::tempdir().unwrap(), reviews().join("calibration.npz"));
+    let output = folder.path().join("out.onnx");
+    let done = program()
+        .current_dir(folder.path())
+        .arg("prune")
+        .arg(reviews().join("model.onnx"))
+        .args(["-o", "out.onnx", "--calibration"])
+        .arg(&data)
+        .output()
+        .unwrap();
+    assert!(done.status.success() && output.is_file(), "{}", text(&done.stderr));
+    let shown = text(&done.stdout);
+    let last: Vec<&str> = shown.lines().rev().take(8).collect();
+    let last = last.into_iter().rev().collect::<Vec<_>>().join(" ");
+    for words in ["quality", "agreement", "\u{b1}", "set aside", "onnx-kprune compare"] {
+        assert!(last.contains(words), "{words:?} is not at the end of:\n{shown}");
+    }
+    // Paths are as long as they are.
+    let wide = shown.lines().filter(|line| line.chars().count() > 80 && !line.contains('/'));
+    assert_eq!(wide.collect::<Vec<_>>(), Vec::<&str>::new());
+    assert!(!shown.contains("-0 ") && !shown.contains("-0.0"), "{shown}");
+}
+
+#[test]
+fn a_report_can_be_done_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let done = program()
+        .arg(tiny())
+        .arg(path("a.onnx"))
+        .args(["-q", "--sweep", "0.2", "0.6", "--seed", "3", "--report"])
+        .arg(path("report.json"))
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let first = std::fs::read(path("a-0.6.onnx")).unwrap();
+    std::fs::copy(path("report.json"), path("kept.json")).unwrap();
+    let again = program().arg("--config").arg(path("kept.json")).output().unwrap();
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    assert_eq!(std::fs::read(path("a-0.6.onnx")).unwrap(), first);
+    let other = program()
+        .args([tiny(), path("b.onnx")])
+        .args(["--compression", "0.6", "--report"])
+        .arg(path("other.json"))
+        .arg("--config")
+        .arg(path("kept.json"))
+        .output()
+        .unwrap();
+    assert!(other.status.success(), "{}", text(&other.stderr));
+    let report: Value = serde_json::from_slice(&std::fs::read(path("other.json")).unwrap()).unwrap();
+    assert_eq!((report["settings"]["seed"].as_u64(), report["settings"]["compression"].as_f64()), (Some(3), Some(0.6)));
+    let wrong = program().arg("--config").arg(tiny()).output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
+}
+
+#[test]
+fn what_may_have_been_meant_is_said() {
+    let help = |name: &str| {
+        let done = program().args([name, "out.onnx"]).output().unwrap();
+        assert_eq!(done.status.code(), Some(1));
+        text(&done.stderr).replace('\u{2502}', " ").split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert!(help("inspekt").contains("the command inspect"));
+    assert!(help("google/bert-tiny").contains("optimum-cli export onnx --model google/bert-tiny"));
+    assert!(help("none.onnx").contains("no such file"));
+    let done = program().arg(tiny()).args(["out.onnx", "--report", "report.pdf"]).output().unwrap();
+    assert!(done.status.code() == Some(2) && text(&done.stderr).contains(".html"), "{}", text(&done.stderr));
+}
+
+#[test]
+fn progress_can_be_read_by_programs() {
+    let (_folder, _, done) = prune_file(&tiny(), &["--json-progress"]);
+    assert!(done.status.success());
+    let lines: Vec<Value> = text(&done.stderr).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let sum = |key: &str| lines.iter().filter_map(|line| line[key].as_u64()).sum::<u64>();
+    assert!(sum("expect") > 0 && sum("advance") == sum("expect"), "{lines:?}");
+    assert!(lines.iter().any(|line| line["stage"] == "verifying"));
 }

@@ -61,10 +61,10 @@ fn what_is_compared_can_be_overruled() {
     };
     let (guessed, ..) = prune("bert-bare.ts17", &[]).unwrap();
     assert_eq!(kinds(&guessed), ["last_hidden_state:hidden states", "pooler_output:hidden states"]);
-    let more = ["--output", "pooler_output:logits", "--output", "last_hidden_state:ignore"];
+    let more = ["--output-kind", "pooler_output:logits", "--output-kind", "last_hidden_state:ignore"];
     let (overruled, ..) = prune("bert-bare.ts17", &more).unwrap();
     assert_eq!(kinds(&overruled), ["pooler_output:logits"]);
-    let refused = prune("bert-bare.ts17", &["--output", "pool:logits"]).unwrap_err();
+    let refused = prune("bert-bare.ts17", &["--output-kind", "pool:logits"]).unwrap_err();
     assert!(refused.contains("no such output") && refused.contains("pooler_output"), "{refused}");
 }
 

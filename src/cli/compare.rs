@@ -30,7 +30,7 @@ pub struct CompareArgs {
     pub reading: DataArgs,
 
     /// Take an output for logits, span, tokens, next, multilabel, regression or hidden, or ignore it; may be repeated
-    #[arg(long = "output", value_name = "NAME:KIND", value_parser = output)]
+    #[arg(long = "output-kind", value_name = "NAME:KIND", value_parser = output)]
     pub outputs: Vec<(String, OutputKind)>,
 
     /// Sequence length for which FLOPs are counted and latencies measured [default: the mean true length of the

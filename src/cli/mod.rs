@@ -9,6 +9,7 @@ mod method;
 mod obs;
 mod parse;
 mod prune;
+mod replay;
 mod shared;
 mod terminal;
 
@@ -21,7 +22,7 @@ pub use kprune::KpruneArgs;
 pub use method::{Method, MethodArgs};
 pub use prune::PruneArgs;
 pub use shared::{DataArgs, RuntimeArgs};
-pub use terminal::Terminal;
+pub use terminal::{JsonLines, Terminal};
 
 /// Prune the attention heads and FFN neurons of an ONNX encoder, without retraining.
 ///
@@ -53,10 +54,12 @@ pub struct Cli {
 impl Cli {
     /// What the program was called with; where that makes no sense, the program ends.
     pub fn read() -> Self {
-        let given = Self::command().get_matches();
-        let cli = Self::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
+        let refuse = |message: String| -> ! { Self::command().error(ErrorKind::ArgumentConflict, message).exit() };
+        let called = replay::completed(std::env::args().collect()).unwrap_or_else(|message| refuse(message));
+        let given = Self::command().args_override_self(true).get_matches_from(&called);
+        let mut cli = Self::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
+        cli.prune.command = called.get(1..).unwrap_or_default().to_vec();
         let is_sparse = cli.prune.sparsity.sparsity.is_some();
-        let refuse = |message: String| Self::command().error(ErrorKind::ArgumentConflict, message).exit();
         if let Some((option, method)) = cli.prune.method.stray(&given, is_sparse) {
             refuse(format!("{option} is an option of --method {method:?}").to_lowercase());
         }

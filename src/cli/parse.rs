@@ -74,6 +74,12 @@ pub(super) fn dump(text: &str) -> Result<(Stage, PathBuf), String> {
     Ok((stage, path.into()))
 }
 
+pub(super) fn report(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let is_known = text == "-" || path.extension().is_some_and(|e| e == "html" || e == "json");
+    if is_known { Ok(path) } else { Err("a report is a page (.html), JSON (.json) or - for standard output".into()) }
+}
+
 pub(super) fn output(text: &str) -> Result<(String, OutputKind), String> {
     let (name, kind) = text.rsplit_once(':').ok_or("expected NAME:KIND")?;
     Ok((name.to_string(), kind.parse()?))

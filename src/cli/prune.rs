@@ -9,7 +9,7 @@ use kprune_passes::discover::Scope;
 use kprune_passes::discover::cost::Alignment;
 
 use super::besa::SparsityArgs;
-use super::parse::{above_one, above_zero, compression, distil, dump, output, positive, scope, weight};
+use super::parse::{above_one, above_zero, compression, distil, dump, output, positive, report, scope, weight};
 use super::{DataArgs, MethodArgs, RuntimeArgs};
 use crate::options::{Amount, Distil, Of, Options, Stage};
 
@@ -27,8 +27,12 @@ pub struct PruneArgs {
     input: Option<PathBuf>,
 
     /// The pruned model: a file, or for a folder a new folder; appears whole or not at all
-    #[arg(value_name = "OUT", required_unless_present = "dry_run")]
+    #[arg(value_name = "OUT", required_unless_present_any = ["dry_run", "named_output"])]
     pub output: Option<PathBuf>,
+
+    /// The same, by name
+    #[arg(short = 'o', long = "output", value_name = "OUT", conflicts_with = "output")]
+    pub named_output: Option<PathBuf>,
 
     /// Samples of the task: .npz or .safetensors (one array per model input), .jsonl, .json, .csv, .tsv or .txt (text), a
     /// folder of images, or a folder with test_data_set_*; may be repeated
@@ -64,8 +68,8 @@ pub struct PruneArgs {
         conflicts_with_all = ["compression", "speedup", "sweep", "max_drop", "plan"])]
     pub latency_ms: Option<f64>,
 
-    /// Several compressions from one measurement; OUT names them, as out-0.4.onnx
-    #[arg(long, value_name = "R,R,...", value_delimiter = ',', value_parser = compression, help_heading = "How much",
+    /// Several compressions from one measurement, with commas or blanks between; OUT names them, as out-0.4.onnx
+    #[arg(long, value_name = "R", num_args = 1.., value_delimiter = ',', value_parser = compression, help_heading = "How much",
         conflicts_with_all = ["compression", "plan"])]
     pub sweep: Vec<f64>,
 
@@ -141,7 +145,7 @@ pub struct PruneArgs {
     pub align: Option<usize>,
 
     /// Take an output for logits, span, tokens, next, multilabel, regression or hidden, or ignore it; may be repeated
-    #[arg(long = "output", value_name = "NAME:KIND", value_parser = output, help_heading = "Method")]
+    #[arg(long = "output-kind", value_name = "NAME:KIND", value_parser = output, help_heading = "Method")]
     pub outputs: Vec<(String, OutputKind)>,
 
     #[command(flatten)]
@@ -153,10 +157,14 @@ pub struct PruneArgs {
     #[arg(long, value_name = "SIZE", help_heading = "Runtime")]
     pub memory: Option<ByteSize>,
 
-    /// Write what was done: as a page where FILE ends in .html, else as JSON; - prints JSON on standard
+    /// Write what was done: as a page where FILE ends in .html, as JSON where it ends in .json; - prints JSON on standard
     /// output; may be repeated
-    #[arg(long, value_name = "FILE", help_heading = "Report")]
+    #[arg(long, value_name = "FILE", value_parser = report, help_heading = "Report")]
     pub report: Vec<PathBuf>,
+
+    /// Do what the run of this report.json did; IN, OUT and options that are given come before those of the report
+    #[arg(long, value_name = "FILE", help_heading = "Report")]
+    pub config: Option<PathBuf>,
 
     /// Write a graph that the run makes on its way to FILE as ONNX, for looking at; STAGE is read, single, lowered,
     /// columns, equations or masked; may be repeated
@@ -170,6 +178,14 @@ pub struct PruneArgs {
     /// Say nothing but errors
     #[arg(short, long, help_heading = "Report")]
     pub quiet: bool,
+
+    /// Say how far the work is in lines of JSON on standard error, for programs
+    #[arg(long, hide = true, conflicts_with = "quiet")]
+    pub json_progress: bool,
+
+    /// What the program was called with.
+    #[arg(skip)]
+    pub(super) command: Vec<String>,
 }
 
 impl PruneArgs {
@@ -200,6 +216,7 @@ impl PruneArgs {
         options.files.latency_table.clone_from(&self.latency_table);
         options.files.reports = self.report.iter().filter(|path| !is_output(path)).cloned().collect();
         options.files.dumps.clone_from(&self.dump_graph);
+        options.command.clone_from(&self.command);
         options
     }
 
@@ -230,7 +247,7 @@ impl PruneArgs {
 
     /// Where the model is to be written; nowhere in a dry run.
     pub fn target(&self) -> Option<&Path> {
-        self.output.as_deref().filter(|_| !self.dry_run)
+        self.output.as_deref().or(self.named_output.as_deref()).filter(|_| !self.dry_run)
     }
 
     /// Whether the report is printed on standard output too, for which it is called `-`.

@@ -1,5 +1,7 @@
 //! What a run did, as its report.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use kprune_passes::calculus::objective::Compared;
 use kprune_passes::discover::cost::Costs;
 use kprune_passes::discover::{Discovery, Sublayer};
@@ -11,6 +13,7 @@ use super::make::{Maker, Original, Product};
 use crate::analysis::parameters;
 use crate::budget::Budget;
 use crate::judge::quality::Evaluation;
+use crate::machine;
 use crate::options::{Amount, Options};
 use crate::report::{self, ModelReport, Report};
 use crate::store;
@@ -41,6 +44,9 @@ impl Maker<'_> {
         Report {
             schema: 2,
             version: env!("CARGO_PKG_VERSION").into(),
+            command: self.options.command.clone(),
+            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            machine: machine::name(),
             input: self.input(),
             vocabulary: self.trimmed.map(|trimmed| trimmed.trimming.clone()),
             model: models[chosen].clone(),

@@ -61,7 +61,7 @@ impl Maker<'_> {
     fn chosen(&self, products: &[Product]) -> Result<usize, Error> {
         let Some(allowed) = self.options.aim.max_drop else { return Ok(products.len() - 1) };
         if products.iter().any(|p| p.judgement.as_ref().is_some_and(|j| !j.is_known())) {
-            let help = "give labels that fit an output (--eval FILE), or say what it is with --output NAME:KIND";
+            let help = "give labels that fit an output (--eval FILE), or say what it is with --output-kind NAME:KIND";
             return Err(Error::Usage(format!(
                 "--max-drop: the models give nothing that could be compared, so nobody knows how much they drop; {help}"
             )));

@@ -271,6 +271,6 @@ pub fn objective(
 pub fn overrule(objective: &mut Objective, model: &Model, given: &[(String, OutputKind)]) -> Result<(), Error> {
     objective.overrule(model, given).map_err(|name| {
         let known: Vec<_> = model.graph.outputs().iter().map(|&v| model.graph.name(v)).collect();
-        Error::Usage(format!("--output {name}: the model has no such output; it has {}", known.join(", ")))
+        Error::Usage(format!("--output-kind {name}: the model has no such output; it has {}", known.join(", ")))
     })
 }

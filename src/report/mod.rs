@@ -30,6 +30,13 @@ pub struct Report {
     pub schema: u32,
     /// Version of the program.
     pub version: String,
+    /// What the program was called with, for --config; empty where it was called as a library.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// When it ended, in seconds since 1970, UTC.
+    pub time: u64,
+    /// The machine's processor, with the number of its cores.
+    pub machine: String,
     /// The model that was read.
     pub input: File,
     /// How many tokens it was left with before anything else, where some went.

@@ -171,10 +171,17 @@ fn quality(old: &Judgement, new: &Judgement) -> Vec<String> {
     [scores, near].iter().filter(|parts| !parts.is_empty()).map(|parts| parts.join(", ")).collect()
 }
 
-/// A label and what belongs to it, in lines that a terminal has room for.
+/// A label and what belongs to it, in lines that a terminal has room for; a number and its unit stay together.
 fn labelled(label: &str, value: &str) -> String {
     let mut lines = vec![String::new()];
+    let mut words: Vec<String> = Vec::new();
     for word in value.split(' ') {
+        match words.last_mut().filter(|last| last.ends_with(|c: char| c.is_ascii_digit())) {
+            Some(number) => number.extend([" ", word]),
+            None => words.push(word.to_string()),
+        }
+    }
+    for word in words {
         let line = lines.last().map_or(0, |line| line.chars().count());
         if line > 0 && line + 1 + word.chars().count() > WIDTH - INDENT {
             lines.push(String::new());
@@ -183,12 +190,12 @@ fn labelled(label: &str, value: &str) -> String {
             if !line.is_empty() {
                 line.push(' ');
             }
-            line.push_str(word);
+            line.push_str(&word);
         }
     }
     let line = |(i, line): (usize, &String)| {
         let label = if i == 0 { label } else { "" };
-        format!("{label:<width$}{line}\n", width = INDENT)
+        format!("{label:<INDENT$}{line}\n")
     };
     lines.iter().enumerate().map(line).collect()
 }

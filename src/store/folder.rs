@@ -30,6 +30,9 @@ impl Source {
     /// # Errors
     /// Where a folder holds no model, or several of which none is `model.onnx`.
     pub fn find(path: &Path) -> Result<Self, Error> {
+        if !path.exists() {
+            return Err(missing(path));
+        }
         if !path.is_dir() {
             return Ok(Self { model: path.to_path_buf(), folder: None });
         }
@@ -53,6 +56,25 @@ impl Source {
         }
     }
 }
+
+/// That there is no such file, with what may have been meant.
+fn missing(path: &Path) -> Error {
+    let named = path.to_string_lossy();
+    let command = COMMANDS.iter().find(|command| strsim::damerau_levenshtein(command, &named) <= 2);
+    let is_of_hub = named.split('/').count() == 2 && !named.starts_with(['.', '/', '~']) && path.extension().is_none();
+    let help = match command {
+        Some(command) => format!("did you mean the command {command}?"),
+        None if is_of_hub => format!(
+            "a model of the Hugging Face hub is exported first: optimum-cli export onnx --model {named} folder/, and then \
+             onnx-kprune folder/ smaller/"
+        ),
+        None => "name a file that ends in .onnx, or a folder with one".into(),
+    };
+    Error::Unsupported { path: path.to_path_buf(), reason: "there is no such file or folder".into(), help }
+}
+
+/// What can be called beside pruning.
+const COMMANDS: [&str; 5] = ["inspect", "compare", "prune", "completions", "help"];
 
 impl Source {
     /// Whether another model lies beside another `tokenizer.json`, where text is tokenized by what lies beside models.

@@ -133,4 +133,4 @@ fn check_outputs(values: &Values, sums: &HashSet<&str>, batch: &Batch) -> Result
 /// What to do where an output is not finite.
 pub(crate) const ODD_OUTPUT: &str = "is the sample empty, or all padding? Leave it out, or give data whose masks are as \
     the model wants them (some take 1 or true for padding); an output that is meant to be so is left out with \
-    --output NAME:ignore";
+    --output-kind NAME:ignore";
