@@ -64,8 +64,8 @@ fn a_toolchain_gives_its_own_batches_and_sees_the_progress() {
         .progress(&recorder)
         .prune(&output)
         .unwrap();
-    assert_eq!(report.calibration.samples, 128);
-    assert_eq!(report.calibration.tokens, 8 * 8 * (8 + 11), "the filling is no token");
+    assert_eq!(report.calibration.samples, 112, "an eighth is set aside");
+    assert!((112 * 8..112 * 11).contains(&report.calibration.tokens), "the filling is no token");
     assert!((0.4..0.5).contains(&report.removed()), "{}", report.removed());
     assert_eq!(recorder.lines.borrow().len(), 8, "a line for every sublayer");
     assert_eq!(recorder.done.get(), recorder.expected.get(), "the work is what was expected");

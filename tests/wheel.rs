@@ -60,21 +60,8 @@ fn the_wheel_brings_the_program_and_a_call() {
     let shown = run(program("python").args(["-m", "onnx_kprune", "inspect"]).arg(&model));
     assert!(shown.contains("6 heads"), "{shown}");
 
-    let script = "import sys, numpy as np, onnx_kprune\n\
-        model, data, out = sys.argv[1:]\n\
-        arrays = {name: array[:200] for name, array in np.load(data).items()}\n\
-        report = onnx_kprune.prune(model, out, calibration=arrays, compression=0.5, threads=1)\n\
-        assert report['calibration']['samples'] == 200, report['calibration']\n\
-        assert report['flops']['kept'] <= 0.5 * report['flops']['prunable'], report['flops']\n\
-        report = onnx_kprune.prune(model, out, calibration=data, samples=100, sweep=[0.2, 0.4], untie=True)\n\
-        assert [m['compression'] for m in report['sweep']] == [0.2, 0.4], report['sweep']\n\
-        try:\n\
-        \x20   onnx_kprune.prune('nowhere.onnx', out)\n\
-        except onnx_kprune.Error as error:\n\
-        \x20   assert 'nowhere.onnx' in str(error), error\n\
-        else:\n\
-        \x20   raise SystemExit('a model that is not there was pruned')\n";
+    let script = include_str!("wheel.py");
     let data = reviews().join("calibration.npz");
-    run(program("python").args(["-c", script]).args([&model, &data, &folder.path().join("called.onnx")]));
+    run(program("python").args(["-c", script]).args([&model, &data, &calibration, &folder.path().join("called.onnx")]));
     assert!(folder.path().join("called.onnx").is_file() && folder.path().join("called-0.2.onnx").is_file());
 }

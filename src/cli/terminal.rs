@@ -54,7 +54,12 @@ impl Default for Terminal {
 
 impl Progress for Terminal {
     fn expect(&self, work: usize) {
-        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = (work, 0, Instant::now());
+        // Of work that was not foreseen there is more each time.
+        let mut known = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        known.0 = work;
+        if known.1 == 0 {
+            known.2 = Instant::now();
+        }
         if let Some(bar) = &self.bar {
             bar.set_length(work as u64);
         }
