@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytesize::ByteSize;
 use comfy_table::Table;
 use kprune_passes::calculus::TokenMask;
-use kprune_passes::discover::flops;
+use kprune_passes::discover::{Sublayer, flops};
 use kprune_passes::ir::ValueId;
 use kprune_passes::kv_cache;
 use kprune_passes::probe::Probes;
@@ -25,7 +25,7 @@ use crate::judge::latency_table::LatencyTable;
 use crate::judge::quality::objective;
 use crate::options::Options;
 use crate::report::table::{count, percent, plain};
-use crate::report::{DeclinedReport, Output, unit_name};
+use crate::report::{DeclinedReport, Output, names, unit_name};
 use crate::runtime::Runtime;
 use crate::store::{self, Source, external_files};
 
@@ -85,6 +85,8 @@ pub struct Reason {
 pub struct Part {
     /// Its projection's name in the file.
     pub name: String,
+    /// What people call it: "layer 3 attention".
+    pub label: String,
     /// "head" or "neuron".
     pub unit: &'static str,
     /// Number of units.
@@ -133,8 +135,10 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
     let header = model.header();
     let opsets = header.opset_import.iter().map(|o| (text(&o.domain), o.version.unwrap_or(0)));
-    let part = |sublayer: &kprune_passes::discover::Sublayer| Part {
+    let labels = names::short(found.sublayers.iter().map(|s| (s.name.as_str(), s.kind)));
+    let part = |(sublayer, label): (&Sublayer, String)| Part {
         name: sublayer.name.clone(),
+        label,
         unit: unit_name(sublayer.kind),
         units: sublayer.units.len(),
         width: sublayer.projection.width / sublayer.units.len().max(1),
@@ -142,7 +146,7 @@ pub fn inspect_with(runtime: &Runtime, input: &Path, options: &Options) -> Resul
         parameters: sublayer.units.iter().map(|u| u.parameters).sum(),
         shared: sublayer.also.len(),
     };
-    let sublayers: Vec<Part> = found.sublayers.iter().map(part).collect();
+    let sublayers: Vec<Part> = found.sublayers.iter().zip(labels).map(part).collect();
     let objective = objective(lowered, seen, token_mask(&analysis), &options.data.outputs)?;
     let presents: Vec<ValueId> = kv_cache::caches(&model.graph).into_iter().map(|cache| cache.present).collect();
     let output = |&value: &ValueId| {
@@ -242,6 +246,12 @@ impl Inspection {
         for declined in &self.declined {
             let _ = writeln!(text, "  {declined}");
         }
+        if verbose && !self.sublayers.is_empty() {
+            text.push_str("\nWhere sublayers end:\n");
+            for part in &self.sublayers {
+                let _ = writeln!(text, "  {}: {}", part.label, part.name);
+            }
+        }
         if verbose {
             text.push_str("\nWhat rules said, operator by operator:\n");
             for Reason { pass, place, why } in &self.reasons {
@@ -252,12 +262,12 @@ impl Inspection {
     }
 
     fn table(&self) -> Table {
-        let mut table = plain(&["", "sublayer", "units", "columns each", "FLOPs", "of all", "parameters"], &[1]);
+        let mut table = plain(&["", "sublayer", "units", "wide", "FLOPs", "of all", "parameters"], &[1]);
         for (i, part) in self.sublayers.iter().enumerate() {
-            let shared = if part.shared > 0 { format!(" (used {} times)", part.shared + 1) } else { String::new() };
+            let shared = if part.shared > 0 { format!(" ({} times)", part.shared + 1) } else { String::new() };
             table.add_row([
                 (i + 1).to_string(),
-                format!("{}{shared}", part.name),
+                format!("{}{shared}", part.label),
                 format!("{} {}s", part.units, part.unit),
                 part.width.to_string(),
                 count(part.flops),

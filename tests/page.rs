@@ -99,6 +99,11 @@ fn it_needs_nothing_from_elsewhere() {
     }
     for section in [
         "Compression against quality",
+        "Speed against quality",
+        "What to do next",
+        "called as",
+        "SHA-256",
+        "layer 0 attention",
         "What stays",
         "Importance of heads",
         "Importance of neurons",

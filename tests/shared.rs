@@ -27,7 +27,8 @@ fn a_real_encoder_keeps_its_accuracy() {
         .unwrap();
     assert!(done.status.success(), "{}", text(&done.stderr));
     let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(report).unwrap()).unwrap();
-    assert_eq!(report["calibration"]["samples"], 512);
+    // An eighth is set aside to judge by.
+    assert_eq!(report["calibration"]["samples"], 448);
     assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4);
     let judged = Command::new(python)
         .arg(shared.join("eval/accuracy.py"))

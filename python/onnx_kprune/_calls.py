@@ -100,7 +100,7 @@ def inspect(model: Model, calibration: Samples = None, **options: Any) -> Inspec
     with tempfile.TemporaryDirectory() as folder:
         arguments = _data.options("calibration", calibration, folder) + _arguments(options)
         path = _model.path_of(model, folder, "model.onnx")
-        return Inspection(json.loads(run(["inspect", path, "--json", *arguments])))
+        return Inspection(_parsed(run(["inspect", path, "--json", *arguments]), folder))
 
 
 def compare(first: Model, second: Model, data: Samples = None, **options: Any) -> Comparison:
@@ -109,7 +109,7 @@ def compare(first: Model, second: Model, data: Samples = None, **options: Any) -
     with tempfile.TemporaryDirectory() as folder:
         paths = [_model.path_of(first, folder, "first.onnx"), _model.path_of(second, folder, "second.onnx")]
         arguments = _data.options("data", data, folder) + _arguments(options)
-        return Comparison(json.loads(run(["compare", *paths, "--json", *arguments])))
+        return Comparison(_parsed(run(["compare", *paths, "--json", *arguments]), folder))
 
 
 def _samples(calibration: Samples, evaluation: Samples, folder: str) -> list[str]:
@@ -129,11 +129,15 @@ def _report(arguments: list[str], folder: str, progress: Progress) -> Report:
     path = os.path.join(folder, "report.json")
     run([*arguments, "--json-progress", "--report", path], progress)
     with open(path, encoding="utf-8") as file:
-        # Files of the call are nobody's business, but for what is in them.
-        report = Report(json.loads(file.read().replace(json.dumps(os.path.join(folder, ""))[1:-1], "")))
+        report = Report(_parsed(file.read(), folder))
     for warning in report["warnings"]:
         warnings.warn(warning, KPruneWarning, stacklevel=4)
     return report
+
+
+def _parsed(text: str, folder: str) -> Any:
+    """What the program said; where the files of a call lay is nobody's business."""
+    return json.loads(text.replace(json.dumps(os.path.join(folder, ""))[1:-1], ""))
 
 
 def _arguments(options: dict[str, Any]) -> list[str]:

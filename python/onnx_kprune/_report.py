@@ -77,7 +77,7 @@ class Inspection(_Shown):
             ("model", self["path"]),
             ("parameters", f"{self['parameters']:,}, of them {self['prunable_parameters']:,} in what can be pruned"),
         ]
-        rows += [(s["name"], f"{s['units']} {s['unit']}s") for s in self["sublayers"]]
+        rows += [(s["label"], f"{s['units']} {s['unit']}s") for s in self["sublayers"]]
         rows += [("stays", f"{d['place']}: {d['why']}") for d in self["declined"]]
         return rows
 

@@ -29,7 +29,8 @@ impl Maker<'_> {
         chosen: usize,
     ) -> Report {
         let found = &self.loaded.analysis.measured.found;
-        let models: Vec<ModelReport> = products.iter().map(|p| model_report(found, budget, p)).collect();
+        let models: Vec<ModelReport> =
+            products.iter().map(|p| model_report(found, budget, p, self.reports())).collect();
         let mut warnings = self.warnings(products);
         if let (Some(Evaluation { data, .. }), Some(judgement)) = (&self.evaluation, &original.judgement) {
             warnings.extend(data.notes.iter().filter(|note| !self.loaded.calibration.notes.contains(note)).cloned());
@@ -68,6 +69,11 @@ impl Maker<'_> {
         }
     }
 
+    /// Whether a report is written.
+    fn reports(&self) -> bool {
+        !self.options.files.reports.is_empty()
+    }
+
     fn input(&self) -> report::File {
         if let Some(trimmed) = self.trimmed {
             return trimmed.original.clone();
@@ -77,6 +83,7 @@ impl Maker<'_> {
             path: path.display().to_string(),
             bytes: store::size_with_data(path, model),
             parameters: parameters(model),
+            sha256: self.reports().then(|| store::sha256(path).ok()).flatten(),
         }
     }
 
@@ -160,7 +167,7 @@ fn judged_on(evaluation: &Evaluation) -> report::JudgedOn {
     report::JudgedOn { source: evaluation.data.source.clone(), origin: evaluation.origin }
 }
 
-fn model_report(found: &Discovery, budget: &Budget, product: &Product) -> ModelReport {
+fn model_report(found: &Discovery, budget: &Budget, product: &Product, hashes: bool) -> ModelReport {
     let outcome = &product.outcome;
     let rows = outcome.plan.each(found).zip(outcome.repairs.iter().zip(outcome.scores.iter().zip(&outcome.details)));
     let labels = report::names::short(found.sublayers.iter().map(|s| (s.name.as_str(), s.kind)));
@@ -185,6 +192,7 @@ fn model_report(found: &Discovery, budget: &Budget, product: &Product) -> ModelR
             path: made.path().display().to_string(),
             bytes: made.bytes(),
             parameters: made.parameters,
+            sha256: if hashes { made.staged.sha256() } else { None },
         }),
         flops: flops(found, budget, product, &outcome.plan),
         block_parameters: report::BlockParameters {

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use super::nearness::Near;
 use super::next_token::Likelihood;
 use super::predictions::Predictions;
-use super::quality::{Drop, Errors, Fidelity, Judgement, PERPLEXITY, Score};
+use super::quality::{Changed, Drop, Errors, Fidelity, Judgement, MOST_CHANGED, PERPLEXITY, Score};
 
 /// So many sets are drawn.
 const DRAWS: usize = 200;
@@ -26,6 +26,8 @@ pub(super) struct Measured {
     pub(super) nearness: Vec<Near>,
     /// How likely the tokens that follow are to it, for every sample.
     pub(super) likelihood: Vec<Likelihood>,
+    /// Samples for which it prefers another class than the first model.
+    pub(super) changed: Vec<Changed>,
 }
 
 /// Everything that is said of a model, as numbers: what nobody knows is not a number.
@@ -43,6 +45,9 @@ impl Measured {
     /// What it is worth, and how much less than the first of those that are judged.
     pub(super) fn judgement(&self, samples: usize, first: Option<&Self>) -> Judgement {
         let mut judgement = self.plain(samples, first);
+        judgement.changed = self.changed.clone();
+        judgement.changed.sort_by_key(|changed| changed.sample);
+        judgement.changed.truncate(MOST_CHANGED);
         let mut random = ChaCha8Rng::seed_from_u64(0);
         let draws: Vec<Numbers> = (0..if samples < FEWEST { 0 } else { DRAWS })
             .map(|_| {
@@ -78,7 +83,7 @@ impl Measured {
     /// The same without a word on how sure it is.
     fn plain(&self, samples: usize, first: Option<&Self>) -> Judgement {
         let (scores, fidelity) = (self.scores(), first.and_then(|_| Near::fidelity(&self.nearness)));
-        let mut judgement = Judgement { samples, scores, drop: None, fidelity };
+        let mut judgement = Judgement { samples, scores, drop: None, fidelity, changed: Vec::new() };
         judgement.drop = first.filter(|_| judgement.is_known()).map(|first| {
             let value = judgement.drop_from(&first.scores());
             Drop { value, error: None }
@@ -104,7 +109,7 @@ impl Measured {
     fn picked(&self, rows: &[usize]) -> Self {
         let nearness = rows.iter().filter_map(|&row| self.nearness.get(row).cloned()).collect();
         let likelihood = rows.iter().filter_map(|&row| self.likelihood.get(row).copied()).collect();
-        Self { predictions: self.predictions.picked(rows), nearness, likelihood }
+        Self { predictions: self.predictions.picked(rows), nearness, likelihood, changed: Vec::new() }
     }
 }
 

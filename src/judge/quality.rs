@@ -22,7 +22,26 @@ pub struct Judgement {
     /// How near it is to the first of the models that were judged together; `None` for that one, and where the
     /// models give nothing that can be compared.
     pub fidelity: Option<Fidelity>,
+    /// The first samples for which it prefers another class than that model; empty where samples have no classes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changed: Vec<Changed>,
 }
+
+/// A sample for which two models prefer another class.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Changed {
+    /// Its place in the data, from 0.
+    pub sample: usize,
+    /// What the first model prefers.
+    pub before: i64,
+    /// What this one prefers.
+    pub after: i64,
+    /// What is right, where that is known.
+    pub right: Option<i64>,
+}
+
+/// So many changed samples are named.
+pub(super) const MOST_CHANGED: usize = 10;
 
 /// What models are judged by.
 pub(crate) struct Evaluation {
@@ -202,6 +221,11 @@ impl Fidelity {
 }
 
 impl Judgement {
+    /// The share of answers that are those of the first model.
+    pub(crate) fn main_agreement(&self) -> f64 {
+        self.fidelity.as_ref().and_then(|fidelity| fidelity.agreement).unwrap_or(1.0)
+    }
+
     /// The standard error of what [`Judgement::main`] names.
     pub(crate) fn main_error(&self) -> Option<f64> {
         let of_fidelity = |fidelity: &Fidelity| fidelity.shown().into_iter().find(|s| s.0 == fidelity.main().0)?.2;

@@ -6,11 +6,12 @@ use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::ir::{ElementType, Model};
 
 use super::measured::Measured;
+use super::metrics::argmax;
 use super::nearness::Near;
 use super::next_token::{Comparer, tokens_at_once};
 use super::outputs::{Output, outputs};
-use super::quality::{Judgement, Kind};
-use crate::data::{Batch, Dataset, find};
+use super::quality::{Changed, Judgement, Kind};
+use crate::data::{Batch, Dataset, Labels, find};
 use crate::error::Error;
 use crate::runtime::{self, Runtime, Session, Values};
 
@@ -53,7 +54,11 @@ pub fn judge(runtime: &Runtime, models: &[(&Model, &Dataset)], kinds: &[Kind]) -
                 judged.predict(runtime, next, [before, &values], batch, i)?;
             }
             match &first {
-                Some((_, first)) => judged.add(first, &outputs, batch.samples),
+                Some((_, first)) => {
+                    judged.add(first, &outputs, batch.samples);
+                    let labels = own.labels.as_ref().map(|labels| labels.select(&batch.rows));
+                    judged.measured.changed.extend(changed(first, &outputs, &batch.rows, labels.as_ref()));
+                }
                 None => first = Some((values, outputs)),
             }
         }
@@ -61,6 +66,24 @@ pub fn judge(runtime: &Runtime, models: &[(&Model, &Dataset)], kinds: &[Kind]) -
     let measured: Vec<Measured> = judged.into_iter().map(|judged| judged.measured).collect();
     let first = |i: usize| measured.first().filter(|_| i > 0);
     Ok(measured.iter().enumerate().map(|(i, own)| own.judgement(samples, first(i))).collect())
+}
+
+/// The samples of a batch for which two models prefer another class.
+fn changed(first: &[Output], own: &[Output], rows: &[usize], labels: Option<&Labels>) -> Vec<Changed> {
+    let is_classes = |output: &&Output| output.kind == OutputKind::Logits && !output.is_whole;
+    let [first, own] = [first, own].map(|outputs| outputs.iter().find(is_classes));
+    let Some((first, own)) = first.zip(own) else { return Vec::new() };
+    let best = |rows: &Vec<Vec<f64>>| argmax(rows.concat());
+    let right = labels.and_then(Labels::classes);
+    let right = |place: usize| right.as_ref().and_then(|right| right.get(place).copied()).filter(|right| *right >= 0);
+    let samples = first.samples.iter().zip(&own.samples).zip(rows).enumerate();
+    let changed = samples.map(|(i, ((first, own), &sample))| Changed {
+        sample,
+        before: best(first),
+        after: best(own),
+        right: right(i),
+    });
+    changed.filter(|changed| changed.before != changed.after).collect()
 }
 
 /// Where models give their scores of the next token.

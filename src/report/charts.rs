@@ -21,7 +21,7 @@ pub(super) fn shares(scores: &[f32]) -> Vec<f64> {
 }
 
 /// Scores from the best to the least, the first `kept` filled.
-pub(super) fn sorted_scores(scores: &[f32], kept: usize) -> Markup {
+pub(super) fn sorted_scores(name: &str, scores: &[f32], kept: usize) -> Markup {
     const WIDTH: f64 = 160.0;
     const HEIGHT: f64 = 70.0;
     let mut shares = shares(scores);
@@ -37,7 +37,7 @@ pub(super) fn sorted_scores(scores: &[f32], kept: usize) -> Markup {
     let cut = kept.min(shares.len());
     let area = format!("0,{HEIGHT} {} {:.1},{HEIGHT}", points(cut).join(" "), x(cut.saturating_sub(1)));
     html! {
-        svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" {
+        svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(format!("{name}: scores from the best to the least")) {
             @if cut > 0 { polygon points=(area) fill="var(--neuron)" opacity="0.35" {} }
             polyline points=(points(shares.len()).join(" ")) fill="none" stroke="var(--neuron)" stroke-width="1.5" {}
             line x1="0" x2=(WIDTH) y1=(HEIGHT) y2=(HEIGHT) stroke="var(--line)" {}
@@ -45,41 +45,77 @@ pub(super) fn sorted_scores(scores: &[f32], kept: usize) -> Markup {
     }
 }
 
-/// Quality over the share of FLOPs removed; `original` is that of the model nothing was removed from.
-pub(super) fn curve(points: &[(f64, f64)], original: f64) -> Markup {
+/// A point of a curve.
+pub(super) struct Point {
+    pub(super) x: f64,
+    pub(super) y: f64,
+    /// The standard error of y.
+    pub(super) error: Option<f64>,
+    /// What it is, for whoever points at it.
+    pub(super) title: String,
+}
+
+/// Points joined from left to right, with twice their errors; what `name` says is for those who do not see it.
+pub(super) fn curve(mut points: Vec<Point>, name: &str, label: impl Fn(f64) -> String) -> Markup {
     const WIDTH: f64 = 720.0;
     const HEIGHT: f64 = 250.0;
     const LEFT: f64 = 64.0;
     const RIGHT: f64 = 34.0;
     const BOTTOM: f64 = 28.0;
-    let mut all = vec![(0.0, original)];
-    all.extend_from_slice(points);
-    all.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let least = all.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
-    let most = all.iter().map(|p| p.1).fold(f64::NEG_INFINITY, f64::max);
-    let step = nice_step((most - least).max(1e-4) / 4.0);
-    let (low, high) = ((least / step).floor() * step, (most / step).ceil() * step);
-    let x = |share: f64| LEFT + (WIDTH - LEFT - RIGHT) * share;
-    let y = |value: f64| 10.0 + (HEIGHT - BOTTOM - 10.0) * (high - value) / (high - low).max(f64::MIN_POSITIVE);
-    let ticks: Vec<f64> = (0..=((high - low) / step).round() as usize).map(|i| low + step * i as f64).collect();
-    let line: Vec<String> = all.iter().map(|&(s, v)| format!("{:.1},{:.1}", x(s), y(v))).collect();
-    let decimals = (-step.log10().floor()).clamp(1.0, 5.0) as usize;
+    points.sort_by(|a, b| a.x.total_cmp(&b.x));
+    let reach = |point: &Point| 2.0 * point.error.unwrap_or(0.0);
+    let rows = Scale::of(points.iter().flat_map(|p| [p.y - reach(p), p.y + reach(p)]), 4.0);
+    let columns = Scale::of(points.iter().map(|p| p.x), 5.0);
+    let x = |value: f64| LEFT + (WIDTH - LEFT - RIGHT) * columns.share(value);
+    let y = |value: f64| 10.0 + (HEIGHT - BOTTOM - 10.0) * (1.0 - rows.share(value));
+    let at = |place: f64| format!("{place:.1}");
+    let line: Vec<String> = points.iter().map(|p| format!("{:.1},{:.1}", x(p.x), y(p.y))).collect();
+    let decimals = (-rows.step.log10().floor()).clamp(1.0, 5.0) as usize;
     html! {
-        svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" style="max-width:760px;margin-bottom:14px" {
-            @for tick in ticks {
-                line x1=(LEFT) x2=(WIDTH - RIGHT) y1=(format!("{:.1}", y(tick))) y2=(format!("{:.1}", y(tick))) stroke="var(--line)" {}
-                text x=(LEFT - 8.0) y=(format!("{:.1}", y(tick) + 4.0)) text-anchor="end" { (format!("{tick:.decimals$}")) }
+        svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(name) style="max-width:760px;margin-bottom:14px" {
+            @for tick in rows.ticks() {
+                line x1=(LEFT) x2=(WIDTH - RIGHT) y1=(at(y(tick))) y2=(at(y(tick))) stroke="var(--line)" {}
+                text x=(LEFT - 8.0) y=(at(y(tick) + 4.0)) text-anchor="end" { (format!("{tick:.decimals$}")) }
             }
-            @for share in [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] {
-                text x=(format!("{:.1}", x(share))) y=(HEIGHT - 8.0) text-anchor="middle" { (format!("{:.0} %", 100.0 * share)) }
+            @for tick in columns.ticks() {
+                text x=(at(x(tick))) y=(HEIGHT - 8.0) text-anchor="middle" { (label(tick)) }
             }
             polyline points=(line.join(" ")) fill="none" stroke="var(--head)" stroke-width="2.5" stroke-linejoin="round" {}
-            @for &(share, value) in &all {
-                circle cx=(format!("{:.1}", x(share))) cy=(format!("{:.1}", y(value))) r="5" fill="var(--head)" stroke="var(--card)" stroke-width="2" {
-                    title { (format!("{:.1} % removed: {value:.4}", 100.0 * share)) }
+            @for point in &points {
+                @if reach(point) > 0.0 {
+                    line x1=(at(x(point.x))) x2=(at(x(point.x))) y1=(at(y(point.y - reach(point)))) y2=(at(y(point.y + reach(point)))) stroke="var(--head)" stroke-width="1.5" {}
+                }
+                circle cx=(at(x(point.x))) cy=(at(y(point.y))) r="5" fill="var(--head)" stroke="var(--card)" stroke-width="2" {
+                    title { (point.title) }
                 }
             }
         }
+    }
+}
+
+/// A scale whose ends and steps are round.
+struct Scale {
+    low: f64,
+    high: f64,
+    step: f64,
+}
+
+impl Scale {
+    /// From the least of some numbers to the largest, in about so many steps.
+    fn of(numbers: impl Iterator<Item = f64>, steps: f64) -> Self {
+        let (least, most) =
+            numbers.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), n| (least.min(n), most.max(n)));
+        let step = nice_step((most - least).max(1e-4) / steps);
+        let (low, high) = ((least / step).floor() * step, (most / step).ceil() * step);
+        Self { low, high: high.max(low + step), step }
+    }
+
+    fn share(&self, number: f64) -> f64 {
+        (number - self.low) / (self.high - self.low)
+    }
+
+    fn ticks(&self) -> Vec<f64> {
+        (0..=((self.high - self.low) / self.step).round() as usize).map(|i| self.low + self.step * i as f64).collect()
     }
 }
 
@@ -96,6 +132,14 @@ mod tests {
     #[test]
     fn steps_are_round() {
         assert_eq!([0.03, 0.2, 0.21, 7.0].map(nice_step), [0.05, 0.2, 0.5, 10.0]);
+    }
+
+    #[test]
+    fn scales_hold_what_they_are_made_for() {
+        let scale = Scale::of([0.71, 0.93].into_iter(), 4.0);
+        assert!(scale.low <= 0.71 && scale.high >= 0.93 && scale.ticks().len() > 3, "{:?}", scale.ticks());
+        let one = Scale::of([1.0].into_iter(), 4.0);
+        assert!(one.high > one.low && one.share(1.0).is_finite());
     }
 
     #[test]

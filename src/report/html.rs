@@ -11,8 +11,15 @@ use crate::escape::printable;
 const STYLE: &str = include_str!("style.css");
 
 impl Report {
-    /// The page.
+    /// The page; of several models it shows the one where the curve bends.
     pub(super) fn page(&self) -> String {
+        match self.knee() {
+            Some(knee) => Self { model: self.sweep[knee].clone(), ..self.clone() }.page_of_one(),
+            None => self.page_of_one(),
+        }
+    }
+
+    fn page_of_one(&self) -> String {
         let name = self.input.path.rsplit(['/', '\\']).next().unwrap_or("model");
         let page = html! {
             (DOCTYPE)
@@ -31,7 +38,9 @@ impl Report {
                         }
                         @for warning in &self.warnings { p.warning { (warning) } }
                         (self.tiles())
+                        (self.next_section())
                         (self.sweep_section())
+                        (self.changed_section())
                         @if let Some(shown) = self.model.compression.filter(|_| !self.sweep.is_empty()) {
                             p.note.about { "What follows, and the numbers above, are about the model of compression " (shown) "." }
                         }
@@ -89,42 +98,6 @@ impl Report {
                 @if let Some(quantisation) = quantisation {
                     (tile(&quantisation.bits.to_string(), &format!("weights of {} matrices, moved by {}", quantisation.matrices, percent(quantisation.error, 1.0))))
                 }
-            }
-        }
-    }
-
-    fn sweep_section(&self) -> Markup {
-        if self.sweep.is_empty() {
-            return html! {};
-        }
-        let measure = self.model.quality.as_ref().map_or("", |q| q.main().0);
-        let first = self.original.quality.as_ref().filter(|q| !q.scores.is_empty()).map(|q| q.main().1);
-        let points: Vec<(f64, f64)> =
-            self.sweep.iter().filter_map(|m| Some((m.flops.removed(), m.quality.as_ref()?.main().1))).collect();
-        let chosen = self.model.compression;
-        html! {
-            section {
-                h2 { "Compression against quality" }
-                p.note { "One measurement, several models. The horizontal axis is the share of the prunable FLOPs removed, the vertical one " (measure) "." }
-                (charts::curve(&points, first.unwrap_or(1.0)))
-                div.scroll { table {
-                    tr { th { "compression" } th { "FLOPs left" } th { "file" } th { "latency" } th { "speed-up" } th { (measure) } }
-                    tr {
-                        td { "original" } td { "100 %" } td { (ByteSize(self.input.bytes)) }
-                        td { @if let Some(l) = &self.original.latency { (format!("{:.2} ms", l.median)) } } td { "1.00" }
-                        td { @if let Some(first) = self.original.quality.as_ref().filter(|q| !q.scores.is_empty()) { (main(first)) } }
-                    }
-                    @for model in &self.sweep {
-                        tr.chosen[model.compression == chosen] {
-                            td { (model.compression.map_or(String::new(), |c| c.to_string())) }
-                            td { (percent(1.0 - model.flops.removed(), 1.0)) }
-                            td { @if let Some(file) = &model.output { (ByteSize(file.bytes)) } }
-                            td { @if let Some(l) = &model.latency { (format!("{:.2} ms", l.median)) } }
-                            td { @if let Some(l) = &model.latency { (format!("{:.2}", l.speedup)) } }
-                            td { @if let Some(q) = &model.quality { (main(q)) } }
-                        }
-                    }
-                } }
             }
         }
     }
@@ -203,6 +176,16 @@ impl Report {
                     dd { code { (self.runtime.library) } " " (self.runtime.provider) ", " (self.runtime.threads) " threads" }
                     @for (name, value) in settings {
                         dt { (name) } dd { (value) }
+                    }
+                    @if !self.command.is_empty() {
+                        dt { "called as" } dd { code { "onnx-kprune " (self.command.join(" ")) } }
+                    }
+                    dt { "made" }
+                    dd { (self.date()) " by onnx-kprune " (self.version) " on " (self.machine) }
+                    @for (what, file) in [("read", Some(&self.input)), ("written", self.model.output.as_ref())] {
+                        @if let Some(hash) = file.and_then(|file| file.sha256.as_ref()) {
+                            dt { (what) ", SHA-256" } dd { code { (hash) } }
+                        }
                     }
                 }
             }
@@ -303,7 +286,7 @@ fn neurons_section(model: &ModelReport) -> Markup {
             div.multiples {
                 @for (label, s) in panels {
                     figure title=(s.name) {
-                        (charts::sorted_scores(&s.scores, s.kept.len()))
+                        (charts::sorted_scores(&label, &s.scores, s.kept.len()))
                         figcaption { (label) ", " (s.kept.len()) " of " (s.units) }
                     }
                 }

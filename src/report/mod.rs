@@ -3,6 +3,7 @@
 mod charts;
 mod html;
 pub(crate) mod names;
+mod sweep;
 pub(crate) mod table;
 
 use std::collections::BTreeMap;
@@ -154,6 +155,9 @@ pub struct File {
     pub bytes: u64,
     /// Numbers in its constants, floating-point or quantised.
     pub parameters: usize,
+    /// The SHA-256 of the model file, without external data; `None` where no report is written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 /// What the user chose.
@@ -336,6 +340,12 @@ impl Report {
             true => Ok(self.page().into_bytes()),
             false => store::json(self),
         }
+    }
+
+    /// When it ended, as 2026-01-31T12:00:00Z.
+    pub fn date(&self) -> String {
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(self.time);
+        humantime::format_rfc3339_seconds(time).to_string()
     }
 
     /// Share of the prunable FLOPs that is removed.

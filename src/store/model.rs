@@ -8,6 +8,7 @@ use bytes::Bytes;
 use kprune_passes::ir::Model;
 use kprune_passes::onnx::{self, ExternalFile};
 use memmap2::Mmap;
+use sha2::{Digest, Sha256};
 
 use super::folder::{folder_of, resolved};
 use super::temporary::Temporary;
@@ -136,6 +137,16 @@ pub fn compressed_size(path: &Path, model: &Model) -> Result<u64, Error> {
     files.map(|file| compressed(&file).map_err(Error::io("read", &file))).sum()
 }
 
+/// The SHA-256 of a file, in hexadecimal digits.
+///
+/// # Errors
+/// Where it cannot be read.
+pub(crate) fn sha256(path: &Path) -> std::io::Result<String> {
+    let mut digest = Sha256::new();
+    std::io::copy(&mut std::fs::File::open(path)?, &mut digest)?;
+    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// Counts what is written to it.
 struct Counted(u64);
 
@@ -154,6 +165,11 @@ impl Staged {
     /// Size of all files together, in bytes.
     pub fn bytes(&self) -> u64 {
         self.model.len() + self.data.iter().map(Temporary::len).sum::<u64>()
+    }
+
+    /// The SHA-256 of the model file, in hexadecimal digits; `None` where it cannot be read.
+    pub fn sha256(&self) -> Option<String> {
+        sha256(&self.model.path()).ok()
     }
 
     /// Reads the model back from the temporary files, as a user of the file would.

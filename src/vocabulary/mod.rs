@@ -102,6 +102,7 @@ pub(crate) fn trim(runtime: &Runtime, source: &Source, options: &Options, target
         path: path.display().to_string(),
         bytes: store::size_with_data(path, &model),
         parameters: parameters(&model),
+        sha256: None,
     };
     let vocabulary = Vocabulary::find(&model.graph).map_err(|reason| Error::Unsupported {
         path: path.clone(),
