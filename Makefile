@@ -20,7 +20,7 @@ demo: setup
 	cargo build --release
 	mkdir -p demo
 	$(RELEASE) $(FIXTURE)/model.onnx demo/pruned.onnx --calibration $(FIXTURE)/calibration.npz \
-	    --compression 0.5 --report demo/report.html --report demo/report.json
+	    --compression 0.7 --report demo/report.html --report demo/report.json
 	$(RELEASE) compare $(FIXTURE)/model.onnx demo/pruned.onnx --data $(FIXTURE)/eval.npz
 
 test: setup-tests

@@ -52,6 +52,10 @@ fn a_folder_comes_out_complete_with_a_true_configuration() {
         assert!(uniform && config["num_attention_heads"] == kept || gone as u64 == 6 - kept, "{config}");
     }
     assert_eq!(config["model_type"], "bert");
+    let card = std::fs::read_to_string(output.join("PRUNED.md")).unwrap();
+    for words in ["model.onnx, pruned", "| quality | agreement", "layer 3 FFN", "SHA-256", "onnx-kprune "] {
+        assert!(card.contains(words), "{words:?} is not in:\n{card}");
+    }
 
     let again = run(&[]);
     assert_eq!(again.status.code(), Some(2), "a folder that is there is not overwritten");

@@ -16,7 +16,7 @@ use crate::judge::quality::Evaluation;
 use crate::machine;
 use crate::options::{Amount, Options};
 use crate::report::{self, ModelReport, Report};
-use crate::store;
+use crate::store::{self, Target};
 
 impl Maker<'_> {
     /// What was done, but for what it cost.
@@ -69,9 +69,9 @@ impl Maker<'_> {
         }
     }
 
-    /// Whether a report is written.
+    /// Whether a report is written, or the card of a folder.
     fn reports(&self) -> bool {
-        !self.options.files.reports.is_empty()
+        !self.options.files.reports.is_empty() || matches!(self.target, Some(Target::Folder(_)))
     }
 
     fn input(&self) -> report::File {

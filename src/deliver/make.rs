@@ -20,6 +20,7 @@ use crate::judge::latency::{self, Setting, Timing};
 use crate::judge::quality::{Drop, Evaluation, Judgement, Kind};
 use crate::judge::side_by_side::judge;
 use crate::options::Options;
+use crate::report::card::CARD;
 use crate::store::{self, Ledger, Publication, Source, Staged, StagedFolder, Target};
 use crate::vocabulary::Trimmed;
 use crate::walk::World;
@@ -215,10 +216,10 @@ impl Made {
         self.staged.target().file_name().map_or(Path::new("model.onnx"), Path::new)
     }
 
-    /// Adds the files to what is put in place together.
-    pub(super) fn publish_with(self, publication: &mut Publication) -> Result<(), Error> {
+    /// Adds the files to what is put in place together; a folder with a `card` that says what was done.
+    pub(super) fn publish_with(self, card: &str, publication: &mut Publication) -> Result<(), Error> {
         match self.folder {
-            Some(folder) => folder.publish_with(self.staged, publication),
+            Some(folder) => folder.publish_with(self.staged, (CARD, card), publication),
             None => {
                 self.staged.publish_with(publication);
                 Ok(())

@@ -44,9 +44,10 @@ impl Maker<'_> {
         }
         let mut described = self.report(budget, probes, original, &models, chosen);
         let writes_all = self.options.aim.max_drop.is_none();
-        for (i, product) in models.iter_mut().enumerate() {
+        let cards = described.cards();
+        for (i, (product, card)) in models.iter_mut().zip(cards).enumerate() {
             if let Some(made) = product.made.take().filter(|_| writes_all || i == chosen) {
-                made.publish_with(&mut publication)?;
+                made.publish_with(&card, &mut publication)?;
             }
         }
         described.cost = cost();

@@ -1,5 +1,6 @@
 //! What a run did: for machines (JSON), for people (a table, a page).
 
+pub(crate) mod card;
 mod charts;
 mod html;
 pub(crate) mod names;

@@ -154,7 +154,7 @@ pub(crate) fn in_words(name: &str, value: f64, error: Option<f64>) -> String {
 }
 
 /// Scores, and nearness to the original, in words: a line for each.
-fn quality(old: &Judgement, new: &Judgement) -> Vec<String> {
+pub(super) fn quality(old: &Judgement, new: &Judgement) -> Vec<String> {
     if !new.is_known() {
         return vec!["nothing that the models give could be compared".into()];
     }

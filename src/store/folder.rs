@@ -211,11 +211,16 @@ impl StagedFolder {
         Ok(Self { target: target.to_path_buf(), files, configs })
     }
 
-    /// Makes the folder beside its target, with the model in it, and adds it to what is put in place together.
+    /// Makes the folder beside its target, with the model and a file of text in it, and adds it to what is put in place together.
     ///
     /// # Errors
     /// Where a file cannot be copied.
-    pub(crate) fn publish_with(self, model: Staged, publication: &mut Publication) -> Result<(), Error> {
+    pub(crate) fn publish_with(
+        self,
+        model: Staged,
+        (name, card): (&str, &str),
+        publication: &mut Publication,
+    ) -> Result<(), Error> {
         let failed = |path: &Path| Error::io("write", path);
         let place = Litter::beside(&self.target, |path| std::fs::create_dir(path)).map_err(failed(&self.target))?;
         for (inner, source) in &self.files {
@@ -225,6 +230,8 @@ impl StagedFolder {
             let path = place.path().join(name);
             std::fs::write(&path, publish::json(config)?).map_err(failed(&path))?;
         }
+        let path = place.path().join(name);
+        std::fs::write(&path, card).map_err(failed(&path))?;
         model.moved_to(place.path()).put_in_place().map_err(failed(&self.target))?;
         publication.add_folder(place, self.target);
         Ok(())
