@@ -148,8 +148,8 @@ mod tests {
     fn classifier(samples: usize, wrong: usize) -> Measured {
         let right: Vec<i64> = (0..samples).map(|i| (i % 2) as i64).collect();
         let scores = |i: usize| {
-            let is_wrong = wrong > 0 && i % wrong == 0;
-            let first = (i % 2 == 0) != is_wrong;
+            let is_wrong = wrong > 0 && i.is_multiple_of(wrong);
+            let first = i.is_multiple_of(2) != is_wrong;
             vec![vec![f64::from(first), f64::from(!first)]]
         };
         let output = Output::logits((0..samples).map(scores).collect());
