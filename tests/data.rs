@@ -160,3 +160,33 @@ fn a_folder_of_images_serves_a_vision_encoder() {
     let refused = program().arg(&model).arg(folder.path().join("x.onnx")).arg("--calibration").arg(&images).output();
     assert!(text(&refused.unwrap().stderr).contains("broken.png"));
 }
+
+#[test]
+fn half_precision_arrays_are_taken_by_models_of_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let [half, single] = ["half.npz", "single.npz"].map(|name| folder.path().join(name));
+    let make = "import sys, numpy as np\n\
+        pixels = np.random.default_rng(0).normal(size=(8, 3, 24, 24)).astype(np.float16)\n\
+        np.savez(sys.argv[1], pixel_values=pixels)\n\
+        np.savez(sys.argv[2], pixel_values=pixels.astype(np.float32))\n";
+    if script(make, &[&half, &single]).is_none() {
+        return;
+    }
+    for model in ["vit.dy20", "vit.dy20.f16"] {
+        let units = [&half, &single].map(|data| {
+            let (output, report) = (folder.path().join("out.onnx"), folder.path().join("report.json"));
+            let model = fixtures().join(format!("zoo/{model}.onnx"));
+            let done = program()
+                .args([&model, &output])
+                .arg("--calibration")
+                .arg(data)
+                .args(["-q", "--report"])
+                .arg(&report)
+                .output()
+                .unwrap();
+            assert!(done.status.success(), "{}", text(&done.stderr));
+            kept(&serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap())
+        });
+        assert_eq!(units[0], units[1], "{model}");
+    }
+}

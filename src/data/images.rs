@@ -3,7 +3,9 @@
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use image::imageops::{FilterType, crop_imm, resize};
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::imageops::crop_imm;
 use image::{ImageReader, Rgb, RgbImage};
 use kprune_passes::ir::{ElementType, Tensor};
 use kprune_passes::signature::{Axis, Input};
@@ -234,7 +236,7 @@ impl Preprocessor {
             if width.max(height) > LONGEST {
                 return Err(format!("would become {width} x {height} pixels"));
             }
-            image = resize(&image, width, height, self.filter());
+            image = self.resized(&image, width, height)?;
         }
         match self.crop_size.or(self.size).filter(|_| crops) {
             Some(size) => Ok(center(&image, size.of(image.dimensions(), false))),
@@ -242,13 +244,31 @@ impl Preprocessor {
         }
     }
 
+    /// The image at another size, as Pillow makes it: first as wide, then as high, rounded in between.
+    fn resized(&self, image: &RgbImage, width: u32, height: u32) -> Result<RgbImage, String> {
+        let wide = self.resized_at_once(image, width, image.height())?;
+        self.resized_at_once(&wide, width, height)
+    }
+
+    fn resized_at_once(&self, image: &RgbImage, width: u32, height: u32) -> Result<RgbImage, String> {
+        let failed = |error: String| format!("cannot be resized: {error}");
+        let from = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3);
+        let from = from.map_err(|e| failed(e.to_string()))?;
+        let mut to = Image::new(width, height, PixelType::U8x3);
+        let options = ResizeOptions::new().resize_alg(self.filter());
+        Resizer::new().resize(&from, &mut to, &options).map_err(|e| failed(e.to_string()))?;
+        RgbImage::from_raw(width, height, to.into_vec()).ok_or_else(|| failed("its size is another".into()))
+    }
+
     /// The filter with the number that Pillow gives it.
-    fn filter(&self) -> FilterType {
+    fn filter(&self) -> ResizeAlg {
         match self.resample {
-            Some(0) => FilterType::Nearest,
-            Some(1) => FilterType::Lanczos3,
-            Some(3) => FilterType::CatmullRom,
-            _ => FilterType::Triangle,
+            Some(0) => ResizeAlg::Nearest,
+            Some(1) => ResizeAlg::Convolution(FilterType::Lanczos3),
+            Some(3) => ResizeAlg::Convolution(FilterType::CatmullRom),
+            Some(4) => ResizeAlg::Convolution(FilterType::Box),
+            Some(5) => ResizeAlg::Convolution(FilterType::Hamming),
+            _ => ResizeAlg::Convolution(FilterType::Bilinear),
         }
     }
 
@@ -336,6 +356,45 @@ mod tests {
         assert_eq!(numbers.numbers([255, 255, 255]), [1.0, 1.0, 0.0]);
         let raw = preprocessor(r#"{"do_rescale": false, "do_normalize": false}"#);
         assert_eq!(raw.numbers([7, 8, 9]), [7.0, 8.0, 9.0]);
+    }
+
+    #[test]
+    fn pixels_are_those_of_pillow_number_by_number() {
+        let color = |x: u32, y: u32| [0, 1, 2].map(|c| ((37 * x * x + 91 * y + 53 * c * x) % 256) as u8);
+        let image = RgbImage::from_fn(8, 6, |x, y| Rgb(color(x, y)));
+        // Image.fromarray(...).resize((3, 4), resample=...) of Pillow 13: red and blue, row by row.
+        let expected: [(u8, [u8; 12], [u8; 12]); 5] = [
+            (
+                1,
+                [80, 157, 96, 159, 92, 175, 76, 114, 92, 156, 71, 172],
+                [128, 171, 135, 123, 103, 94, 136, 134, 98, 152, 130, 107],
+            ),
+            (
+                2,
+                [90, 136, 104, 144, 100, 158, 92, 112, 106, 147, 82, 161],
+                [126, 160, 141, 124, 114, 98, 137, 125, 103, 143, 131, 112],
+            ),
+            (
+                3,
+                [84, 146, 99, 155, 91, 171, 82, 116, 97, 153, 72, 169],
+                [123, 166, 141, 124, 108, 95, 137, 128, 100, 146, 130, 111],
+            ),
+            (
+                4,
+                [108, 125, 123, 158, 5, 173, 82, 142, 97, 175, 22, 190],
+                [128, 176, 119, 94, 120, 127, 145, 129, 93, 111, 137, 144],
+            ),
+            (
+                5,
+                [74, 120, 90, 162, 68, 178, 79, 119, 94, 166, 69, 182],
+                [115, 171, 155, 119, 117, 102, 131, 116, 111, 137, 134, 119],
+            ),
+        ];
+        for (filter, red, blue) in expected {
+            let resized = preprocessor(&format!(r#"{{"resample": {filter}}}"#)).resized(&image, 3, 4).unwrap();
+            let of = |channel: usize| resized.pixels().map(|pixel| pixel.0[channel]).collect::<Vec<_>>();
+            assert_eq!([of(0), of(2)], [red.to_vec(), blue.to_vec()], "filter {filter}");
+        }
     }
 
     #[test]
