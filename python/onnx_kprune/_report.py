@@ -102,7 +102,7 @@ def _quality(first: list, own: dict) -> list[tuple[str, str]]:
         change = "" if not drop or drop["error"] is None else f" (drop {_number(drop['value'], drop['error'])})"
         rows.append((after["name"], f"{before['value']:.4f} -> {after['value']:.4f}{change}"))
     fidelity = own["fidelity"] or {}
-    for name in ("agreement", "divergence", "correlation", "cosine"):
+    for name in ("agreement", "divergence", "correlation", "similarity", "cosine"):
         if fidelity.get(name) is not None:
             rows.append((name, _number(fidelity[name], fidelity["errors"][name])))
     return rows

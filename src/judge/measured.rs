@@ -37,6 +37,7 @@ struct Numbers {
     agreement: f64,
     divergence: f64,
     correlation: f64,
+    similarity: f64,
     cosine: f64,
     drop: f64,
 }
@@ -70,6 +71,7 @@ impl Measured {
                 agreement: error(&|n| n.agreement, true),
                 divergence: error(&|n| n.divergence, false),
                 correlation: error(&|n| n.correlation, false),
+                similarity: error(&|n| n.similarity, false),
                 cosine: error(&|n| n.cosine, false),
             };
         }
@@ -122,6 +124,7 @@ impl Numbers {
             agreement: of(|f| f.agreement),
             divergence: of(|f| f.divergence),
             correlation: of(|f| f.correlation),
+            similarity: of(|f| f.similarity),
             cosine: of(|f| Some(f.cosine)),
             drop: judgement.drop.as_ref().map_or(f64::NAN, |drop| drop.value),
         }

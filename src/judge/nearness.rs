@@ -1,5 +1,7 @@
 //! How near the outputs of two models are.
 
+use std::sync::Arc;
+
 use kprune_passes::calculus::objective::OutputKind;
 
 use super::metrics::{argmax, cosine, divergence, label_divergence, spearman};
@@ -20,7 +22,15 @@ pub(super) struct Near {
     pub(super) largest: f64,
     /// Single numbers that both predict.
     pub(super) numbers: Vec<[f64; 2]>,
+    /// What both make of the sample, where that is one vector.
+    pub(super) embeddings: Option<Arc<[Vec<f64>; 2]>>,
 }
+
+/// Similarities are compared between no more samples than this.
+const COMPARED: usize = 128;
+
+/// Vectors that are more similar than this are of one sample that was drawn twice.
+const SAME: f64 = 1.0 - 1e-12;
 
 impl Near {
     /// Adds a sample of an output: one row, or one for every token, of the first model and of the other.
@@ -38,6 +48,7 @@ impl Near {
                 self.distributions += 1;
             }
         }
+        let is_one = a.len() == 1;
         let (a, b): (Vec<f64>, Vec<f64>) = (a.concat(), b.concat());
         if first.kind == OutputKind::Regression {
             self.numbers.extend(a.iter().zip(&b).map(|(&a, &b)| [a, b]));
@@ -46,6 +57,9 @@ impl Near {
         self.outputs += 1;
         let differences = a.iter().zip(&b).map(|(a, b)| (a - b).abs());
         self.largest = differences.fold(self.largest, |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) });
+        if first.kind == OutputKind::Hidden && !first.is_whole && is_one && a.len() > 1 {
+            self.embeddings = Some(Arc::new([a, b]));
+        }
     }
 
     /// How near the models are over all samples; `None` where nothing was compared.
@@ -58,9 +72,48 @@ impl Near {
             agreement: mean(sum(|near| near.same)),
             divergence: mean(sum(|near| near.divergence)),
             correlation: (!a.is_empty()).then(|| spearman(&a, &b)),
+            similarity: similarity(samples),
             cosine: sum(|near| near.cosine) / outputs,
             largest_difference: samples.iter().fold(0.0, |most, near| near.largest.max(most)),
             errors: Errors::default(),
         })
+    }
+}
+
+/// Spearman's correlation of the similarities between samples in both models: whether the same samples are the nearest. `None`
+/// where samples are not embedded, or there are too few.
+fn similarity(samples: &[Near]) -> Option<f64> {
+    let all: Vec<_> = samples.iter().filter_map(|near| near.embeddings.as_ref()).take(COMPARED).collect();
+    let pairs = all.iter().enumerate().flat_map(|(i, one)| all.iter().skip(i + 1).map(move |other| (one, other)));
+    let of = |side: usize| {
+        move |(one, other): &(&&Arc<[Vec<f64>; 2]>, &&Arc<[Vec<f64>; 2]>)| cosine(&one[side], &other[side])
+    };
+    let (a, b): (Vec<f64>, Vec<f64>) =
+        pairs.map(|pair| (of(0)(&pair), of(1)(&pair))).filter(|(a, _)| *a < SAME).unzip();
+    (a.len() > 1).then(|| spearman(&a, &b))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn embedded(vectors: &[[[f64; 2]; 2]]) -> Vec<Near> {
+        let near = |[a, b]: &[[f64; 2]; 2]| Near {
+            outputs: 1,
+            embeddings: Some(Arc::new([a.to_vec(), b.to_vec()])),
+            ..Near::default()
+        };
+        vectors.iter().map(near).collect()
+    }
+
+    #[test]
+    fn what_is_nearest_may_stay_so_when_all_is_turned() {
+        let turned = [[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.1]].map(|[x, y]| [[x, y], [-y, x]]);
+        assert!((similarity(&embedded(&turned)).unwrap() - 1.0).abs() < 1e-9);
+        let mut moved = turned;
+        moved[1][1] = [0.6, -0.8];
+        assert!(similarity(&embedded(&moved)).unwrap() < 0.9);
+        assert_eq!(similarity(&embedded(&turned[..1])), None);
     }
 }

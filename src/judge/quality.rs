@@ -138,6 +138,9 @@ pub struct Fidelity {
     pub divergence: Option<f64>,
     /// Spearman's correlation of the numbers that they predict; `None` where outputs are no single numbers.
     pub correlation: Option<f64>,
+    /// Spearman's correlation of the similarities between samples, where each is one vector: whether the same samples are near
+    /// each other in both; `None` where outputs are no embeddings.
+    pub similarity: Option<f64>,
     /// The mean cosine between their outputs for a sample.
     pub cosine: f64,
     /// The largest difference of any number.
@@ -153,6 +156,7 @@ pub struct Errors {
     pub agreement: Option<f64>,
     pub divergence: Option<f64>,
     pub correlation: Option<f64>,
+    pub similarity: Option<f64>,
     pub cosine: Option<f64>,
 }
 
@@ -193,11 +197,12 @@ impl Judgement {
 impl Fidelity {
     /// Everything, with errors.
     pub(crate) fn all(&self) -> Vec<(&'static str, f64, Option<f64>)> {
-        let Errors { agreement, divergence, correlation, cosine } = &self.errors;
+        let Errors { agreement, divergence, correlation, similarity, cosine } = &self.errors;
         let all = [
             ("agreement", self.agreement, *agreement),
             ("KL divergence", self.divergence, *divergence),
             ("correlation", self.correlation, *correlation),
+            ("similarity", self.similarity, *similarity),
             ("cosine", Some(self.cosine), *cosine),
             ("largest difference", Some(self.largest_difference), None),
         ];
