@@ -93,9 +93,9 @@ fn the_same_samples_give_the_same_units_in_every_form() {
         (&txt, &[]),
     ] {
         let report = prune(path, more);
-        let samples = if more.first() == Some(&"--calibration") { 128 } else { 256 };
+        let samples = if more.first() == Some(&"--calibration") { 112 } else { 224 };
         assert_eq!(report["calibration"]["samples"], samples, "{}", path.display());
-        if samples == 256 {
+        if samples == 224 {
             assert_eq!(kept(&report), expected, "{}", path.display());
         }
     }
