@@ -83,7 +83,7 @@ impl Subject {
     /// A model on the samples of the one that it is compared with; on its own form of them, where it comes with another
     /// tokenizer.
     fn beside(&self, runtime: &Runtime, source: Source, sources: &Sources) -> Result<Self, Error> {
-        if self.source.has_other_tokenizer(&source, sources) {
+        if have_own_tokenizers([&self.source, &source], sources) {
             return Self::alone(runtime, source, sources);
         }
         let clock = Clock::start();
@@ -147,7 +147,7 @@ pub fn compare_with(runtime: &Runtime, a: &Path, b: &Path, options: &Options) ->
         )));
     }
     let data = &a.data;
-    let own = a.source.has_other_tokenizer(&b.source, sources).then_some(&b.data);
+    let own = have_own_tokenizers([&a.source, &b.source], sources).then_some(&b.data);
     let mut judgements = judgements([&a, &b], own, runtime, options)?.into_iter();
     let lengths = data.lengths(sources.seq_len);
     let setting = |data| Setting::new(runtime, options.aim.latency_batch, data, sources.seq_len);
@@ -164,6 +164,13 @@ pub fn compare_with(runtime: &Runtime, a: &Path, b: &Path, options: &Options) ->
     notes.extend(b.latency.doubt());
     notes.extend(own.map(|_| "each model has the tokens of its own tokenizer.json".to_string()));
     Ok(Comparison { data: data.source.clone(), notes, a, b, setting })
+}
+
+/// Whether two models lie beside different `tokenizer.json`, where text is tokenized by what lies beside models.
+fn have_own_tokenizers(models: [&Source; 2], sources: &Sources) -> bool {
+    let [first, second] = models.map(|source| store::read(&source.model.with_file_name("tokenizer.json")).ok());
+    let is_asked = sources.tokenizer.is_none() && sources.hold_text();
+    is_asked && first.zip(second).is_some_and(|(first, second)| first != second)
 }
 
 /// What two models are worth; side by side, but where each predicts tokens of its `own`.

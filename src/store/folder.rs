@@ -12,7 +12,6 @@ use super::config::{self, Sizes};
 use super::litter::Litter;
 use super::model::{Staged, renamed};
 use super::{Ledger, Publication, input, ledger, publish};
-use crate::data::Sources;
 use crate::error::Error;
 
 /// Where a model is.
@@ -75,15 +74,6 @@ fn missing(path: &Path) -> Error {
 
 /// What can be called beside pruning.
 const COMMANDS: [&str; 5] = ["inspect", "compare", "prune", "completions", "help"];
-
-impl Source {
-    /// Whether another model lies beside another `tokenizer.json`, where text is tokenized by what lies beside models.
-    pub(crate) fn has_other_tokenizer(&self, other: &Self, sources: &Sources) -> bool {
-        let beside = |source: &Self| input::read(&source.model.with_file_name("tokenizer.json")).ok();
-        let is_asked = sources.tokenizer.is_none() && sources.hold_text();
-        is_asked && beside(self).zip(beside(other)).is_some_and(|(own, other)| own != other)
-    }
-}
 
 /// Where a pruned model goes.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use kprune_passes::ir::{ElementType, Tensor};
+use kprune_passes::ir::Tensor;
 use kprune_passes::vocabulary::Vocabulary;
 use ndarray::{ArrayD, Axis};
 
 use crate::analysis::{Feeds, Opened, made_up, outputs_of};
-use crate::data::{Columns, Outputs, token_ids};
+use crate::data::{Columns, Outputs, integers_like, token_ids};
 use crate::error::Error;
 use crate::runtime::Runtime;
 
@@ -90,14 +90,9 @@ pub(super) fn same_outputs(
 
 /// The old ids of new ones.
 fn renumbered(tensor: &Tensor, keep: &[usize]) -> Result<Tensor, Error> {
-    let wrong = |e: String| Error::internal(e);
-    let old = tensor.to_i64().map_err(|e| wrong(e.to_string()))?;
-    let old = old.mapv(|id| usize::try_from(id).ok().and_then(|id| keep.get(id)).map_or(id, |&id| id as i64));
-    let bytes: Vec<u8> = match tensor.element() {
-        ElementType::I32 => old.iter().flat_map(|&id| (id as i32).to_le_bytes()).collect(),
-        _ => old.iter().flat_map(|id| id.to_le_bytes()).collect(),
-    };
-    Tensor::from_raw("", tensor.element(), tensor.dims(), bytes.into()).map_err(|e| wrong(e.to_string()))
+    let new = tensor.to_i64().map_err(|e| Error::internal(e.to_string()))?;
+    let old = |&id: &i64| usize::try_from(id).ok().and_then(|id| keep.get(id)).map_or(id, |&id| id as i64);
+    integers_like(tensor, tensor.dims(), &new.iter().map(old).collect::<Vec<_>>())
 }
 
 /// Whether outputs are alike: whole, or the scores of the tokens that stay.
