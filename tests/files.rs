@@ -73,15 +73,14 @@ fn what_is_read_is_never_written() {
         (&["in.onnx", "hard.onnx"], read),
         (&["in.onnx", "soft.onnx"], read),
         (&["in.onnx", DATA], "external data of IN"),
-        (&["in.onnx", "o.onnx", "--report", DATA], "external data of IN"),
         (&["in.onnx", "o.onnx", "--save-plan", DATA], "external data of IN"),
-        (&["in.onnx", "o.onnx", "--report", "data.npz", "--calibration", "data.npz"], "--calibration"),
+        (&["in.onnx", "o.onnx", "--save-plan", "data.npz", "--calibration", "data.npz"], "--calibration"),
         (&["out-0.2.onnx", "out.onnx", "--sweep", "0.2,0.4"], read),
         (&["model", "model/model.onnx"], read),
-        (&["model", "out", "--report", "model/model.onnx"], read),
+        (&["model", "out", "--save-plan", "model/model.onnx"], read),
         (&["model", "model/out"], "lies within IN"),
-        (&["in.onnx", "o.onnx", "--sweep", "0.3,0.6", "--report", "o-0.3.onnx"], "which is written too"),
-        (&["in.onnx", "o.onnx", "--report", "o.onnx.bert.ts17.external.data"], "which is written too"),
+        (&["in.onnx", "o.onnx", "--sweep", "0.3,0.6", "--dump-graph", "read=o-0.3.onnx"], "which is written too"),
+        (&["in.onnx", "o.onnx", "--save-plan", "o.onnx.bert.ts17.external.data"], "which is written too"),
         (&["inspect", "in.onnx", "--latency-table", "in.onnx", "--seq-len", "16"], read),
         (&["inspect", "in.onnx", "--latency-table", DATA, "--seq-len", "16"], "external data of IN"),
         (&["inspect", "in.onnx", "--latency-table", "data.npz", "--calibration", "data.npz"], "--calibration"),
@@ -102,8 +101,8 @@ fn only_regular_files_are_replaced() {
     refused(folder.path(), &["in.onnx", "fifo"], "is a FIFO, and only regular files are replaced");
     refused(folder.path(), &["in.onnx", "to-fifo"], "is a FIFO");
     refused(folder.path(), &["in.onnx", "socket"], "is a socket");
-    refused(folder.path(), &["in.onnx", "o.onnx", "--report", "fifo"], "is a FIFO");
-    refused(folder.path(), &["in.onnx", "o.onnx", "--report", "full"], "is a folder");
+    refused(folder.path(), &["in.onnx", "o.onnx", "--save-plan", "fifo"], "is a FIFO");
+    refused(folder.path(), &["in.onnx", "o.onnx", "--save-plan", "full"], "is a folder");
     refused(folder.path(), &["in.onnx", "missing/"], "there is no folder missing/");
     assert!(std::fs::symlink_metadata(at("fifo")).unwrap().file_type().is_fifo());
 }

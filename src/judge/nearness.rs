@@ -85,11 +85,8 @@ impl Near {
 fn similarity(samples: &[Near]) -> Option<f64> {
     let all: Vec<_> = samples.iter().filter_map(|near| near.embeddings.as_ref()).take(COMPARED).collect();
     let pairs = all.iter().enumerate().flat_map(|(i, one)| all.iter().skip(i + 1).map(move |other| (one, other)));
-    let of = |side: usize| {
-        move |(one, other): &(&&Arc<[Vec<f64>; 2]>, &&Arc<[Vec<f64>; 2]>)| cosine(&one[side], &other[side])
-    };
-    let (a, b): (Vec<f64>, Vec<f64>) =
-        pairs.map(|pair| (of(0)(&pair), of(1)(&pair))).filter(|(a, _)| *a < SAME).unzip();
+    let similar = pairs.map(|(one, other)| (cosine(&one[0], &other[0]), cosine(&one[1], &other[1])));
+    let (a, b): (Vec<f64>, Vec<f64>) = similar.filter(|(first, _)| *first < SAME).unzip();
     (a.len() > 1).then(|| spearman(&a, &b))
 }
 

@@ -7,46 +7,41 @@ use kprune_passes::vocabulary::Vocabulary;
 use ndarray::{ArrayD, Axis};
 
 use crate::analysis::{Feeds, Opened, made_up, outputs_of};
-use crate::data::{Columns, Outputs, integers_like, token_ids};
+use crate::data::{Outputs, integers_like, token_ids};
 use crate::error::Error;
+use crate::options::Options;
 use crate::runtime::Runtime;
 
 /// How much outputs may differ, of the largest: products of other sizes add in another order.
 const TOLERANCE: f64 = 1e-4;
 
-/// Checks that a trimmed tokenizer cuts the text it was made for as before.
+/// Checks that a trimmed tokenizer cuts the texts that it was made for as before.
 ///
 /// # Errors
 /// Where it does not.
 pub(super) fn same_tokens(
-    before: &Path,
-    after: &Path,
-    text: &Path,
-    columns: &Columns,
-    runtime: &Runtime,
+    [before, after]: [&Path; 2],
+    options: &Options,
+    threads: usize,
     keep: &[usize],
 ) -> Result<(), Error> {
-    let mut old: Vec<u32> = Vec::new();
-    token_ids(before, text, columns, runtime.threads(), |ids| {
-        old.extend(ids);
-        Ok(())
-    })?;
-    let mut place = 0;
-    token_ids(after, text, columns, runtime.threads(), |ids| {
-        for id in ids {
-            let new = keep.get(*id as usize).copied();
-            if new != old.get(place).map(|&old| old as usize) {
-                let reason = format!("cannot be trimmed: the tokens of {} would be others", text.display());
-                return Err(Error::data(
-                    before,
-                    reason,
-                    "leave --trim-vocabulary away, and report it with the tokenizer",
-                ));
-            }
-            place += 1;
+    for text in &options.vocabulary {
+        let tokens = |tokenizer: &Path| {
+            let mut all: Vec<u32> = Vec::new();
+            let add = |ids: &[u32]| {
+                all.extend(ids);
+                Ok(())
+            };
+            token_ids(tokenizer, text, &options.data.calibration.columns, threads, add).map(|()| all)
+        };
+        let (old, new) = (tokens(before)?, tokens(after)?);
+        let is_same = |(old, new): (&u32, &u32)| keep.get(*new as usize) == Some(&(*old as usize));
+        if old.len() != new.len() || !old.iter().zip(&new).all(is_same) {
+            let reason = format!("cannot be trimmed: the tokens of {} would be others", text.display());
+            return Err(Error::data(before, reason, "leave --trim-vocabulary away, and report it with the tokenizer"));
         }
-        Ok(())
-    })
+    }
+    Ok(())
 }
 
 /// Checks that a model gives the same outputs for the tokens that stay, on made-up inputs.

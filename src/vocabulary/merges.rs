@@ -13,6 +13,9 @@ pub(super) struct Merges {
     suffix: String,
 }
 
+/// Tokens of more letters are none that were merged.
+const LONGEST: usize = 1024;
+
 impl Merges {
     /// Those of the `model` of a `tokenizer.json`: pairs, or lines with a space between the two.
     pub(super) fn of(model: &Value) -> Self {
@@ -42,6 +45,9 @@ impl Merges {
     pub(super) fn parts(&self, token: &str) -> Vec<String> {
         let mut symbols = self.letters(token);
         let mut parts = symbols.clone();
+        if symbols.len() > LONGEST {
+            return parts;
+        }
         let rank = |pair: &[String]| match pair {
             [first, second] => self.ranks.get(&[first.clone(), second.clone()]),
             _ => None,

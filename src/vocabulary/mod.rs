@@ -10,7 +10,7 @@ mod tokenizer;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kprune_passes::simplify::fold::fold_constants;
 use kprune_passes::vocabulary::Vocabulary;
@@ -58,6 +58,17 @@ pub struct Trimming {
 const MUCH: f64 = 0.01;
 
 impl Trimming {
+    fn of(options: &Options, tokens: usize, kept: usize, seen: &BTreeMap<usize, usize>) -> Self {
+        let once = seen.values().filter(|&&times| times == 1).count();
+        Self {
+            texts: options.vocabulary.iter().map(|text| text.display().to_string()).collect(),
+            tokens,
+            kept,
+            occur: seen.len(),
+            unseen: once as f64 / seen.values().sum::<usize>().max(1) as f64,
+        }
+    }
+
     /// That texts of other words are cut into letters now, where there will be many.
     pub(crate) fn warning(&self) -> Option<String> {
         let Self { texts, unseen, .. } = self;
@@ -82,65 +93,69 @@ impl fmt::Display for Trimming {
 /// What the folder of a model must hold.
 const TOKENIZER: &str = "tokenizer.json";
 
-/// Leaves the model of a folder the tokens that occur in `texts`; the result lies beside `target` until it is dropped.
+/// Leaves the model of a folder the tokens that occur in the texts that `options` name; the result lies beside `target` until
+/// it is dropped.
 ///
 /// # Errors
 /// Where there is no folder with a tokenizer, where the tokenizer or the model cannot be trimmed, or where the trimmed
 /// model is another one.
 pub(crate) fn trim(runtime: &Runtime, source: &Source, options: &Options, target: &Path) -> Result<Trimmed, Error> {
     check_options(options)?;
-    let (path, texts, columns) = (&source.model, &options.vocabulary, &options.data.calibration.columns);
-    let tokenizer = path.with_file_name(TOKENIZER);
-    if source.folder.is_none() || !tokenizer.is_file() {
-        let reason = "--trim-vocabulary: token ids change, and the tokenizer with them";
-        let help = "name a folder with the model and its tokenizer.json as IN, and a folder as OUT";
-        return Err(Error::Usage(format!("{reason}; {help}")));
-    }
+    let (path, tokenizer) = (&source.model, tokenizer_of(source)?);
     let mut model = store::read_inlined(path)?;
     fold_constants(&mut model.graph);
-    let original = report::File {
-        path: path.display().to_string(),
-        bytes: store::size_with_data(path, &model),
-        parameters: parameters(&model),
-        sha256: None,
-    };
+    let bytes = store::size_with_data(path, &model);
+    let original =
+        report::File { path: path.display().to_string(), bytes, parameters: parameters(&model), sha256: None };
     let vocabulary = Vocabulary::find(&model.graph).map_err(|reason| Error::Unsupported {
         path: path.clone(),
         reason: format!("its vocabulary cannot be trimmed: {reason}"),
         help: "leave --trim-vocabulary away".into(),
     })?;
+
+    // Which tokens stay.
     let tokens = Tokens::parse(&tokenizer, vocabulary.size)?;
-    let mut seen: BTreeMap<usize, usize> = BTreeMap::new();
-    for text in texts {
-        token_ids(&tokenizer, text, columns, runtime.threads(), |ids| {
-            let ids = ids.iter().map(|&id| id as usize).filter(|id| *id < vocabulary.size);
+    let seen = counted(&tokenizer, options, vocabulary.size, runtime.threads())?;
+    let named = vocabulary.named.iter().copied().chain(beside::named(source, vocabulary.size)?);
+    let keep: Vec<usize> = tokens.closed(seen.keys().copied().chain(named).collect()).into_iter().collect();
+    let trimming = Trimming::of(options, vocabulary.size, keep.len(), &seen);
+
+    // Write, and compare.
+    let place = Scratch::beside(target)?;
+    let folder = place.path().to_path_buf();
+    let trimmed = Source { model: folder.join(path.file_name().unwrap_or_default()), folder: Some(folder.clone()) };
+    beside::write(source, &model, &folder, &keep, &tokens)?;
+    vocabulary.cut(&mut model.graph, &keep).map_err(|e| Error::internal(e.to_string()))?;
+    store::stage(&model, path, &trimmed.model)?.publish()?;
+    check::same_tokens([&tokenizer, &folder.join(TOKENIZER)], options, runtime.threads(), &keep)?;
+    check::same_outputs(runtime, [path, &trimmed.model], &vocabulary, &keep)?;
+    Ok(Trimmed { source: trimmed, original, trimming, _place: place })
+}
+
+/// The tokenizer of a folder.
+fn tokenizer_of(source: &Source) -> Result<PathBuf, Error> {
+    let tokenizer = source.model.with_file_name(TOKENIZER);
+    match source.folder.is_some() && tokenizer.is_file() {
+        true => Ok(tokenizer),
+        false => {
+            let reason = "--trim-vocabulary: token ids change, and the tokenizer with them";
+            let help = "name a folder with the model and its tokenizer.json as IN, and a folder as OUT";
+            Err(Error::Usage(format!("{reason}; {help}")))
+        }
+    }
+}
+
+/// How often every token occurs in the texts, of those that a table of `size` rows has.
+fn counted(tokenizer: &Path, options: &Options, size: usize, threads: usize) -> Result<BTreeMap<usize, usize>, Error> {
+    let mut seen = BTreeMap::new();
+    for text in &options.vocabulary {
+        token_ids(tokenizer, text, &options.data.calibration.columns, threads, |ids| {
+            let ids = ids.iter().map(|&id| id as usize).filter(|id| *id < size);
             ids.for_each(|id| *seen.entry(id).or_default() += 1);
             Ok(())
         })?;
     }
-    let named = vocabulary.named.iter().copied().chain(beside::named(source, vocabulary.size)?);
-    let keep: Vec<usize> = tokens.closed(seen.keys().copied().chain(named).collect()).into_iter().collect();
-
-    let trimming = Trimming {
-        texts: texts.iter().map(|text| text.display().to_string()).collect(),
-        tokens: vocabulary.size,
-        kept: keep.len(),
-        occur: seen.len(),
-        unseen: seen.values().filter(|&&times| times == 1).count() as f64 / seen.values().sum::<usize>().max(1) as f64,
-    };
-    let place = Scratch::beside(target)?;
-    let trimmed = Source {
-        model: place.path().join(path.file_name().unwrap_or_default()),
-        folder: Some(place.path().to_path_buf()),
-    };
-    beside::write(source, &model, place.path(), &keep, &tokens)?;
-    vocabulary.cut(&mut model.graph, &keep).map_err(|e| Error::internal(e.to_string()))?;
-    store::stage(&model, path, &trimmed.model)?.publish()?;
-    for text in texts {
-        check::same_tokens(&tokenizer, &trimmed.model.with_file_name(TOKENIZER), text, columns, runtime, &keep)?;
-    }
-    check::same_outputs(runtime, [path, &trimmed.model], &vocabulary, &keep)?;
-    Ok(Trimmed { source: trimmed, original, trimming, _place: place })
+    Ok(seen)
 }
 
 /// Refuses samples that would have to be tokenized anew, and were not by this program.
