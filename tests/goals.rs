@@ -79,6 +79,7 @@ fn the_smallest_model_that_is_good_enough_is_written() {
     let original = number(&report, "/original/quality/scores/0/value");
     let drop = |model: &Value| original - number(model, "/quality/scores/0/value");
     assert!(drop(&report) <= 0.03);
+    assert!(number(&report, "/quality/drop/error") > 0.0 && number(&report, "/settings/max_drop") == 0.03);
     let chosen = number(&report, "/compression");
     for model in report["sweep"].as_array().unwrap().iter().filter(|m| number(m, "/compression") > chosen) {
         assert!(drop(model) > 0.03, "a smaller one would have been good enough");

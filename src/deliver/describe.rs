@@ -128,7 +128,8 @@ impl Maker<'_> {
         }
         let batch_size = data.mini_batch(&self.kinds);
         let (align, seed) = (aim.alignment.0, data.calibration.seed);
-        report::Settings { compression, of: aim.of, speedup, latency_ms, batch_size, align, seed }
+        let max_drop = aim.max_drop;
+        report::Settings { compression, of: aim.of, speedup, latency_ms, max_drop, batch_size, align, seed }
     }
 
     /// What the user should know, but for what the table of times says.

@@ -170,6 +170,7 @@ pub struct Settings {
     pub of: Of,
     pub speedup: Option<f64>,
     pub latency_ms: Option<f64>,
+    pub max_drop: Option<f64>,
     pub batch_size: usize,
     pub align: Option<usize>,
     pub seed: u64,

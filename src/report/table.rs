@@ -74,6 +74,10 @@ impl Report {
         };
         let lines = quality(old, new).into_iter().chain([on.describe(new.samples)]).enumerate();
         let mut lines: Vec<_> = lines.map(|(i, line)| (if i == 0 { "quality" } else { "" }, line)).collect();
+        if let Some((allowed, drop)) = self.settings.max_drop.zip(new.drop) {
+            let probability = percent(drop.sureness(allowed), 1.0);
+            lines.push(("", format!("it falls by no more than {allowed} with a probability of {probability}")));
+        }
         if let Some(output) = self.model.output.as_ref().filter(|_| on.origin != Origin::Given) {
             let command =
                 format!("onnx-kprune compare {} {} --data FILE", quoted(&self.input.path), quoted(&output.path));
