@@ -161,7 +161,6 @@ pub fn compare_with(runtime: &Runtime, a: &Path, b: &Path, options: &Options) ->
     };
     let (a, b) = (side(&a)?, side(&b)?);
     let mut notes: Vec<String> = data.notes.iter().cloned().chain(a.quality.unused_labels(data)).collect();
-    notes.extend(b.latency.doubt());
     notes.extend(own.map(|_| "each model has the tokens of its own tokenizer.json".to_string()));
     Ok(Comparison { data: data.source.clone(), notes, a, b, setting })
 }
@@ -245,7 +244,8 @@ impl Comparison {
         }
         let rate = |t: &Timing| format!("{:.1} samples/s", t.throughput);
         table.add_row(["throughput".into(), rate(&a.latency), rate(&b.latency), String::new()]);
-        let notes: String = self.notes.iter().map(|note| format!("note         {note}\n")).collect();
+        let notes = self.notes.iter().cloned().chain(self.b.latency.doubt());
+        let notes: String = notes.map(|note| format!("note         {note}\n")).collect();
         format!(
             "A            {}\nB            {}\nquality      on {} samples of {}\n{notes}latency      of {}, {} rounds in turns\n\n{table}\n",
             a.path, b.path, b.quality.samples, self.data, self.setting, b.latency.rounds

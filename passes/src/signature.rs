@@ -84,10 +84,14 @@ pub(crate) fn table_read_by(graph: &Graph, node: NodeId, slot: usize) -> Option<
     }
 }
 
-/// The input of token ids whose table has so many rows.
+/// The input of token ids whose table has so many rows; of two, as encoders with a decoder have them, the decoder's, whose
+/// scores there are.
 pub fn ids(graph: &Graph, vocabulary: Option<usize>) -> Option<ValueId> {
     let limits = limits(graph);
-    graph.inputs().iter().copied().find(|input| limits.get(input).copied().is_some_and(|n| Some(n) == vocabulary))
+    let is_ids = |input: &ValueId| limits.get(input).copied().is_some_and(|n| Some(n) == vocabulary);
+    let own: Vec<ValueId> = graph.inputs().iter().copied().filter(is_ids).collect();
+    let decoders = own.iter().find(|input| graph.name(**input).contains("decoder"));
+    decoders.or(own.first()).copied()
 }
 
 /// Who reads an input and where, directly or downstream of operators of the types `passed`.

@@ -304,6 +304,12 @@ impl Dataset {
         self.mask.as_ref().map(|mask| mask.marks_padding)
     }
 
+    /// Whether an input's tokens are those that the token mask `mask` is of: their axes have one name.
+    pub(crate) fn follows_mask_of(&self, input: &str, mask: &str) -> bool {
+        let axis = |name: &str| self.inputs.iter().find(|i| i.name == name)?.axes.as_ref()?.get(1).cloned();
+        axis(input) == axis(mask)
+    }
+
     /// How long an axis of an input is for all samples, with padding.
     pub fn extent(&self, input: &str, axis: usize) -> Option<usize> {
         let place = self.inputs.iter().position(|i| i.name == input)?;

@@ -177,7 +177,12 @@ impl Maker<'_> {
         progress.stage("timing");
         let models = self.models(&products.models);
         let models: Vec<_> = models.into_iter().map(|model| (model, &self.setting)).collect();
-        let mut timings = latency::compare(runtime, &models, TIMING)?.into_iter();
+        let timings = match latency::compare(runtime, &models, TIMING) {
+            // What this runtime has no kernels for can be pruned all the same.
+            Err(Error::Runtime { .. }) if !self.options.aim.amount.is_timed() => return Ok(()),
+            timings => timings?,
+        };
+        let mut timings = timings.into_iter();
         products.original.timing = timings.next();
         products.models.iter_mut().zip(timings).for_each(|(p, timing)| p.timing = Some(timing));
         Ok(())

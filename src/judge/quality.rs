@@ -272,6 +272,10 @@ pub fn kinds(
     let ids = |c: &Compared| {
         let vocabulary = seen.dims(c.value)?.last()?.fixed()?;
         let ids = signature::ids(graph, Some(vocabulary)).filter(|_| c.kind == OutputKind::NextToken)?;
+        let tokens = |value| seen.dims(value).and_then(|dims| dims.get(1).copied());
+        if tokens(ids) != tokens(c.value) {
+            return None;
+        }
         Some((graph.name(ids).to_string(), vocabulary))
     };
     let kind = |c: &Compared| Kind { name: graph.name(c.output).into(), kind: c.kind, form: c.form, ids: ids(c) };

@@ -1,9 +1,11 @@
 //! Models run side by side on the same samples.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use kprune_passes::calculus::objective::OutputKind;
 use kprune_passes::ir::{ElementType, Model};
+use kprune_passes::simplify::lower;
 
 use super::measured::Measured;
 use super::metrics::argmax;
@@ -101,7 +103,9 @@ impl<'a> NextToken<'a> {
     fn of(kind: &'a Kind, data: &'a Dataset) -> Option<Self> {
         let (ids, vocabulary) = kind.next_token()?;
         let tokens = data.extent(ids, 1)?;
-        let mask = data.mask_input().zip(data.mask_marks_padding());
+        // Of an encoder with a decoder, the mask may be of the encoder's tokens.
+        let is_own = |(mask, _): &(&str, bool)| data.follows_mask_of(ids, mask);
+        let mask = data.mask_input().zip(data.mask_marks_padding()).filter(is_own);
         Some(Self { output: &kind.name, ids, tokens, vocabulary, mask })
     }
 }
@@ -116,7 +120,7 @@ impl Kind {
 
 /// A model that is judged.
 struct Judged<'a> {
-    model: &'a Model,
+    model: Cow<'a, Model>,
     /// Samples of which it is known how near it is.
     samples: usize,
     session: Session,
@@ -126,17 +130,21 @@ struct Judged<'a> {
 
 impl<'a> Judged<'a> {
     fn new(runtime: &Runtime, model: &'a Model) -> Result<Self, Error> {
-        Ok(Self {
-            model,
-            samples: 0,
-            session: runtime.session(model, "evaluating a model", true)?,
-            measured: Measured::default(),
-            comparer: None,
-        })
+        let doing = "evaluating a model";
+        let (model, session) = match runtime.session(model, doing, true) {
+            // Not every runtime has kernels for half or double precision.
+            Err(Error::Runtime { .. }) if lower::changes_precision(model) => {
+                let single = lower::in_single_precision(model);
+                let session = runtime.session(&single, doing, true)?;
+                (Cow::Owned(single), session)
+            }
+            session => (Cow::Borrowed(model), session?),
+        };
+        Ok(Self { model, samples: 0, session, measured: Measured::default(), comparer: None })
     }
 
     fn run(&mut self, batch: &Batch) -> Result<Values, Error> {
-        let feeds = batch.feeds_for(self.model)?;
+        let feeds = batch.feeds_for(&self.model)?;
         self.session.run_with(|name| find(&feeds, name))
     }
 
