@@ -55,10 +55,17 @@ impl Cli {
     /// What the program was called with; where that makes no sense, the program ends.
     pub fn read() -> Self {
         let refuse = |message: String| -> ! { Self::command().error(ErrorKind::ArgumentConflict, message).exit() };
-        let called = replay::completed(std::env::args().collect()).unwrap_or_else(|message| refuse(message));
+        // Paths that are no text are taken as they are, and cannot be called again by a report.
+        let texts: Result<Vec<String>, _> = std::env::args_os().map(std::ffi::OsString::into_string).collect();
+        let called = texts.map(|texts| replay::completed(texts).unwrap_or_else(|message| refuse(message)));
+        let called: Vec<std::ffi::OsString> = match called {
+            Ok(texts) => texts.into_iter().map(Into::into).collect(),
+            Err(_) => std::env::args_os().collect(),
+        };
         let given = Self::command().args_override_self(true).get_matches_from(&called);
         let mut cli = Self::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
-        cli.prune.command = called.get(1..).unwrap_or_default().to_vec();
+        let texts = called.iter().skip(1).map(|argument| argument.clone().into_string());
+        cli.prune.command = texts.collect::<Result<_, _>>().unwrap_or_default();
         let is_sparse = cli.prune.sparsity.sparsity.is_some();
         if let Some((option, method)) = cli.prune.method.stray(&given, is_sparse) {
             refuse(format!("{option} is an option of --method {method:?}").to_lowercase());
