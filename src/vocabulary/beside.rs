@@ -66,11 +66,13 @@ pub(super) fn write(
         let name = inner.to_str().unwrap_or_default();
         let content = match name {
             _ if OTHERS.contains(&name) => continue,
-            TOKENIZER => json_bytes(&tokens.cut(keep)?)?,
-            name if SETTINGS.contains(&name) => json_bytes(&settings(read_json(&file)?, keep))?,
-            "tokenizer_config.json" => json_bytes(&tokenizer_settings(read_json(&file)?, keep))?,
-            "added_tokens.json" => json_bytes(&by_name(read_json(&file)?, keep))?,
-            "vocab.json" => json_bytes(&tokens.renumbered(keep).map(|(n, id)| (n.to_string(), json!(id))).collect())?,
+            TOKENIZER => store::json(&tokens.cut(keep)?)?,
+            name if SETTINGS.contains(&name) => store::json(&settings(read_json(&file)?, keep))?,
+            "tokenizer_config.json" => store::json(&tokenizer_settings(read_json(&file)?, keep))?,
+            "added_tokens.json" => store::json(&by_name(read_json(&file)?, keep))?,
+            "vocab.json" => {
+                store::json(&tokens.renumbered(keep).map(|(n, id)| (n.to_string(), json!(id))).collect::<Value>())?
+            }
             "vocab.txt" => lines(&store::read_text(&file).map_err(Error::io("read", &file))?, keep),
             "merges.txt" => merges(tokens, keep),
             _ => {
@@ -81,10 +83,6 @@ pub(super) fn write(
         std::fs::write(&target, content).map_err(Error::io("write", &target))?;
     }
     Ok(())
-}
-
-fn json_bytes(value: &Value) -> Result<Vec<u8>, Error> {
-    store::json(value)
 }
 
 /// Settings with new ids and the number of tokens that are left.
