@@ -2,8 +2,7 @@
 //!
 //! Plain linear algebra; no graph is known here.
 
-use ndarray::{Array2, ArrayView2, s};
-use ndarray_linalg::LeastSquaresSvd;
+use ndarray::{Array2, s};
 
 use super::positive::{column_major, solve};
 use super::{in_blocks, joined};
@@ -64,7 +63,7 @@ impl Sums {
     /// bias, that of `prior` unless `with_bias`.
     ///
     /// Minimises ||Y - Fa W||^2 + e ||W - prior||^2, e being `ridge` times the mean of the Gram matrix's diagonal: the normal
-    /// equations, by Cholesky; with larger ridges where that fails, and by SVD where it fails with all.
+    /// equations, by Cholesky; with larger ridges where that fails; where it fails with all, `prior` it is.
     pub fn solve(&self, prior: &Array2<f64>, ridge: f64, with_bias: bool) -> Array2<f64> {
         let rows = self.gram.nrows();
         let used = if with_bias { rows } else { rows - 1 };
@@ -78,9 +77,9 @@ impl Sums {
             &cross - &gram.dot(&prior)
         });
         let missing = joined(&missing, used);
-        let solution = with_ridge(&mut gram, ridge, |gram| solve(gram, missing.view()));
-        let apart = solution.unwrap_or_else(|| solve_svd(&gram, missing.view()));
-        weight.slice_mut(s![..used, ..]).scaled_add(1.0, &apart);
+        if let Some(apart) = with_ridge(&mut gram, ridge, |gram| solve(gram, missing.view())) {
+            weight.slice_mut(s![..used, ..]).scaled_add(1.0, &apart);
+        }
         weight
     }
 }
@@ -100,13 +99,6 @@ pub(crate) fn with_ridge<T>(
         added = ridge * mean;
         attempt(gram)
     })
-}
-
-fn solve_svd(gram: &Array2<f64>, cross: ArrayView2<f64>) -> Array2<f64> {
-    match gram.least_squares(&cross) {
-        Ok(result) => result.solution,
-        Err(_) => Array2::zeros(cross.raw_dim()),
-    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! Mask tuning: a scale for every unit that stays, by least squares, toward a model that is pruned less.
 
 use ndarray::{Array1, Array2, Axis, s};
-use ndarray_linalg::{FactorizeCInto, SolveC, UPLO};
 
 use crate::discover::{Kind, Sublayer};
 use crate::linalg::least_squares::Sums;
+use crate::linalg::positive;
 use crate::methods::tune::Repair;
 use crate::methods::{Detail, Equations, Failure, Outcome, Stored, Walk};
 use crate::plan::Tuned;
@@ -187,8 +187,8 @@ impl ScaleSums {
         let mut gram = self.gram.clone();
         gram.diag_mut().mapv_inplace(|d| d + ridge * mean);
         let apart = &self.cross - &self.gram.dot(&self.before());
-        let solved = gram.factorizec_into(UPLO::Lower).ok()?.solvec_into(apart).ok()?;
-        Some(solved + self.before()).filter(|s| s.iter().all(|x| x.is_finite()))
+        let solved = positive::solve(&gram, apart.insert_axis(Axis(1)).view())?;
+        Some(solved.remove_axis(Axis(1)) + self.before())
     }
 
     /// What is left of ||A s - B||^2, up to ||B||^2.
