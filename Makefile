@@ -70,10 +70,14 @@ accuracy: setup
 	done
 	$(PYTHON) benches/accuracy.py page benches/accuracy.jsonl docs/accuracy.md docs/accuracy.svg
 
-# A Python package with the program in it, as dist/*.whl.
-wheel: setup $(VENV)/ready-for-wheels
-	$(PYTHON) python/package_files.py
-	PATH="$(abspath $(VENV))/bin:$$PATH" maturin build --release --out dist
+# A Python package with the program in it, as dist/*.whl, and with no more of OpenBLAS than it uses.
+OPENBLAS := $(abspath .tools/openblas)
+wheel: setup $(VENV)/ready-for-wheels $(OPENBLAS)/openblas.pc
+	$(PYTHON) python/package_files.py $(OPENBLAS)
+	PKG_CONFIG_PATH=$(OPENBLAS) PATH="$(abspath $(VENV))/bin:$$PATH" maturin build --release --out dist --target-dir $(TARGET)/wheel
+
+$(OPENBLAS)/openblas.pc: python/openblas.sh
+	python/openblas.sh $(OPENBLAS)
 
 # Both crates as crates.io would get them, and built from that.
 package:

@@ -1,17 +1,18 @@
 """Writes what a package needs beside the program, into the root of the repository: THIRD-PARTY.txt, the licences of all that
 is built in or lies beside it in a wheel, and PACKAGE.md, the README with links that lead somewhere from anywhere.
 
-    python python/package_files.py
+    python python/package_files.py [FOLDER OF python/openblas.sh]
 """
 
 import json
 import pathlib
 import re
 import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-#: Libraries of the system that a wheel brings along, by their packages on Debian and Ubuntu.
+#: Libraries of the system that a wheel brings along where OpenBLAS is not built in, by their packages on Debian and Ubuntu.
 LIBRARIES = ["libopenblas0-pthread", "libopenblas0", "libgfortran5", "libquadmath0"]
 NAMES = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE")
 
@@ -41,7 +42,10 @@ def crates():
         yield f"{package['name']} {package['version']} ({package['license']})", texts
 
 
-def libraries():
+def libraries(openblas):
+    if openblas:
+        yield "OpenBLAS (BSD-3-Clause)", [(pathlib.Path(openblas) / "LICENSE").read_text(encoding="utf-8")]
+        return
     for name in LIBRARIES:
         path = pathlib.Path("/usr/share/doc") / name / "copyright"
         if path.is_file():
@@ -57,9 +61,9 @@ def package_readme():
     return re.sub(r"((?<!!)\[[^]]*\]\()(?!https?:|#)", rf"\1{repository}/blob/main/", text)
 
 
-def third_party():
+def third_party(openblas):
     parts, seen = ["What is built into onnx-kprune or comes with it, and under which licences.\n"], {}
-    for title, texts in [*crates(), *libraries()]:
+    for title, texts in [*crates(), *libraries(openblas)]:
         parts.append(f"\n{'=' * 100}\n{title}\n")
         for text in texts:
             # Most crates have the same few texts.
@@ -69,5 +73,5 @@ def third_party():
 
 
 if __name__ == "__main__":
-    (ROOT / "THIRD-PARTY.txt").write_text(third_party(), encoding="utf-8")
+    (ROOT / "THIRD-PARTY.txt").write_text(third_party(next(iter(sys.argv[1:]), None)), encoding="utf-8")
     (ROOT / "PACKAGE.md").write_text(package_readme(), encoding="utf-8")
