@@ -1,4 +1,4 @@
-//! Prunes the attention heads and FFN neurons of an ONNX encoder without retraining.
+//! Prunes the attention heads and FFN neurons of transformers in ONNX without retraining.
 //!
 //! [`Pruner`] is the whole program as one call; [`inspect()`] says what can be pruned, and [`compare()`] how good and how
 //! fast the result is. Everything else that is public here is for the tests, benchmarks and fuzz targets of this

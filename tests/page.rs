@@ -115,4 +115,35 @@ fn it_needs_nothing_from_elsewhere() {
     ] {
         assert!(content.contains(section), "{section}");
     }
+    let mut titles: Vec<&str> =
+        content.split("<h2>").skip(1).map(|rest| rest.split("</h2>").next().unwrap_or_default()).collect();
+    titles.sort_unstable();
+    assert!(titles.windows(2).all(|pair| pair[0] != pair[1]), "a section twice: {titles:?}");
+}
+
+#[test]
+fn answers_that_changed_are_shown_with_their_text_and_the_names_of_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["model.onnx", "tokenizer.json"] {
+        std::fs::copy(support::reviews().join(name), folder.path().join(name)).unwrap();
+    }
+    let classes = serde_json::json!({"id2label": {"0": "sour <0>", "1": "sweet"}});
+    std::fs::write(folder.path().join("config.json"), classes.to_string()).unwrap();
+    let run = support::program()
+        .current_dir(folder.path())
+        .args(["model.onnx", "out.onnx", "--compression", "0.9", "--report", "r.html", "--report", "r.json"])
+        .arg("--calibration")
+        .arg(support::reviews().join("calibration.jsonl"))
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("r.json")).unwrap()).unwrap();
+    let changed = report["quality"]["changed"].as_array().expect("a tenth of the FLOPs is too little for all answers");
+    let title = changed[0]["title"].as_str().unwrap();
+    assert!(title.len() > 10, "{title}");
+    let page = std::fs::read_to_string(folder.path().join("r.html")).unwrap();
+    assert!(
+        page.contains("sour &lt;0&gt;") && page.contains("sweet") && page.contains(title.split('"').next().unwrap())
+    );
 }

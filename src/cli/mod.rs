@@ -24,7 +24,7 @@ pub use prune::PruneArgs;
 pub use shared::{DataArgs, RuntimeArgs};
 pub use terminal::{JsonLines, Terminal};
 
-/// Prune the attention heads and FFN neurons of an ONNX encoder, without retraining.
+/// Prune the attention heads and FFN neurons of a transformer in ONNX, without retraining.
 ///
 /// Reads IN, measures on a small calibration set what every attention head and FFN neuron knows, removes
 /// the least knowing ones physically, repairs the rest with a least-squares solution, and writes OUT, a

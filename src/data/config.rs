@@ -1,5 +1,6 @@
 //! What the `config.json` beside a model says.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
@@ -28,6 +29,13 @@ const POSITIONS: [&str; 4] = ["max_position_embeddings", "n_positions", "n_ctx",
 /// How many positions the model at `model` has, as the `config.json` beside it says.
 pub(crate) fn positions_beside(model: &Path) -> Option<usize> {
     Config::beside(model).positions
+}
+
+/// What the `config.json` beside the model at `model` calls its classes, by their numbers.
+pub(crate) fn classes_beside(model: &Path) -> BTreeMap<i64, String> {
+    let content = store::read(&model.with_file_name("config.json")).unwrap_or_default();
+    let named = classes(&serde_json::from_slice(&content).unwrap_or_default());
+    named.into_iter().map(|(name, number)| (number, name)).collect()
 }
 
 impl Config {
@@ -67,7 +75,6 @@ impl Config {
 }
 
 /// The classes that a configuration names, by their numbers.
-#[cfg(any(feature = "text", feature = "images"))]
 fn classes(config: &Value) -> Vec<(String, i64)> {
     let entries = |key: &str| config.get(key).and_then(Value::as_object).into_iter().flatten();
     let by_name = entries("label2id").filter_map(|(name, id)| Some((name.clone(), id.as_i64()?)));
@@ -79,7 +86,6 @@ fn classes(config: &Value) -> Vec<(String, i64)> {
 }
 
 /// Whether a name says nothing: exporters write such where nobody gave names.
-#[cfg(any(feature = "text", feature = "images"))]
 fn is_placeholder(name: &str) -> bool {
     name.strip_prefix("LABEL_").is_some_and(|rest| rest.parse::<u32>().is_ok())
 }

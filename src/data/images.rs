@@ -141,7 +141,11 @@ impl Samples for Images {
         let element = self.input.element.unwrap_or(ElementType::F32);
         let array = converted(&array, element).ok_or_else(|| wrong(format!("gives no values of {element}")))?;
         let labels = self.labels.as_ref().map(|l| l.select(rows));
-        Ok(Part { arrays: vec![array], labels, notes: self.notes, ..Part::default() })
+        let title = |&row: &usize| {
+            self.files.get(row).map(|file| file.strip_prefix(&self.folder).unwrap_or(file).display().to_string())
+        };
+        let titles = rows.iter().filter_map(title).collect();
+        Ok(Part { arrays: vec![array], labels, titles, notes: self.notes, ..Part::default() })
     }
 }
 

@@ -2,7 +2,7 @@
 #![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub use batches::{Batch, as_declared, find};
-pub(crate) use config::positions_beside;
+pub(crate) use config::{classes_beside, positions_beside};
 pub use labels::Labels;
 pub(crate) use mask::integers_like;
 pub use polarity::Outputs;
@@ -101,6 +101,8 @@ pub struct Dataset {
     pub notes: Vec<String>,
     /// What is right for the samples, where that is known.
     pub labels: Option<Labels>,
+    /// What people know the samples by, as a text or the name of a file; empty where they have no names.
+    pub titles: Vec<String>,
     /// Where the samples come from, for people.
     pub source: String,
     /// Whether they are of the user's task.
@@ -209,7 +211,7 @@ impl Dataset {
         source: String,
         is_task_data: bool,
     ) -> Result<Self, Error> {
-        let Part { arrays, labels, shapes, notes, masks_are_ours } = part;
+        let Part { arrays, labels, titles, shapes, notes, masks_are_ours } = part;
         check(model, &inputs, &arrays, path)?;
         let mask = Mask::find(&inputs, &arrays, sources.mask_input.as_deref(), path)?;
         let samples = samples(&arrays);
@@ -228,6 +230,7 @@ impl Dataset {
             segment: sources.segment,
             notes,
             labels,
+            titles,
             source,
             is_task_data,
             is_made_up,
@@ -249,6 +252,7 @@ impl Dataset {
             mask: mask.map(|m| Mask { tokens: of(&m.tokens), lengths: of(&m.lengths), ..*m }),
             shapes,
             labels,
+            titles: samples::picked(&self.titles, rows),
             source: self.source.clone(),
             lengths_taken: self.lengths_taken.clone(),
             notes: self.notes.clone(),

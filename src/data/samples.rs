@@ -31,6 +31,8 @@ pub(super) trait Samples {
 pub(super) struct Part {
     pub(super) arrays: Vec<Tensor>,
     pub(super) labels: Option<Labels>,
+    /// What people know the samples by, as a text or the name of a file; empty where they have no names.
+    pub(super) titles: Vec<String>,
     /// What a user should know about how they were read.
     pub(super) notes: Vec<String>,
     /// Whether masks among the arrays are the program's own.
@@ -57,8 +59,14 @@ impl Part {
         let arrays = self.arrays.iter().map(select).collect::<Result<_, _>>()?;
         let shapes = self.shapes.as_ref().map(|s| s.select(rows));
         let labels = self.labels.as_ref().map(|l| l.select(rows));
-        Ok(Self { arrays, labels, shapes, notes: self.notes.clone(), ..*self })
+        let titles = picked(&self.titles, rows);
+        Ok(Self { arrays, labels, titles, shapes, notes: self.notes.clone(), ..*self })
     }
+}
+
+/// Those titles that samples with these numbers have.
+pub(super) fn picked(titles: &[String], rows: &[usize]) -> Vec<String> {
+    rows.iter().filter_map(|&row| titles.get(row).cloned()).collect()
 }
 
 /// How many samples arrays hold.
@@ -112,6 +120,8 @@ pub(super) fn join(mut parts: Vec<Part>, inputs: &[Input], path: &Path) -> Resul
     let shapes = Shapes::joined(&pieces);
     let masks_are_ours = parts.iter().all(|p| p.masks_are_ours);
     let notes = parts.iter().flat_map(|p| p.notes.iter().cloned()).collect();
+    let are_titled = parts.iter().all(|p| p.titles.len() == p.samples());
+    let titles = parts.iter_mut().filter(|_| are_titled).flat_map(|p| std::mem::take(&mut p.titles)).collect();
     let (arrays, labels): (Vec<_>, Vec<_>) = parts.into_iter().map(|p| (p.arrays, p.labels)).unzip();
     let joined = inputs.iter().enumerate().map(|(i, input)| {
         let pieces: Vec<&Tensor> = arrays.iter().filter_map(|part| part.get(i)).collect();
@@ -121,7 +131,7 @@ pub(super) fn join(mut parts: Vec<Part>, inputs: &[Input], path: &Path) -> Resul
         })
     });
     let arrays = joined.collect::<Result<_, _>>()?;
-    Ok(Part { arrays, labels: Labels::joined(labels), notes, masks_are_ours, shapes })
+    Ok(Part { arrays, labels: Labels::joined(labels), titles, notes, masks_are_ours, shapes })
 }
 
 /// What to do where there are no samples.

@@ -219,6 +219,18 @@ fn has_false_map(tokenizer: &[u8]) -> bool {
     serde_json::from_slice(tokenizer).is_ok_and(|value: Value| is_false(&value))
 }
 
+/// So many letters of a text are shown to people.
+const LONGEST_TITLE: usize = 160;
+
+/// What people know a text by: its beginning.
+fn title((first, second): &(String, Option<String>)) -> String {
+    let whole = second.as_ref().map_or(first.clone(), |second| format!("{first} | {second}"));
+    match whole.char_indices().nth(LONGEST_TITLE) {
+        Some((end, _)) => format!("{}…", &whole[..end]),
+        None => whole,
+    }
+}
+
 impl Samples for Texts {
     fn count(&self) -> usize {
         self.texts.len()
@@ -227,7 +239,8 @@ impl Samples for Texts {
     fn read(self: Box<Self>, rows: &[usize]) -> Result<Part, Error> {
         let labels = self.labels.as_ref().map(|l| l.select(rows));
         let arrays = self.encode(rows)?;
-        Ok(Part { arrays, labels, notes: self.notes, masks_are_ours: true, shapes: None })
+        let titles = rows.iter().filter_map(|&row| self.texts.get(row)).map(title).collect();
+        Ok(Part { arrays, labels, titles, notes: self.notes, masks_are_ours: true, shapes: None })
     }
 }
 

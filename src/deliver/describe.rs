@@ -12,6 +12,7 @@ use kprune_passes::signature;
 use super::make::{Maker, Original, Product};
 use crate::analysis::parameters;
 use crate::budget::Budget;
+use crate::data;
 use crate::judge::quality::Evaluation;
 use crate::machine;
 use crate::options::{Amount, Options};
@@ -60,12 +61,20 @@ impl Maker<'_> {
             original: report::Original {
                 setting: original.timing.as_ref().map(|_| self.setting.clone()),
                 latency: original.timing,
-                judged_on: original.judgement.as_ref().and(self.evaluation.as_ref()).map(judged_on),
+                judged_on: original.judgement.as_ref().and(self.evaluation.as_ref()).map(|e| self.judged_on(e)),
                 quality: original.judgement,
             },
             declined: found.declined.iter().map(report::DeclinedReport::from).collect(),
             warnings,
             cost: report::Cost::default(),
+        }
+    }
+
+    fn judged_on(&self, evaluation: &Evaluation) -> report::JudgedOn {
+        report::JudgedOn {
+            source: evaluation.data.source.clone(),
+            origin: evaluation.origin,
+            classes: data::classes_beside(&self.source.model),
         }
     }
 
@@ -164,10 +173,6 @@ impl Maker<'_> {
 }
 
 /// The samples that models were judged by.
-fn judged_on(evaluation: &Evaluation) -> report::JudgedOn {
-    report::JudgedOn { source: evaluation.data.source.clone(), origin: evaluation.origin }
-}
-
 fn model_report(found: &Discovery, budget: &Budget, product: &Product, hashes: bool) -> ModelReport {
     let outcome = &product.outcome;
     let rows = outcome.plan.each(found).zip(outcome.repairs.iter().zip(outcome.scores.iter().zip(&outcome.details)));

@@ -32,6 +32,9 @@ pub struct Judgement {
 pub struct Changed {
     /// Its place in the data, from 0.
     pub sample: usize,
+    /// What people know it by: the beginning of its text, or the name of its file; `None` where it has no name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
     /// What the first model prefers.
     pub before: i64,
     /// What this one prefers.

@@ -59,7 +59,7 @@ pub fn judge(runtime: &Runtime, models: &[(&Model, &Dataset)], kinds: &[Kind]) -
                 Some((_, first)) => {
                     judged.add(first, &outputs, batch.samples);
                     let labels = own.labels.as_ref().map(|labels| labels.select(&batch.rows));
-                    judged.measured.changed.extend(changed(first, &outputs, &batch.rows, labels.as_ref()));
+                    judged.measured.changed.extend(changed(first, &outputs, (&batch.rows, data), labels.as_ref()));
                 }
                 None => first = Some((values, outputs)),
             }
@@ -71,7 +71,12 @@ pub fn judge(runtime: &Runtime, models: &[(&Model, &Dataset)], kinds: &[Kind]) -
 }
 
 /// The samples of a batch for which two models prefer another class.
-fn changed(first: &[Output], own: &[Output], rows: &[usize], labels: Option<&Labels>) -> Vec<Changed> {
+fn changed(
+    first: &[Output],
+    own: &[Output],
+    (rows, data): (&[usize], &Dataset),
+    labels: Option<&Labels>,
+) -> Vec<Changed> {
     let is_classes = |output: &&Output| output.kind == OutputKind::Logits && !output.is_whole;
     let [first, own] = [first, own].map(|outputs| outputs.iter().find(is_classes));
     let Some((first, own)) = first.zip(own) else { return Vec::new() };
@@ -81,6 +86,7 @@ fn changed(first: &[Output], own: &[Output], rows: &[usize], labels: Option<&Lab
     let samples = first.samples.iter().zip(&own.samples).zip(rows).enumerate();
     let changed = samples.map(|(i, ((first, own), &sample))| Changed {
         sample,
+        title: data.titles.get(sample).cloned(),
         before: best(first),
         after: best(own),
         right: right(i),

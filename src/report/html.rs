@@ -13,10 +13,7 @@ const STYLE: &str = include_str!("style.css");
 impl Report {
     /// The page; of several models it shows the one where the curve bends.
     pub(super) fn page(&self) -> String {
-        match self.knee() {
-            Some(knee) => Self { model: self.sweep[knee].clone(), ..self.clone() }.page_of_one(),
-            None => self.page_of_one(),
-        }
+        self.at_knee().page_of_one()
     }
 
     fn page_of_one(&self) -> String {
@@ -48,8 +45,7 @@ impl Report {
                         (heads_section(&self.model))
                         (neurons_section(&self.model))
                         (details_section(&self.model))
-                (details_section(&self.model))
-                (errors_section(&self.model))
+                        (errors_section(&self.model))
                         (self.sparsity_section())
                         (self.cost_section())
                         (self.settings_section())

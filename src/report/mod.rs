@@ -121,6 +121,9 @@ pub struct JudgedOn {
     pub source: String,
     /// Whether they were given for it.
     pub origin: Origin,
+    /// What the model's config.json calls the classes, by their numbers; empty where it does not.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub classes: BTreeMap<i64, String>,
 }
 
 impl JudgedOn {

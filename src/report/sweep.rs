@@ -11,7 +11,7 @@ use crate::judge::quality::{Judgement, Origin};
 impl Report {
     /// Of several models that were judged, the one where quality begins to fall faster than FLOPs: it is farthest from the line
     /// between the first and the last (the rule of Satopaa et al. 2011, "Finding a Kneedle in a Haystack").
-    pub(super) fn knee(&self) -> Option<usize> {
+    fn knee(&self) -> Option<usize> {
         let is_chosen = self.sweep.iter().any(|m| m.output.is_some()) && self.sweep.iter().all(|m| m.quality.is_some());
         if !is_chosen || self.sweep.len() < 3 || self.was_chosen() {
             return None;
@@ -25,6 +25,12 @@ impl Report {
         };
         (points.len() == self.sweep.len() && dy > 0.0)
             .then(|| (0..points.len()).max_by(|&a, &b| below(&points[a]).total_cmp(&below(&points[b]))))?
+    }
+
+    /// The report with the model of the knee for the one that people are shown.
+    pub(super) fn at_knee(&self) -> Self {
+        let model = self.knee().and_then(|knee| self.sweep.get(knee)).unwrap_or(&self.model).clone();
+        Self { model, ..self.clone() }
     }
 
     /// Whether one of several was chosen by how good it is.
@@ -94,16 +100,23 @@ impl Report {
     pub(super) fn changed_section(&self) -> Markup {
         let Some(quality) = self.model.quality.as_ref().filter(|q| !q.changed.is_empty()) else { return html! {} };
         let has_right = quality.changed.iter().any(|c| c.right.is_some());
+        let has_titles = quality.changed.iter().any(|c| c.title.is_some());
+        let class = |number: i64| {
+            let named = self.original.judged_on.as_ref().and_then(|on| on.classes.get(&number));
+            named.cloned().unwrap_or_else(|| number.to_string())
+        };
         html! {
             section {
                 h2 { "Answers that changed" }
                 p.note { "The first samples for which the pruned model prefers another class; of " (quality.samples) " samples the answers of " (in_words("agreement", 1.0 - quality.main_agreement(), None)) " changed." }
                 div.scroll { table {
-                    tr { th { "sample" } th { "before" } th { "after" } @if has_right { th { "right" } } }
+                    tr { th { "sample" } th { "before" } th { "after" } @if has_right { th { "right" } } @if has_titles { th.text {} } }
                     @for changed in &quality.changed {
                         tr {
-                            td { (changed.sample) } td { (changed.before) } td { (changed.after) }
-                            @if has_right { td { (changed.right.map_or(String::new(), |r| r.to_string())) } }
+                            td { (changed.sample) }
+                            td { (class(changed.before)) } td { (class(changed.after)) }
+                            @if has_right { td { (changed.right.map_or(String::new(), class)) } }
+                            @if has_titles { td.text { (changed.title.as_deref().unwrap_or_default()) } }
                         }
                     }
                 } }

@@ -8,8 +8,12 @@ use crate::judge::latency::Timing;
 use crate::judge::quality::{Drop, Fidelity, Judgement, Origin, PERPLEXITY, Score, fixed};
 
 impl Report {
-    /// The table shown at the end of a run.
+    /// The table shown at the end of a run; of several models, all side by side, and one of them more closely.
     pub fn table(&self) -> String {
+        self.at_knee().table_of_one()
+    }
+
+    fn table_of_one(&self) -> String {
         let mut text = self.sublayer_table();
         if !self.sweep.is_empty() {
             text = format!("{text}{}\n", self.sweep_table());
@@ -17,6 +21,9 @@ impl Report {
         let mut line = |label: &str, value: String| {
             text.push_str(&labelled(label, &value));
         };
+        if let Some(shown) = self.model.compression.filter(|_| !self.sweep.is_empty()) {
+            line("shown", format!("compression {shown}, as sublayers above and all below"));
+        }
         if let Some(trimming) = &self.vocabulary {
             line("vocabulary", trimming.to_string());
         }
@@ -57,8 +64,10 @@ impl Report {
         if let Some(verify) = &self.model.verify {
             line("self-check", verify.to_string());
         }
-        if let Some(new) = &self.model.output {
-            line("written", new.path.clone());
+        let models = if self.sweep.is_empty() { std::slice::from_ref(&self.model) } else { &self.sweep };
+        let written: Vec<_> = models.iter().filter_map(|m| Some(m.output.as_ref()?.path.as_str())).collect();
+        if !written.is_empty() {
+            line("written", written.join(", "));
         }
         for (label, value) in self.quality_lines() {
             line(label, value);
