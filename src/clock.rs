@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::time::Instant;
 
-use crate::machine::peak_memory;
+use crate::machine::{give_back, peak_memory};
 use crate::report::{Cost, Stage};
 
 /// Books the time of a run on its stages.
@@ -24,14 +24,18 @@ impl Clock {
         Self { start: now, books: RefCell::new(Books { last: now, stages: Vec::new() }) }
     }
 
-    /// Books the time since the last call on a stage.
+    /// Books the time since the last call on a stage. Once it is there for the first time, free memory goes back to the system:
+    /// not every time, since a walk has many short ones.
     pub fn stage(&self, name: &'static str) {
         let mut books = self.books.borrow_mut();
         let seconds = books.last.elapsed().as_secs_f64();
         books.last = Instant::now();
         match books.stages.iter_mut().find(|s| s.name == name) {
             Some(stage) => stage.seconds += seconds,
-            None => books.stages.push(Stage { name, seconds }),
+            None => {
+                books.stages.push(Stage { name, seconds });
+                give_back();
+            }
         }
     }
 

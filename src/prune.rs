@@ -99,6 +99,7 @@ pub(crate) fn prune(
     maker.distil(&mut products, &mut probes)?;
     clock.stage("distil");
     maker.settle(&mut products, &probes, &cache, &budget)?;
+    products.forget_projections();
     clock.stage("settle");
 
     // Judge and deliver.

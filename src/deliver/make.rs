@@ -99,6 +99,12 @@ pub(crate) struct Maker<'a> {
 }
 
 impl Products {
+    /// Lets go of the tuned projections, which lie in the files: nothing is made of them any more.
+    pub(crate) fn forget_projections(&mut self) {
+        let decisions = self.models.iter_mut().flat_map(|p| &mut p.outcome.plan.decisions);
+        decisions.for_each(|decision| decision.tuned = None);
+    }
+
     /// How long the first of the models takes, where that was measured.
     pub(crate) fn timing(&self) -> Option<&Timing> {
         self.models.first().and_then(|p| p.timing.as_ref())
@@ -148,12 +154,15 @@ impl Maker<'_> {
             Target::File(to) => to.clone(),
         };
         let staged = store::stage(&pruned, &self.source.model, &file)?;
+        let parameters = parameters(&pruned);
+        // Of large models every copy counts.
+        drop(pruned);
         let masked = masked_original(model, found, &outcome.plan)?;
         dump::masked(self.options, &self.source.model, &masked)?;
         let reread = staged.reread()?;
         let verified = runtime.in_full_precision(|| verify(runtime, &reread, &staged, &masked, found, batches))?;
         clock.stage("verify");
-        Ok(Made { target, parameters: parameters(&pruned), verified, staged, folder, model: reread, pupil: None })
+        Ok(Made { target, parameters, verified, staged, folder, model: reread, pupil: None })
     }
 
     /// The original, and every model that was made.

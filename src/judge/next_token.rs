@@ -12,7 +12,7 @@ use crate::runtime::{self, Runtime, Session};
 use crate::walk::ODD_OUTPUT;
 
 /// Scores of so many tokens of a vocabulary are compared at once.
-const NUMBERS: usize = 1 << 26;
+const NUMBERS: usize = 1 << 24;
 
 /// Compares the scores of models with those of the first of them, and with the tokens that follow.
 pub(super) struct Comparer {
