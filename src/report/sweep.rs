@@ -13,7 +13,7 @@ impl Report {
     /// between the first and the last (the rule of Satopaa et al. 2011, "Finding a Kneedle in a Haystack").
     fn knee(&self) -> Option<usize> {
         let is_chosen = self.sweep.iter().any(|m| m.output.is_some()) && self.sweep.iter().all(|m| m.quality.is_some());
-        if !is_chosen || self.sweep.len() < 3 || self.was_chosen() {
+        if !is_chosen || self.sweep.len() < 3 || self.settings.max_drop.is_some() || self.was_chosen() {
             return None;
         }
         let points: Vec<[f64; 2]> =

@@ -65,7 +65,9 @@ impl Report {
             line("self-check", verify.to_string());
         }
         let models = if self.sweep.is_empty() { std::slice::from_ref(&self.model) } else { &self.sweep };
-        let written: Vec<_> = models.iter().filter_map(|m| Some(m.output.as_ref()?.path.as_str())).collect();
+        let mut written: Vec<_> = models.iter().filter_map(|m| Some(m.output.as_ref()?.path.as_str())).collect();
+        // Of those that --max-drop tried, one is written.
+        written.dedup();
         if !written.is_empty() {
             line("written", written.join(", "));
         }
