@@ -72,7 +72,7 @@ class Bench:
         return onnxsim.apply_pruning_finetune(source, pruned, calibration_data=few)
 
     def ours(self, source, share):
-        target = self.path(f"ours-{share}")
+        target = self.path(f"{pathlib.Path(source).stem}-ours-{share}")
         data = self.arguments.folder / "calibration.npz"
         self.run(source, target, "--calibration", data, "--samples", self.arguments.samples, "--compression", share, "-q")
         return target
@@ -80,17 +80,19 @@ class Bench:
     def models(self):
         """Every model with how it was made."""
         quantised = lambda source, name: quantize_dynamic(source, self.path(name)) or self.path(name)
-        yield "ONNX Runtime's optimiser", self.fused()
+        fused = self.fused()
+        yield "ONNX Runtime's optimiser", fused
         yield "onnxsim", self.saved("simple", onnxsim.simplify(self.model)[0])
         yield "onnxsim, structures of the plain file, 0.6", self.saved("plain", self.simplified(self.model, 0.6))
         for share in SHARES:
-            pruned = self.saved(f"onnxsim-{share}", self.simplified(self.fused(), share))
+            pruned = self.saved(f"onnxsim-{share}", self.simplified(fused, share))
             yield f"ONNX Runtime's optimiser, then onnxsim, heads and structures, {share}", pruned
         yield "ONNX Runtime's dynamic quantisation", quantised(self.model, "int8")
-        for share in SHARES:
-            yield f"onnx-kprune, {share}", self.ours(self.model, share)
-        yield "ONNX Runtime's optimiser, then onnx-kprune, 0.6", self.ours(self.fused(), 0.6)
-        yield "onnx-kprune, 0.6, then dynamic quantisation", quantised(self.ours(self.model, 0.6), "both")
+        ours = {share: self.ours(self.model, share) for share in SHARES}
+        for share, pruned in ours.items():
+            yield f"onnx-kprune, {share}", pruned
+        yield "ONNX Runtime's optimiser, then onnx-kprune, 0.6", self.ours(fused, 0.6)
+        yield "onnx-kprune, 0.6, then dynamic quantisation", quantised(ours[0.6], "both")
 
     def row(self, name, path):
         found = json.loads(self.run("compare", self.model, path, "--data", self.arguments.folder / "eval.npz", "--json",

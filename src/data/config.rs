@@ -11,7 +11,6 @@ use crate::store;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Config {
     /// Names of classes, with their numbers.
-    #[cfg(any(feature = "text", feature = "images"))]
     classes: Vec<(String, i64)>,
     /// The id of the padding token.
     #[cfg(feature = "text")]
@@ -33,9 +32,7 @@ pub(crate) fn positions_beside(model: &Path) -> Option<usize> {
 
 /// What the `config.json` beside the model at `model` calls its classes, by their numbers.
 pub(crate) fn classes_beside(model: &Path) -> BTreeMap<i64, String> {
-    let content = store::read(&model.with_file_name("config.json")).unwrap_or_default();
-    let named = classes(&serde_json::from_slice(&content).unwrap_or_default());
-    named.into_iter().map(|(name, number)| (number, name)).collect()
+    Config::beside(model).classes.into_iter().map(|(name, number)| (number, name)).collect()
 }
 
 impl Config {
@@ -48,7 +45,6 @@ impl Config {
     pub(super) fn of(config: &Value) -> Self {
         let number = |key: &str| config.get(key).and_then(Value::as_u64);
         Self {
-            #[cfg(any(feature = "text", feature = "images"))]
             classes: classes(config),
             #[cfg(feature = "text")]
             padding: number("pad_token_id").and_then(|id| id.try_into().ok()),

@@ -70,6 +70,7 @@ impl Maker<'_> {
         }
     }
 
+    /// The samples that models were judged by.
     fn judged_on(&self, evaluation: &Evaluation) -> report::JudgedOn {
         report::JudgedOn {
             source: evaluation.data.source.clone(),
@@ -172,7 +173,6 @@ impl Maker<'_> {
     }
 }
 
-/// The samples that models were judged by.
 fn model_report(found: &Discovery, budget: &Budget, product: &Product, hashes: bool) -> ModelReport {
     let outcome = &product.outcome;
     let rows = outcome.plan.each(found).zip(outcome.repairs.iter().zip(outcome.scores.iter().zip(&outcome.details)));

@@ -10,10 +10,11 @@ use crate::judge::quality::{Judgement, Origin};
 
 impl Report {
     /// Of several models that were judged, the one where quality begins to fall faster than FLOPs: it is farthest from the line
-    /// between the first and the last (the rule of Satopaa et al. 2011, "Finding a Kneedle in a Haystack").
+    /// between the first and the last (the rule of Satopaa et al. 2011, "Finding a Kneedle in a Haystack"). `None` where
+    /// --max-drop has chosen one.
     fn knee(&self) -> Option<usize> {
         let is_chosen = self.sweep.iter().any(|m| m.output.is_some()) && self.sweep.iter().all(|m| m.quality.is_some());
-        if !is_chosen || self.sweep.len() < 3 || self.settings.max_drop.is_some() || self.was_chosen() {
+        if !is_chosen || self.sweep.len() < 3 || self.settings.max_drop.is_some() {
             return None;
         }
         let points: Vec<[f64; 2]> =
@@ -31,11 +32,6 @@ impl Report {
     pub(super) fn at_knee(&self) -> Self {
         let model = self.knee().and_then(|knee| self.sweep.get(knee)).unwrap_or(&self.model).clone();
         Self { model, ..self.clone() }
-    }
-
-    /// Whether one of several was chosen by how good it is.
-    fn was_chosen(&self) -> bool {
-        self.model.compression != self.sweep.last().and_then(|m| m.compression)
     }
 
     /// Compression against quality, speed against quality, and the numbers.
