@@ -112,7 +112,7 @@ impl Bench {
 /// Reads the bytes of a model, and writes what was read.
 pub fn read(content: &[u8]) -> Outcome {
     let mut files = |_: &str| Err("there are no files here".to_string());
-    match onnx::read_inlined(content.to_vec().into(), &mut files) {
+    match onnx::read_inlined(content, &mut files) {
         Ok(model) => {
             let written = onnx::write(&model, &str::to_string);
             let mut bytes = Vec::new();

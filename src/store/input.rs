@@ -1,10 +1,12 @@
 //! Opening and reading what a user names: regular files, and nothing that could block or never end.
 
 use std::fs::File;
-use std::io::{Error, ErrorKind, Read, Result};
+use std::io::{Error, ErrorKind, Result};
 use std::path::Path;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+
+use super::stream::Stream;
 
 /// Opens a file for reading.
 ///
@@ -26,18 +28,17 @@ pub fn open(path: &Path) -> Result<File> {
 /// # Errors
 /// Where it cannot be opened or read, becomes shorter meanwhile, or is larger than memory.
 pub fn read(path: &Path) -> Result<Bytes> {
-    let mut file = open(path)?;
-    let length = file.metadata()?.len();
-    let expected = usize::try_from(length).map_err(|_| ErrorKind::OutOfMemory)?;
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(expected).map_err(|_| ErrorKind::OutOfMemory)?;
-    file.by_ref().take(length).read_to_end(&mut bytes)?;
-    if bytes.len() < expected {
-        let found = bytes.len();
-        let reason = format!("it was cut short meanwhile: {found} of {expected} bytes are left");
-        return Err(Error::new(ErrorKind::UnexpectedEof, reason));
-    }
-    Ok(bytes.into())
+    whole(open(path)?)
+}
+
+/// The content of a file from its beginning.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn whole(file: File) -> Result<Bytes> {
+    let mut stream = Stream::new(file)?;
+    let content = stream.copy_to_bytes(stream.remaining());
+    stream.failure().map_or(Ok(content), Err)
 }
 
 /// Reads a whole file as text.

@@ -10,6 +10,7 @@ mod model;
 pub mod plan;
 mod publish;
 mod scratch;
+mod stream;
 mod temporary;
 
 pub use folder::{Source, Target};

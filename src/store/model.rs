@@ -1,26 +1,27 @@
 //! Model files with their external data: read, staged, and read back.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 use kprune_passes::ir::Model;
 use kprune_passes::onnx::{self, ExternalFile};
-use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 use super::folder::{folder_of, resolved};
+use super::stream::Stream;
 use super::temporary::Temporary;
 use super::{Ledger, Publication, input};
 use crate::error::Error;
 
-/// Reads the model at `path` with its external data. Nothing is copied: files are mapped.
+/// Reads the model at `path` with its external data.
 ///
 /// # Errors
 /// Where a file is missing, is no model, or names external data outside its folder.
 pub fn read_model(path: &Path) -> Result<Model, Error> {
-    read_with(path, onnx::read)
+    read_with(path, |stream, files| onnx::read(stream, files))
 }
 
 /// Reads a model, with the operators of its own functions in the place of their calls.
@@ -28,13 +29,15 @@ pub fn read_model(path: &Path) -> Result<Model, Error> {
 /// # Errors
 /// As [`read_model`].
 pub fn read_inlined(path: &Path) -> Result<Model, Error> {
-    read_with(path, onnx::read_inlined)
+    read_with(path, |stream, files| onnx::read_inlined(stream, files))
 }
 
 type Files<'a> = &'a mut dyn FnMut(&str) -> Result<Bytes, String>;
 
-fn read_with(path: &Path, read: fn(Bytes, Files) -> Result<Model, onnx::ReadError>) -> Result<Model, Error> {
-    let bytes = input::read(path).map_err(Error::io("read", path))?;
+type Read = fn(&mut Stream, Files) -> Result<Model, onnx::ReadError>;
+
+fn read_with(path: &Path, read: Read) -> Result<Model, Error> {
+    let file = input::open(path).map_err(Error::io("read", path))?;
     let mut known: HashMap<String, Bytes> = HashMap::new();
     let mut files = |location: &str| -> Result<Bytes, String> {
         if let Some(bytes) = known.get(location) {
@@ -45,7 +48,21 @@ fn read_with(path: &Path, read: fn(Bytes, Files) -> Result<Model, onnx::ReadErro
         known.insert(location.to_string(), bytes.clone());
         Ok(bytes)
     };
-    read(bytes, &mut files).map_err(|reason| Error::Model { path: path.to_path_buf(), reason })
+    decode(file, path, |stream| read(stream, &mut files))
+}
+
+/// Decodes the model of a file, which errors call `path`.
+fn decode(
+    file: File,
+    path: &Path,
+    read: impl FnOnce(&mut Stream) -> Result<Model, onnx::ReadError>,
+) -> Result<Model, Error> {
+    let mut stream = Stream::new(file).map_err(Error::io("read", path))?;
+    let model = read(&mut stream);
+    match stream.failure() {
+        Some(failure) => Err(Error::io("read", path)(failure)),
+        None => model.map_err(|reason| Error::Model { path: path.to_path_buf(), reason }),
+    }
 }
 
 /// The path of an external-data file of the model at `path`.
@@ -177,14 +194,15 @@ impl Staged {
     /// # Errors
     /// Where it cannot be read.
     pub fn reread(&self) -> Result<Model, Error> {
-        let bytes = map(&self.model).map_err(Error::io("read", self.target()))?;
-        let folder = folder_of(self.target());
+        let target = self.target();
+        let folder = folder_of(target);
         let mut files = |location: &str| {
             let wanted = folder.join(location);
-            let found = self.data.iter().find(|file| file.target() == wanted);
-            map(found.ok_or("it was not written")?).map_err(|e| e.to_string())
+            let found = self.data.iter().find(|file| file.target() == wanted).ok_or("it was not written")?;
+            found.file().try_clone().and_then(input::whole).map_err(|e| e.to_string())
         };
-        onnx::read(bytes, &mut files).map_err(|reason| Error::Model { path: self.target().to_path_buf(), reason })
+        let file = self.model.file().try_clone().map_err(Error::io("read", target))?;
+        decode(file, target, |stream| onnx::read(stream, &mut files))
     }
 
     /// The path that the model will have.
@@ -233,11 +251,4 @@ impl Staged {
         self.data.into_iter().try_for_each(Temporary::put_in_place)?;
         self.model.put_in_place()
     }
-}
-
-fn map(file: &Temporary) -> std::io::Result<Bytes> {
-    // SAFETY: the file is the program's own and complete; it has no name by which anybody could cut it short, or
-    // one that nobody else knows.
-    let map = unsafe { Mmap::map(file.file())? };
-    Ok(Bytes::from_owner(map))
 }

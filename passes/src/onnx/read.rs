@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use prost::Message;
 use thiserror::Error;
 
@@ -71,20 +71,21 @@ pub enum ReadError {
 
 /// Reads a model. `files` gives the bytes of an external-data file by the name that the model uses.
 ///
-/// No tensor is copied: each holds a slice of `bytes` or of an external file.
+/// Each tensor holds what `source` gives for it in one piece (of [`Bytes`] a part, without a copy), or a part of an external
+/// file.
 ///
 /// # Errors
 /// Where the bytes are no whole, consistent model; see [`ReadError`].
-pub fn read(bytes: Bytes, files: &mut dyn FnMut(&str) -> Result<Bytes, String>) -> Result<Model, ReadError> {
-    from_proto(ModelProto::decode(bytes)?, files)
+pub fn read(source: impl Buf, files: Files) -> Result<Model, ReadError> {
+    from_proto(ModelProto::decode(source)?, files)
 }
 
 /// As [`read`], with the operators of the model's own functions in the place of their calls.
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_inlined(bytes: Bytes, files: Files) -> Result<Model, ReadError> {
-    let mut proto = ModelProto::decode(bytes)?;
+pub fn read_inlined(source: impl Buf, files: Files) -> Result<Model, ReadError> {
+    let mut proto = ModelProto::decode(source)?;
     super::inline::inline_functions(&mut proto)?;
     from_proto(proto, files)
 }
@@ -318,7 +319,7 @@ mod tests {
     fn load(nodes: Vec<NodeProto>) -> Result<Model, ReadError> {
         let graph = GraphProto { node: nodes, input: vec![named("x")], output: vec![named("y")], ..Default::default() };
         let model = ModelProto { graph: Some(graph), opset_import: vec![Default::default()], ..Default::default() };
-        read(model.encode_to_vec().into(), &mut |_| Err("no files".into()))
+        read(Bytes::from(model.encode_to_vec()), &mut |_| Err("no files".into()))
     }
 
     #[test]
