@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ndarray::ArrayD;
 
-use crate::ir::{ElementType, Graph, Model, ValueId};
+use crate::ir::{ElementType, Graph, Model, Operator, ValueId};
 
 /// Values of at most this many integers are kept: shapes, axes, indices.
 const MOST_INTEGERS: usize = 1 << 16;
@@ -34,24 +34,60 @@ impl Seen {
     }
 }
 
-/// The graph to run twice: the model with every value as an output.
-pub fn observed_model(model: &Model) -> (Model, Vec<ValueId>) {
-    let mut seen = model.clone();
-    let graph = &mut seen.graph;
-    let mut values: Vec<ValueId> = Vec::new();
-    for node in graph.sorted() {
-        let operator = graph.operator(node);
-        if !operator.is("Constant") {
-            values.extend(operator.outputs().iter().flatten());
-        }
-    }
+/// The model with every value as an output. A session of it knows their types without being run.
+pub fn with_every_value(model: &Model) -> (Model, Vec<ValueId>) {
+    let mut every = model.clone();
+    let values = made(&every.graph);
     for &value in &values {
-        if !graph.outputs().contains(&value) {
-            graph.add_output(value);
+        if !every.graph.outputs().contains(&value) {
+            every.graph.add_output(value);
         }
     }
-    (seen, values)
+    (every, values)
 }
+
+fn made(graph: &Graph) -> Vec<ValueId> {
+    let operators = graph.sorted().into_iter().map(|node| graph.operator(node));
+    operators.filter(|operator| !operator.is("Constant")).flat_map(|o| o.outputs().iter().flatten().copied()).collect()
+}
+
+/// How a value is seen in a run of an observed model.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// The value.
+    pub value: ValueId,
+    /// Its element type.
+    pub element: ElementType,
+    /// The output that shows it.
+    pub output: String,
+    /// Whether the output is the value itself, or else its shape.
+    pub is_whole: bool,
+}
+
+/// The graph to run twice, whose outputs are integers as they are, and of all other tensors only their shapes, so that no
+/// more is held at a time than in any other run. `element` gives the types of values by name.
+pub fn observed_model(model: &Model, element: impl Fn(&str) -> Option<ElementType>) -> (Model, Vec<Watched>) {
+    let mut seen = model.clone();
+    if seen.opset("").is_none() {
+        seen = seen.importing("", OLDEST);
+    }
+    let graph = &mut seen.graph;
+    let mut watched = Vec::new();
+    let mut outputs = Vec::new();
+    // ONNX Runtime begins with the last operator that nothing reads: so each shape is taken as soon as its value is there.
+    for value in made(graph).into_iter().rev() {
+        let Some(element) = element(graph.name(value)) else { continue };
+        let is_whole = Seen::wants_integers(element, 0);
+        let output = if is_whole { value } else { graph.add(Operator::new("Shape"), &[value], "shape") };
+        outputs.push(output);
+        watched.push(Watched { value, element, output: graph.name(output).to_string(), is_whole });
+    }
+    graph.set_outputs(&outputs);
+    (seen, watched)
+}
+
+/// The oldest operator set that models have once they are imported.
+const OLDEST: i64 = 13;
 
 /// One dimension, as long as it was in each of the two runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,6 +315,21 @@ mod tests {
         assert_eq!(seen.extents(x, &at), Some(vec![1.0, 11.0]));
         seen.count_at(HashMap::from([(x, Seen { shape: vec![1, 12], element: ElementType::F32, integers: None })]));
         assert_eq!(seen.extents(x, &at), Some(vec![1.0, 12.0]));
+    }
+
+    #[test]
+    fn of_numbers_only_the_shapes_leave_a_run_the_last_first() {
+        let mut g = Sketch::default();
+        let x = g.input("x", &[B, S]);
+        let [a, b] = ["Relu", "Exp"].map(|op| g.graph.add(Operator::new(op), &[x], op));
+        let count = g.graph.add(Operator::new("Shape"), &[a], "count");
+        g.graph.set_outputs(&[a, b, count]);
+        let element = |name: &str| Some(if name == "count" { ElementType::I64 } else { ElementType::F32 });
+        let (observed, watched) = observed_model(&Model::new(g.graph.clone(), 17), element);
+        let seen: Vec<_> = watched.iter().map(|w| (w.value, w.is_whole)).collect();
+        assert_eq!(seen, [(count, true), (b, false), (a, false)]);
+        let name = |&output: &ValueId| observed.graph.name(output).to_string();
+        assert_eq!(observed.graph.outputs().iter().map(name).collect::<Vec<_>>(), ["count", "shape", "shape_1"]);
     }
 
     #[test]

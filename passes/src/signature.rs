@@ -143,6 +143,12 @@ pub fn declare_symbols(name: &str, element: ElementType, symbols: Vec<String>) -
     declare_axes(name, element, symbols.into_iter().map(axis).collect())
 }
 
+/// A declaration of a tensor of this shape.
+pub fn declare_shape(name: &str, element: ElementType, dims: &[usize]) -> ValueInfoProto {
+    let axis = |&dim: &usize| Dimension { value: Some(dimension::Value::DimValue(dim as i64)), ..Default::default() };
+    declare_axes(name, element, dims.iter().map(axis).collect())
+}
+
 /// A declaration in which no axis is said to be as long as another.
 pub(crate) fn without_symbols(mut info: ValueInfoProto) -> ValueInfoProto {
     let tensor = info.r#type.as_mut().and_then(|t| t.value.as_mut());

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kprune_passes::ir::{Model, Tensor, ValueId};
-use kprune_passes::observe::{Observation, Seen, Sizes, observed_model};
+use kprune_passes::observe::{Observation, Seen, Sizes, Watched, observed_model, with_every_value};
 use kprune_passes::signature::{self, Input};
+
+use ort::value::DynValue;
 
 use super::sizes::{self, MadeUp};
 use crate::data::Dataset;
@@ -123,7 +125,7 @@ struct Looker<'a> {
     runtime: &'a Runtime,
     model: &'a Model,
     inputs: Vec<Input>,
-    values: Vec<ValueId>,
+    watched: Vec<Watched>,
     session: Session,
     /// What a run may take.
     time: Duration,
@@ -137,14 +139,16 @@ struct Looker<'a> {
 
 impl<'a> Looker<'a> {
     fn new(runtime: &'a Runtime, model: &'a Model) -> Result<Self, Error> {
-        let (observed, values) = observed_model(model);
-        let session = runtime.session(&observed, "observing shapes", false)?;
+        let (every, _) = with_every_value(model);
+        let elements = runtime.session(&every, OBSERVING, false)?.elements();
+        let (observed, watched) = observed_model(model, |name| elements.get(name).copied());
+        let session = runtime.session(&observed, OBSERVING, false)?;
         let (time, memory) = allowance(model);
         Ok(Self {
             runtime,
             model,
             inputs: signature::inputs(model),
-            values,
+            watched,
             session,
             time,
             memory,
@@ -290,17 +294,31 @@ impl<'a> Looker<'a> {
             let help = "export the model with smaller or free axes";
             Err(Error::Unsupported { path: PathBuf::new(), reason, help: help.into() })
         })?;
-        for &value in &self.values {
-            let Some(result) = results.get(self.model.graph.name(value)) else { continue };
-            let Some((shape, element)) = result.dtype().tensor_shape().zip(runtime::element(result)) else { continue };
-            let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
-            let wanted = Seen::wants_integers(element, shape.iter().product());
-            let integers = wanted.then(|| runtime::integers(result).ok()).flatten();
-            seen.insert(value, Seen { shape, element, integers });
+        for watched in &self.watched {
+            if let Some(found) = shown(watched, &results[&watched.output])? {
+                seen.insert(watched.value, found);
+            }
         }
         Ok(seen)
     }
 }
+
+/// What an output shows of a value; `None` where it is no tensor.
+fn shown(watched: &Watched, output: &DynValue) -> Result<Option<Seen>, Error> {
+    let element = watched.element;
+    if !watched.is_whole {
+        let shape = runtime::integers(output)?.into_iter().map(|length| length as usize).collect();
+        return Ok(Some(Seen { shape, element, integers: None }));
+    }
+    let Some(shape) = output.dtype().tensor_shape() else { return Ok(None) };
+    let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
+    let wanted = Seen::wants_integers(element, shape.iter().product());
+    let integers = wanted.then(|| runtime::integers(output).ok()).flatten();
+    Ok(Some(Seen { shape, element, integers }))
+}
+
+/// What is being done while a model is looked at.
+const OBSERVING: &str = "observing shapes";
 
 /// Sizes of which so many are named in a message.
 const MOST_SHOWN: usize = 3;

@@ -195,7 +195,7 @@ const PRUNED: &str = "running the pruned model";
 fn is_same(masked: &Model, pruned: &Model) -> bool {
     let [masked, pruned] = [masked, pruned].map(|m| onnx::write_detached(m, LARGE));
     let all = || masked.constants.iter().zip(&pruned.constants);
-    let same = |((a, x), (b, y)): (&(String, Tensor), &(String, Tensor))| {
+    let same = |((a, x), (b, y)): ((&String, &Tensor), (&String, &Tensor))| {
         a == b && x.element() == y.element() && x.dims() == y.dims() && x.bytes().ok() == y.bytes().ok()
     };
     masked.bytes == pruned.bytes && masked.constants.len() == pruned.constants.len() && all().all(same)

@@ -1,18 +1,20 @@
 //! Sessions: a graph, ready to run.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kprune_passes::ir::Model;
-use kprune_passes::onnx::write_detached;
+use kprune_passes::ir::{ElementType, Model};
+use kprune_passes::onnx::{Detached, write_detached, write_fed};
 use ort::memory::MemoryInfo;
-use ort::session::builder::SessionBuilder;
-use ort::value::DynValue;
+use ort::session::SessionInputValue;
+use ort::session::builder::{BuilderResult, SessionBuilder};
+use ort::value::{DynValue, Outlet};
 
 use super::interrupt::Interrupt;
-use super::{Runtime, weights};
+use super::tensors::element_of;
+use super::{Provider, Runtime, weights};
 use crate::error::Error;
 
 /// Constants from this many bytes on are handed to a session by reference.
@@ -30,14 +32,21 @@ pub struct Session {
     device: Option<MemoryInfo<'static>>,
     /// What becomes a session anew where inner values turn out to have other shapes.
     declared: Option<Declared>,
-    _weights: Vec<weights::Held>,
+    /// Constants that every run is given, by name.
+    fed: BTreeMap<String, weights::Held>,
+    /// Constants that the session was given once.
+    _given: Vec<weights::Held>,
 }
 
 /// A model of which shapes are declared, and what makes a session of it without them.
 struct Declared {
     builder: SessionBuilder,
     model: Model,
+    write: Write,
 }
+
+/// How a model is written for a session, without its larger constants.
+type Write = fn(&Model, usize) -> Detached;
 
 impl Runtime {
     /// Makes a session of `model`, optimised for many runs or made quickly for a few; `doing` says what for in
@@ -48,20 +57,60 @@ impl Runtime {
     pub fn session(&self, model: &Model, doing: &str, optimise: bool) -> Result<Session, Error> {
         self.check_cancelled()?;
         let start = Instant::now();
-        let detached = write_detached(model, BY_REFERENCE);
-        let mut builder = self.builder(optimise).map_err(Error::runtime(doing))?;
-        let mut held = Vec::new();
-        for (name, tensor) in &detached.constants {
-            let weight = self.weights.borrow_mut().value(tensor)?;
-            builder = builder
-                .with_external_initializer(name, weight.value.clone())
-                .map_err(|e| Error::runtime(doing)(e.into()))?;
-            held.push(weight);
-        }
-        let declared = model.declares_shapes().then(|| Declared { builder: builder.clone(), model: model.clone() });
-        let inner = builder.commit_from_memory(&detached.bytes).map_err(Error::runtime(doing))?;
+        let session = match (self.provider, optimise) {
+            (Provider::Cpu, false) => self.fed(model, doing),
+            _ => self.prepared(model, doing, optimise),
+        };
         self.set_up.set(self.set_up.get() + start.elapsed());
-        Ok(Session { declared, ..self.session_of(inner, doing, self.device()?, held)? })
+        session
+    }
+
+    /// A session that is given larger constants in every run, since it would take copies of them before the first.
+    fn fed(&self, model: &Model, doing: &str) -> Result<Session, Error> {
+        let written = write_fed(model, BY_REFERENCE);
+        let value = |tensor| self.weights.borrow_mut().value(tensor);
+        let fed = written.constants.iter().map(|(name, tensor)| Ok((name.clone(), value(tensor)?)));
+        let fed = fed.collect::<Result<_, Error>>()?;
+        let builder = self.builder(false).map_err(Error::runtime(doing))?;
+        Ok(Session { fed, ..self.commit(builder, model, write_fed, &written, doing)? })
+    }
+
+    /// A session that has the constants in the form in which its operators read them.
+    fn prepared(&self, model: &Model, doing: &str, optimise: bool) -> Result<Session, Error> {
+        let written = write_detached(model, BY_REFERENCE);
+        let mut builder = self.builder(optimise).map_err(Error::runtime(doing))?;
+        let mut given = Vec::new();
+        for (name, tensor) in &written.constants {
+            let weight = self.weights.borrow_mut().value(tensor)?;
+            builder = self.with_weight(builder, name, &weight).map_err(|e| Error::runtime(doing)(e.into()))?;
+            given.push(weight);
+        }
+        let device = self.device()?;
+        Ok(Session { device, _given: given, ..self.commit(builder, model, write_detached, &written, doing)? })
+    }
+
+    fn commit(
+        &self,
+        mut builder: SessionBuilder,
+        model: &Model,
+        write: Write,
+        written: &Detached,
+        doing: &str,
+    ) -> Result<Session, Error> {
+        let again = || Declared { builder: builder.clone(), model: model.clone(), write };
+        let declared = model.declares_shapes().then(again);
+        let inner = builder.commit_from_memory(&written.bytes).map_err(Error::runtime(doing))?;
+        Ok(Session { declared, ..self.session_of(inner, doing)? })
+    }
+
+    /// Gives a constant to a session. While it is made, ONNX Runtime looks at a copy; on the host it lets go of that then, and
+    /// operators that do not want another form of it read the constant itself.
+    fn with_weight(&self, builder: SessionBuilder, name: &str, weight: &weights::Held) -> BuilderResult {
+        let builder = builder.with_external_initializer(name, weight.value.clone())?;
+        match self.provider {
+            Provider::Cpu => builder.with_initializer(name, weight.value.clone()),
+            Provider::Cuda(_) => Ok(builder),
+        }
     }
 
     /// Makes a session of a model file, as any user of the file would.
@@ -71,19 +120,14 @@ impl Runtime {
     pub fn session_of_file(&self, path: &Path, doing: &str) -> Result<Session, Error> {
         let builder = self.builder(true);
         let inner = builder.and_then(|mut b| b.commit_from_file(path)).map_err(Error::runtime(doing))?;
-        self.session_of(inner, doing, None, Vec::new())
+        self.session_of(inner, doing)
     }
 
-    fn session_of(
-        &self,
-        inner: ort::session::Session,
-        doing: &str,
-        device: Option<MemoryInfo<'static>>,
-        weights: Vec<weights::Held>,
-    ) -> Result<Session, Error> {
+    fn session_of(&self, inner: ort::session::Session, doing: &str) -> Result<Session, Error> {
         self.check_cancelled()?;
-        let interrupt = self.interrupt.clone();
-        Ok(Session { inner, doing: doing.to_string(), interrupt, device, declared: None, _weights: weights })
+        let (doing, interrupt) = (doing.to_string(), self.interrupt.clone());
+        let (device, declared, fed, _given) = (None, None, BTreeMap::new(), Vec::new());
+        Ok(Session { inner, doing, interrupt, device, declared, fed, _given })
     }
 }
 
@@ -117,8 +161,8 @@ impl Session {
 
     /// Makes the session anew without declared shapes.
     fn forget_shapes(&mut self) -> Result<(), Error> {
-        let Some(Declared { mut builder, model }) = self.declared.take() else { return Ok(()) };
-        let plain = write_detached(&model.without_declared_shapes(), BY_REFERENCE);
+        let Some(Declared { mut builder, model, write }) = self.declared.take() else { return Ok(()) };
+        let plain = write(&model.without_declared_shapes(), BY_REFERENCE);
         self.inner = builder.commit_from_memory(&plain.bytes).map_err(Error::runtime(&self.doing))?;
         Ok(())
     }
@@ -130,7 +174,7 @@ impl Session {
     ) -> Result<Values, Error> {
         let names: Vec<String> = self.inner.inputs().iter().map(|i| i.name().to_string()).collect();
         let mut feeds = Vec::new();
-        for name in &names {
+        for name in names.iter().filter(|name| !self.fed.contains_key(*name)) {
             let missing = || Error::internal(format!("nothing gives input {name:?} while {}", self.doing));
             feeds.push((name.as_str(), find(name).ok_or_else(missing)?));
         }
@@ -165,13 +209,20 @@ impl Session {
         Ok(outputs.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
     }
 
+    /// The element types of the outputs that are tensors, by name.
+    pub fn elements(&self) -> HashMap<String, ElementType> {
+        let element = |output: &Outlet| Some((output.name().to_string(), element_of(output.dtype())?));
+        self.inner.outputs().iter().filter_map(element).collect()
+    }
+
     /// Runs the graph on inputs given by name; returns every output.
     ///
     /// # Errors
     /// Where ONNX Runtime fails.
     pub fn run<'a>(&mut self, feeds: impl IntoIterator<Item = (&'a str, &'a DynValue)>) -> Result<Values, Error> {
-        let feeds: Vec<_> =
-            feeds.into_iter().map(|(name, value)| (name, ort::session::SessionInputValue::from(value))).collect();
+        let given = feeds.into_iter().map(|(name, value)| (name, SessionInputValue::from(value)));
+        let fed = self.fed.iter().map(|(name, weight)| (name.as_str(), SessionInputValue::from(&*weight.value)));
+        let feeds: Vec<_> = given.chain(fed).collect();
         let outputs = self.inner.run_with_options(feeds, self.interrupt.options());
         let outputs = outputs.map_err(|error| self.interrupt.error(&self.doing, error))?;
         Ok(outputs.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
@@ -180,7 +231,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use kprune_passes::ir::{ElementType, Graph, Operator, Tensor};
+    use kprune_passes::ir::{Graph, Operator, Tensor};
     use kprune_passes::signature::{declare, declare_symbols};
     use ndarray::ArrayD;
 
@@ -211,7 +262,12 @@ mod tests {
     #[test]
     fn shapes_that_turn_out_to_be_others_than_declared_are_forgotten() {
         let runtime = Runtime::load(None, Choice::Cpu, 1, Default::default()).unwrap();
-        let mut session = runtime.session(&sums_said_to_be_alike(), "testing", true).unwrap();
+        for optimise in [true, false] {
+            try_lengths(runtime.session(&sums_said_to_be_alike(), "testing", optimise).unwrap());
+        }
+    }
+
+    fn try_lengths(mut session: Session) {
         for [x, y] in [[4, 4], [3, 500], [500, 3]] {
             let held = [x, y].map(|length| numbers(&ArrayD::from_elem(vec![length], 1.0)).unwrap());
             let find = |name: &str| Some(held[usize::from(name == "y")].value());
@@ -222,6 +278,31 @@ mod tests {
             assert!(session.declared.is_some() || x != y, "as long as they hold, shapes are used");
         }
         assert!(session.declared.is_none(), "the buffer of the shorter one was to hold the longer");
+    }
+
+    #[test]
+    fn larger_numbers_stay_where_they_are_and_integers_too() {
+        let runtime = Runtime::load(None, Choice::Cpu, 1, Default::default()).unwrap();
+        let mut graph = Graph::new();
+        let x = graph.add_input(declare("x", ElementType::F32, 1));
+        let numbers_of = |element, value| Tensor::from_floats(element, &ArrayD::from_elem(vec![BY_REFERENCE], value));
+        let single = graph.add_constant("single", numbers_of(ElementType::F32, 2.0).unwrap());
+        let double = graph.add_constant("double", numbers_of(ElementType::F64, 3.0).unwrap());
+        let places = Tensor::from_i64s(&[BY_REFERENCE], &vec![0; BY_REFERENCE]);
+        let places = graph.add_constant("places", places);
+        let picked = graph.add(Operator::new("Gather"), &[x, places], "picked");
+        let product = graph.add(Operator::new("Mul"), &[picked, single], "product");
+        graph.set_outputs(&[product, double]);
+        let model = Model::new(graph, 17);
+        for optimise in [true, false] {
+            let mut session = runtime.session(&model, "testing", optimise).unwrap();
+            assert_eq!(session.fed.keys().collect::<Vec<_>>(), if optimise { vec![] } else { vec!["single"] });
+            assert_eq!(session.elements()["product"], ElementType::F32);
+            let held = numbers(&ArrayD::from_elem(vec![1], 5.0)).unwrap();
+            let values = session.run_with(|_| Some(held.value())).unwrap();
+            assert_eq!(scalars(&values["product"]).unwrap().sum(), 10.0 * BY_REFERENCE as f64);
+            assert_eq!(scalars(&values["double"]).unwrap().sum(), 3.0 * BY_REFERENCE as f64, "an output is no input");
+        }
     }
 
     /// With the host in the place of a device: what comes back is the same, for inputs of any shape.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use kprune_passes::finite::{Odd, first_odd};
 use kprune_passes::ir::{ElementType, Tensor};
 use ndarray::{ArrayD, IxDyn};
-use ort::value::{DynTensorValueType, DynValue};
+use ort::value::{DynTensorValueType, DynValue, ValueType};
 
 use super::weights;
 use crate::error::Error;
@@ -145,8 +145,13 @@ pub fn numbers(array: &ArrayD<f64>) -> Result<Held, Error> {
 
 /// The element type of a tensor.
 pub fn element(value: &DynValue) -> Option<ElementType> {
+    element_of(value.dtype())
+}
+
+/// The element type of values of a type, where those are tensors.
+pub(super) fn element_of(kind: &ValueType) -> Option<ElementType> {
     use ort::value::TensorElementType as T;
-    Some(match value.dtype().tensor_type()? {
+    Some(match kind.tensor_type()? {
         T::Float32 => ElementType::F32,
         T::Float16 => ElementType::F16,
         T::Bfloat16 => ElementType::BF16,

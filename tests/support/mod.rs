@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use kprune_passes::ir::{Graph, Model, ValueId};
-use kprune_passes::observe::{Observation, Seen, Sizes, observed_model};
+use kprune_passes::observe::{Observation, Seen, Sizes, with_every_value};
 use ndarray::ArrayD;
 use onnx_kprune::runtime::{self, Choice, Runtime, Values};
 
@@ -71,7 +71,7 @@ pub fn run(runtime: &Runtime, model: &Model, feeds: &[(&str, &ArrayD<f64>)]) -> 
 
 /// Observes a graph of floating-point inputs at one size only.
 pub fn observe(runtime: &Runtime, model: &Model, feeds: &[(&str, &ArrayD<f64>)]) -> Observation {
-    let (observed, values) = observed_model(model);
+    let (observed, values) = with_every_value(model);
     let results = run(runtime, &observed, feeds);
     let mut seen: HashMap<ValueId, Seen> = HashMap::new();
     for value in values {

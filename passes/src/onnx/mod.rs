@@ -8,7 +8,7 @@ mod write;
 
 pub use encode::encode;
 pub use read::{ReadError, read, read_inlined};
-pub use write::{Detached, ExternalFile, Written, external_locations, write, write_detached};
+pub use write::{Detached, ExternalFile, Written, external_locations, write, write_detached, write_fed};
 
 use crate::ir::schema::{StringStringEntryProto, TensorProto};
 

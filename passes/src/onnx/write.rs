@@ -8,6 +8,7 @@ use prost::Message;
 use super::{entry, location, new_entry, sparse};
 use crate::ir::schema::{GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto};
 use crate::ir::{EXTERNAL, Graph, Model, Operator, Tensor, ValueId};
+use crate::signature::declare_shape;
 
 /// Tensors of at least this many bytes are aligned in external files, so that they can be mapped.
 const PAGE: usize = 4096;
@@ -33,10 +34,10 @@ pub struct ExternalFile {
 /// A model whose larger constants are handed over beside it.
 #[derive(Debug)]
 pub struct Detached {
-    /// The encoded model, whose larger constants are declared as external.
+    /// The encoded model.
     pub bytes: Vec<u8>,
-    /// Those constants, by name.
-    pub constants: Vec<(String, Tensor)>,
+    /// The constants that are not in it, by name.
+    pub constants: BTreeMap<String, Tensor>,
 }
 
 /// Writes a model with its external-data layout; `rename` maps the old names of external files to new ones.
@@ -67,35 +68,53 @@ pub fn external_locations(model: &Model) -> Vec<String> {
     locations
 }
 
-/// Encodes a model for a session: constants of at least `threshold` bytes are returned beside it.
+/// Encodes a model for a session: constants of at least `threshold` bytes are returned beside it, and declared as external.
 pub fn write_detached(model: &Model, threshold: usize) -> Detached {
-    let mut constants = Vec::new();
-    // A runtime drops constants that nothing reads, and then misses those it is given.
-    for value in model.graph.initializers().into_iter().filter(|&v| !model.graph.consumers(v).is_empty()) {
-        if let Some(tensor) = model.graph.constant(value) {
-            let large = tensor.element().packed_len(tensor.count()).is_some_and(|len| len >= threshold);
-            if large {
-                constants.push((model.graph.name(value).to_string(), tensor.clone()));
-            }
-        }
-    }
-    let detached: HashMap<&str, ()> = constants.iter().map(|(name, _)| (name.as_str(), ())).collect();
-    let place = |tensor: &Tensor| {
-        let name = tensor.proto().name();
-        if !detached.contains_key(name) {
-            return inline(tensor);
-        }
-        TensorProto {
-            name: Some(name.to_string()),
+    let constants = large_constants(model, threshold);
+    let place = |tensor: &Tensor| match constants.contains_key(tensor.proto().name()) {
+        true => TensorProto {
+            name: tensor.proto().name.clone(),
             dims: tensor.proto().dims.clone(),
             data_type: Some(tensor.element().code()),
             data_location: Some(EXTERNAL),
             external_data: vec![new_entry("location", "held-in-memory".into())],
             ..Default::default()
-        }
+        },
+        false => inline(tensor),
     };
     let bytes = assemble(model, &place, &HashMap::new()).encode_to_vec();
     Detached { bytes, constants }
+}
+
+/// Encodes a model for a session that is given some constants in every run: those of floating-point numbers with at least
+/// `threshold` bytes are returned beside it, and declared as inputs.
+pub fn write_fed(model: &Model, threshold: usize) -> Detached {
+    let mut constants = large_constants(model, threshold);
+    let outputs: Vec<&str> = model.graph.outputs().iter().map(|&value| model.graph.name(value)).collect();
+    constants.retain(|name, tensor| tensor.element().is_float() && !outputs.contains(&name.as_str()));
+    let place = |tensor: &Tensor| match constants.contains_key(tensor.proto().name()) {
+        true => TensorProto { name: tensor.proto().name.clone(), ..Default::default() },
+        false => inline(tensor),
+    };
+    let mut proto = assemble(model, &place, &HashMap::new());
+    if let Some(graph) = &mut proto.graph {
+        graph.initializer.retain(|tensor| !constants.contains_key(tensor.name()));
+        graph.value_info.retain(|info| !constants.contains_key(info.name()));
+        let declared = |(name, tensor): (&String, &Tensor)| declare_shape(name, tensor.element(), tensor.dims());
+        graph.input.retain(|info| !constants.contains_key(info.name()));
+        graph.input.extend(constants.iter().map(declared));
+    }
+    Detached { bytes: proto.encode_to_vec(), constants }
+}
+
+/// The initializers of at least `threshold` bytes that something reads, by name.
+fn large_constants(model: &Model, threshold: usize) -> BTreeMap<String, Tensor> {
+    let graph = &model.graph;
+    // A runtime drops constants that nothing reads, and then misses those it is given.
+    let read = graph.initializers().into_iter().filter(|&value| !graph.consumers(value).is_empty());
+    let is_large = |tensor: &Tensor| tensor.element().packed_len(tensor.count()).is_some_and(|len| len >= threshold);
+    let large = read.filter_map(|value| Some((value, graph.constant(value).filter(|tensor| is_large(tensor))?)));
+    large.map(|(value, tensor)| (graph.name(value).to_string(), tensor.clone())).collect()
 }
 
 /// The tensor message with its elements inside.
