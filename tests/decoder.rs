@@ -290,12 +290,10 @@ fn a_decoder_is_timed_with_fewer_heads_and_their_caches() {
     assert!(done.status.success() && table.is_file(), "{}", text(&done.stderr));
 }
 
-#[test]
-fn folders_say_how_many_heads_are_left() {
-    let folder = tempfile::tempdir().unwrap();
-    let output = folder.path().join("out");
+/// A folder of a decoder, pruned.
+fn pruned_folder(name: &str, output: &Path) {
     let done = kprune([
-        decoders().join("llama-genai").as_os_str(),
+        decoders().join(name).as_os_str(),
         output.as_os_str(),
         "--calibration".as_ref(),
         calibration().as_os_str(),
@@ -305,13 +303,46 @@ fn folders_say_how_many_heads_are_left() {
         "0.4".as_ref(),
     ]);
     assert!(done.status.success(), "{}", text(&done.stderr));
+}
+
+fn json(path: PathBuf) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// optimum makes caches of `hidden_size / num_attention_heads` columns, and so do others.
+#[test]
+fn caches_made_by_the_configuration_fit_the_pruned_model() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, [hidden, heads, cached]) in [
+        ("gpt", ["n_embd", "n_head", "n_head"]),
+        ("llama", ["hidden_size", "num_attention_heads", "num_key_value_heads"]),
+    ] {
+        let output = folder.path().join(name);
+        pruned_folder(name, &output);
+        let model = read_model(&output.join("model.onnx")).unwrap();
+        let caches = caches(&model.graph);
+        let config = json(output.join("config.json"));
+        let number = |field: &str| config[field].as_i64().unwrap_or_else(|| panic!("{name}: no {field}"));
+        for cache in caches {
+            let is_long = |axis| kv_cache::length(&model.graph, cache.past, axis);
+            assert_eq!(is_long(1), Some(number(cached)), "{name}");
+            assert_eq!(is_long(3), Some(number(hidden) / number(heads)), "{name}");
+        }
+        assert!(number(cached) < json(decoders().join(name).join("config.json"))[cached].as_i64().unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn folders_say_how_many_heads_are_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    pruned_folder("llama-genai", &output);
     let model = read_model(&output.join("model.onnx")).unwrap();
     let heads = kv_cache::length(&model.graph, caches(&model.graph)[0].past, 1).unwrap();
-    let read =
-        |name: &str| -> Value { serde_json::from_str(&std::fs::read_to_string(output.join(name)).unwrap()).unwrap() };
+    let read = |name: &str| json(output.join(name));
     let (config, genai) = (read("config.json"), read("genai_config.json"));
     assert_eq!((config["num_key_value_heads"].as_i64(), config["head_dim"].as_i64()), (Some(heads), Some(16)));
-    assert_eq!(config["num_attention_heads"].as_i64(), Some(2 * heads));
+    assert_eq!(config["onnx_kprune"]["attention_heads"][0].as_i64(), Some(2 * heads));
     assert_eq!(genai["model"]["decoder"]["num_key_value_heads"].as_i64(), Some(heads));
     assert_eq!(genai["model"]["decoder"]["num_attention_heads"].as_i64(), Some(2 * heads));
     // Both ways: caches of either have another number of heads.

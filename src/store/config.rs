@@ -22,6 +22,8 @@ pub(super) struct Sizes {
     /// Columns of a head, where all have as many.
     width: Option<usize>,
     neurons: Vec<usize>,
+    /// Whether keys and values are kept in caches, which runners make.
+    has_caches: bool,
 }
 
 impl Sizes {
@@ -40,6 +42,7 @@ impl Sizes {
             gone: gone.collect(),
             width: uniform(&widths),
             neurons: plan.kept(found, Kind::Neuron),
+            has_caches: found.sublayers.iter().any(|sublayer| sublayer.has_cache),
         }
     }
 }
@@ -62,20 +65,15 @@ fn of_transformers(config: Value, sizes: &Sizes) -> Value {
     let layers = field(&config, &["num_hidden_layers", "n_layers", "n_layer", "num_layers"]);
     let layers = layers.and_then(|name| config.get(&name)?.as_u64());
     let is_layer = |kept: &[usize]| layers == Some(kept.len() as u64);
+    let mut note = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "attention_heads": sizes.heads,
+        "key_value_heads": sizes.groups,
+        "neurons": sizes.neurons
+    });
     let heads = field(&config, &["num_attention_heads", "n_heads", "n_head", "num_heads"]);
-    let groups = field(&config, &["num_key_value_heads", "num_kv_heads"]);
     match (heads, uniform(&sizes.heads)) {
-        (Some(name), Some(all)) if is_layer(&sizes.heads) => {
-            let is_other = config.get(&name) != Some(&all.into());
-            config.insert(name, all.into());
-            if let (Some(name), Some(all)) = (groups, uniform(&sizes.groups)) {
-                config.insert(name, all.into());
-                // It would follow from the number of heads otherwise.
-                if let Some(width) = sizes.width.filter(|_| is_other) {
-                    config.insert("head_dim".into(), width.into());
-                }
-            }
-        }
+        (Some(name), Some(all)) if is_layer(&sizes.heads) => count_heads(&mut config, &name, all, sizes, &mut note),
         (Some(_), _) if is_layer(&sizes.heads) => {
             let gone = sizes.gone.iter().enumerate().filter(|(_, gone)| !gone.is_empty());
             let gone = gone.map(|(layer, gone)| (layer.to_string(), json!(gone)));
@@ -87,14 +85,41 @@ fn of_transformers(config: Value, sizes: &Sizes) -> Value {
     if let (Some(name), Some(all), true) = (neurons, uniform(&sizes.neurons), is_layer(&sizes.neurons)) {
         config.insert(name, all.into());
     }
-    let note = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "attention_heads": sizes.heads,
-        "key_value_heads": sizes.groups,
-        "neurons": sizes.neurons
-    });
     config.insert("onnx_kprune".into(), note);
     Value::Object(config)
+}
+
+/// Says how many heads every layer has, in the fields `heads` and its like.
+///
+/// Runners such as optimum make caches whose heads are `hidden_size / num_attention_heads` wide, whatever `head_dim` says. For
+/// a model with caches that quotient stays as it was, and `note` tells what is true.
+fn count_heads(config: &mut Map<String, Value>, heads: &str, all: usize, sizes: &Sizes, note: &mut Value) {
+    let number = |config: &Map<String, Value>, name: &str| config.get(name).and_then(Value::as_u64);
+    let groups = field(config, &["num_key_value_heads", "num_kv_heads"]);
+    let before = number(config, heads);
+    // Runners divide by it.
+    if all == 0 || before == Some(all as u64) {
+        return;
+    }
+    let are_shared = groups.as_ref().is_some_and(|name| number(config, name) < before);
+    let hidden = field(config, &["hidden_size", "n_embd", "d_model"]).filter(|_| sizes.has_caches);
+    let follows = |name: &String| number(config, name) == before.zip(sizes.width).map(|(n, width)| n * width as u64);
+    match (hidden.filter(follows), sizes.width) {
+        (Some(_), _) if are_shared => {}
+        (Some(name), Some(width)) => {
+            let earlier = config.get("onnx_kprune").and_then(|note| note.get("hidden_size"));
+            note["hidden_size"] = earlier.or(config.get(&name)).cloned().into();
+            config.insert(name, (all * width).into());
+            config.insert(heads.into(), all.into());
+        }
+        _ => drop(config.insert(heads.into(), all.into())),
+    }
+    if let (Some(name), Some(all)) = (groups, uniform(&sizes.groups)) {
+        // It would follow from the number of heads otherwise, where the format has such a field.
+        let width = sizes.width.filter(|_| name == "num_key_value_heads");
+        config.extend(width.map(|width| ("head_dim".into(), width.into())));
+        config.insert(name, all.into());
+    }
 }
 
 /// The decoder's numbers of heads, where all layers keep as many: it has one number for all.
@@ -117,7 +142,8 @@ mod tests {
 
     fn sizes(heads: &[usize], groups: &[usize]) -> Sizes {
         let gone = heads.iter().map(|_| vec![1]).collect();
-        Sizes { heads: heads.to_vec(), groups: groups.to_vec(), gone, width: Some(16), neurons: vec![20, 30] }
+        let (heads, groups) = (heads.to_vec(), groups.to_vec());
+        Sizes { heads, groups, gone, width: Some(16), neurons: vec![20, 30], has_caches: false }
     }
 
     #[test]
@@ -131,6 +157,27 @@ mod tests {
         let uneven = of_transformers(before, &sizes(&[4, 2], &[2, 1]));
         assert_eq!(uneven["num_attention_heads"], 6);
         assert_eq!(uneven["pruned_heads"], json!({"0": [1], "1": [1]}));
+    }
+
+    #[test]
+    fn the_width_of_a_cache_follows_as_runners_compute_it() {
+        let shared = json!({"num_hidden_layers": 2, "hidden_size": 96,
+            "num_attention_heads": 6, "num_key_value_heads": 3});
+        let own = json!({"n_layer": 2, "n_embd": 96, "n_head": 6});
+        let number = |config: &Value, name: &str| config[name].as_u64();
+        for (before, groups) in [(shared, [2, 2]), (own, [4, 4])] {
+            let kept = |has_caches| Sizes { has_caches, ..sizes(&[4, 4], &groups) };
+            let [heads, hidden] = [["num_attention_heads", "hidden_size"], ["n_head", "n_embd"]]
+                [usize::from(before.get("n_head").is_some())];
+            let after = of_transformers(before.clone(), &kept(true));
+            let width = |config: &Value| number(config, hidden).unwrap() / number(config, heads).unwrap();
+            assert_eq!(width(&after), 16);
+            let made = number(&after, "num_key_value_heads").or(number(&after, heads));
+            assert_eq!(made, Some(groups[0] as u64));
+            assert_eq!(after["onnx_kprune"]["attention_heads"], json!([4, 4]));
+            let without = of_transformers(before.clone(), &kept(false));
+            assert_eq!((number(&without, heads), number(&without, hidden)), (Some(4), Some(96)));
+        }
     }
 
     #[test]
