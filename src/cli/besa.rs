@@ -28,7 +28,7 @@ pub struct SparsityArgs {
     pub sparse_initializers: bool,
 
     /// Write the matrices that stay with few bits: int8, with a scale for every row, a quarter of the size, or int4, with one
-    /// for every 32 weights; as DequantizeLinear, which runtimes fuse with the product behind it
+    /// for every 32 or 16 weights; as DequantizeLinear, which runtimes fuse with the product behind it
     #[arg(long, value_name = "BITS")]
     pub quantise: Option<Bits>,
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 pub enum Bits {
     /// -127 to 127, a scale for every row.
     Int8,
-    /// -7 to 7, a scale for every 32 weights of a row.
+    /// -7 to 7, a scale for every 32 or 16 weights of a row.
     Int4,
 }
 
@@ -29,7 +29,7 @@ impl Bits {
     pub fn group(self, inputs: usize) -> usize {
         match self {
             Self::Int8 => inputs.max(1),
-            Self::Int4 => BLOCK,
+            Self::Int4 => BLOCKS.into_iter().find(|&block| inputs.is_multiple_of(block)).unwrap_or(BLOCKS[0]),
         }
     }
 
@@ -43,8 +43,9 @@ impl Bits {
     }
 }
 
-/// Weights of a group of int4, as runtimes have kernels for.
-const BLOCK: usize = 32;
+/// Weights of a group of int4, as runtimes have kernels for: the first that rows are a multiple of, since OpenVINO takes no
+/// other (ONNX Runtime does).
+const BLOCKS: [usize; 2] = [32, 16];
 
 impl FromStr for Bits {
     type Err = String;
@@ -153,6 +154,7 @@ mod tests {
         }
         let quantised = Quantised::of(weight.view(), Bits::Int4, None);
         assert_eq!(quantised.scales.dim(), (3, 3), "32, 32 and 6");
+        assert_eq!([64, 48, 70, 8].map(|inputs| Bits::Int4.group(inputs)), [32, 16, 32, 32]);
         assert!(quantised.codes.iter().all(|code| (-7..=7).contains(code)));
     }
 
