@@ -64,7 +64,10 @@ impl Setting {
     }
 
     fn forward(&self) {
-        let mut session = self.runtime.session(&self.loaded.analysis.single, "the teacher", true).expect("it runs");
+        let mut session = self
+            .runtime
+            .session(&self.loaded.analysis.single, "the teacher", onnx_kprune::runtime::Purpose::Work)
+            .expect("it runs");
         self.batches.iter().for_each(|b| drop(session.run(b.feeds()).expect("it runs")));
     }
 }

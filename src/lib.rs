@@ -28,7 +28,7 @@ pub mod escape;
 pub mod inspect;
 #[doc(hidden)]
 pub mod judge;
-mod machine;
+pub mod machine;
 pub mod options;
 pub mod progress;
 pub mod report;

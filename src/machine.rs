@@ -26,6 +26,16 @@ pub(crate) fn give_back() {
     }
 }
 
+/// Lets each piece of memory of some size go back to the system when it is free. The allocator of GNU keeps ever larger ones
+/// otherwise, up to 32 MiB, as the matrices of most layers are.
+pub fn return_large_pieces() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: a setting of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+    }
+}
+
 /// Bytes of a page, nearly everywhere.
 const PAGE: u64 = 4096;
 

@@ -12,6 +12,7 @@ use onnx_kprune::cli::{self, Cli, Command, CompareArgs, InspectArgs, JsonLines, 
 use onnx_kprune::compare::compare_with;
 use onnx_kprune::escape::{printable, printable_json};
 use onnx_kprune::inspect::inspect_with;
+use onnx_kprune::machine::return_large_pieces;
 use onnx_kprune::progress::{Silent, say};
 use onnx_kprune::store::litter;
 use onnx_kprune::{Error, Progress, Pruner, Report};
@@ -19,6 +20,7 @@ use serde::Serialize;
 
 fn main() -> ExitCode {
     let cli = Cli::read();
+    return_large_pieces();
     // What is a defect is reported as one, in the words of all other errors.
     std::panic::set_hook(Box::new(|_| ()));
     let done = catch_unwind(AssertUnwindSafe(|| run(&cli))).unwrap_or_else(|panic| Err(Error::of_panic(&*panic)));

@@ -15,7 +15,7 @@ use kprune_passes::sparsity::{Order, Pattern, importance};
 use ndarray::{Array2, ArrayD, Ix2};
 use onnx_kprune::analysis::observe;
 use onnx_kprune::data::{Dataset, Sources};
-use onnx_kprune::runtime::{Held, host, numbers, scalars};
+use onnx_kprune::runtime::{Held, Purpose, host, numbers, scalars};
 use onnx_kprune::store::read_model;
 use support::{cpu, fixtures, reviews};
 
@@ -46,7 +46,7 @@ fn sums_of_gradient_times_weight_are_the_slopes_of_the_error_along_masks() {
         |w: &Array2<f64>| Order::of(importance(w.mapv(|x| x as f32).view(), None).view(), Pattern::Unstructured);
     let orders: Vec<Order> = dense.iter().map(order).collect();
     let features = probes.features(block);
-    let mut session = runtime.session(&features.model, "testing", false).unwrap();
+    let mut session = runtime.session(&features.model, "testing", Purpose::Trial).unwrap();
     let reference = session.run_with(|name| batch.find(name)).unwrap().remove(&features.outputs.stream).unwrap();
     let integers = |counts: &[i32]| {
         let bytes: Vec<u8> = counts.iter().flat_map(|c| c.to_le_bytes()).collect();
@@ -64,7 +64,7 @@ fn sums_of_gradient_times_weight_are_the_slopes_of_the_error_along_masks() {
         let candidates = |inputs: usize| candidate_counts(Pattern::Unstructured, inputs);
         let graph = probes.reconstruction(block, &orders, with_gradients.then_some(&candidates)).unwrap();
         let given = given(&graph.outputs.counts, share);
-        let mut session = runtime.session(&graph.model, "testing", false).unwrap();
+        let mut session = runtime.session(&graph.model, "testing", Purpose::Trial).unwrap();
         let find = |name: &str| if name == REFERENCE { Some(&reference) } else { given.get(name).map(Held::value) };
         let values = session.run_with(|name| find(name).or_else(|| batch.find(name))).unwrap();
         (values, graph.outputs)
@@ -98,7 +98,7 @@ fn sums_of_gradient_times_weight_are_the_slopes_of_the_error_along_masks() {
                 let mut given = given(&graph.outputs.counts, share);
                 assert_eq!(rest.len() + 1, graph.outputs.counts.len());
                 given.insert(graph.outputs.counts[i].clone(), integers(&vec![0; matrix.outputs]));
-                let mut session = runtime.session(&graph.model, "testing", false).unwrap();
+                let mut session = runtime.session(&graph.model, "testing", Purpose::Trial).unwrap();
                 let find =
                     |name: &str| if name == REFERENCE { Some(&reference) } else { given.get(name).map(Held::value) };
                 let values = session.run_with(|name| find(name).or_else(|| batch.find(name))).unwrap();

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use onnx_kprune::runtime::scalars;
+use onnx_kprune::runtime::{Purpose, scalars};
 use serde_json::Value;
 use support::{cpu, fixtures, kprune, program, prune_reviews, python, reviews, text};
 use tempfile::TempDir;
@@ -54,7 +54,7 @@ fn logits(path: &Path) -> ndarray::ArrayD<f64> {
     let sources = onnx_kprune::data::Sources { files: vec![reviews().join("calibration.npz")], ..Default::default() };
     let data = onnx_kprune::data::Dataset::gather(&model, path, &sources, 1).unwrap();
     let batches = data.batches(64).unwrap();
-    let mut session = runtime.session(&model, "testing", true).unwrap();
+    let mut session = runtime.session(&model, "testing", Purpose::Work).unwrap();
     scalars(&session.run(batches[3].feeds()).unwrap()["logits"]).unwrap()
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use kprune_passes::ir::{ElementType, Model, Tensor};
 use kprune_passes::kv_cache::{self, caches};
-use onnx_kprune::runtime::{Held, Session, Values, host, scalars};
+use onnx_kprune::runtime::{Held, Purpose, Session, Values, host, scalars};
 use onnx_kprune::store::read_model;
 use ort::value::DynValue;
 use serde_json::Value;
@@ -54,7 +54,7 @@ struct Runner {
 impl Runner {
     fn new(path: &Path) -> Self {
         let model = read_model(path).unwrap();
-        let session = cpu().session(&model, "testing", false).unwrap_or_else(|e| panic!("{e}"));
+        let session = cpu().session(&model, "testing", Purpose::Trial).unwrap_or_else(|e| panic!("{e}"));
         Self { model, session }
     }
 

@@ -10,7 +10,7 @@ use kprune_passes::ir::{ElementType, Graph, Model, Operator, Tensor, ValueId};
 use kprune_passes::observe::{Observation, Seen, Sizes};
 use kprune_passes::signature::declare;
 use ndarray::{ArrayD, IxDyn};
-use onnx_kprune::runtime::{host, numbers, scalars};
+use onnx_kprune::runtime::{Purpose, host, numbers, scalars};
 use support::cpu;
 
 const SAMPLES_PER_BATCH: usize = 2;
@@ -52,7 +52,7 @@ fn build(kind: OutputKind, shape: &[usize], criterion: Criterion, is_masked: boo
 /// Loss and gradient of one output at `z`.
 fn evaluate(model: &Model, names: (&str, &str), zs: &[ArrayD<f64>], teacher: &ArrayD<f64>) -> Vec<(f64, ArrayD<f64>)> {
     let runtime = cpu();
-    let mut session = runtime.session(model, "testing", false).unwrap_or_else(|e| panic!("{e}"));
+    let mut session = runtime.session(model, "testing", Purpose::Trial).unwrap_or_else(|e| panic!("{e}"));
     let mask = ArrayD::from_shape_vec(IxDyn(&[SAMPLES_PER_BATCH, TOKENS]), vec![1.0, 1.0, 1.0, 1.0, 0.0, 0.0]).unwrap();
     let (mask, teacher) = (numbers(&mask).unwrap(), numbers(teacher).unwrap());
     let samples = numbers(&ArrayD::from_elem(IxDyn(&[]), SAMPLES_PER_BATCH as f64)).unwrap();

@@ -13,7 +13,7 @@ use kprune_passes::signature::declare;
 use ndarray::{Array1, ArrayD, IxDyn};
 use onnx_kprune::analysis::observe;
 use onnx_kprune::data::{Batch, Dataset, Sources};
-use onnx_kprune::runtime::{Held, Runtime, numbers, scalars};
+use onnx_kprune::runtime::{Held, Purpose, Runtime, numbers, scalars};
 use onnx_kprune::store::read_model;
 use support::{cpu, fixtures};
 
@@ -62,7 +62,7 @@ impl Setting {
         let mut emit = Emit::new(&mut model.graph, 17, "test");
         let loss = loss::append(&mut emit, &self.seen, &probes.objective, CRITERION, probes.token_mask);
         model.graph.add_output(loss.value);
-        let mut session = self.runtime.session(&model, "testing", true).unwrap_or_else(|e| panic!("{e}"));
+        let mut session = self.runtime.session(&model, "testing", Purpose::Work).unwrap_or_else(|e| panic!("{e}"));
         let (teacher, samples) = (self.teacher(), numbers(&ArrayD::from_elem(IxDyn(&[]), 4.0)).unwrap());
         let name = teacher_input("logits");
         let value = |mask: &Array1<f64>| {
@@ -85,7 +85,8 @@ fn mask_gradients_are_those_of_the_loss() {
         let setting = Setting::of(fixture);
         let probes = setting.probes();
         let graph = probes.columns(0, CRITERION).unwrap();
-        let mut session = setting.runtime.session(&graph.model, "testing", true).unwrap_or_else(|e| panic!("{e}"));
+        let mut session =
+            setting.runtime.session(&graph.model, "testing", Purpose::Work).unwrap_or_else(|e| panic!("{e}"));
         let (teacher, samples) = (setting.teacher(), numbers(&ArrayD::from_elem(IxDyn(&[]), 4.0)).unwrap());
         let name = teacher_input("logits");
         let sums = session.run_with(|n| match n {
@@ -138,12 +139,12 @@ fn energies_are_the_squared_features_of_real_tokens() {
     let tensor = kprune_passes::ir::Tensor::from_raw("m", ElementType::I64, &[4, 6], ints.into()).unwrap();
     let held = onnx_kprune::runtime::host(&tensor).unwrap();
     let feed = |n: &str| if n == "attention_mask" { Some(held.value()) } else { setting.batches[0].find(n) };
-    let mut session = setting.runtime.session(&plain, "testing", true).unwrap();
+    let mut session = setting.runtime.session(&plain, "testing", Purpose::Work).unwrap();
     let values = session.run_with(feed).unwrap();
     let values = scalars(&values[plain.graph.name(features)]).unwrap();
     let (teacher, samples) = (setting.teacher(), numbers(&ArrayD::from_elem(IxDyn(&[]), 4.0)).unwrap());
     let name = teacher_input("logits");
-    let mut session = setting.runtime.session(&graph.model, "testing", true).unwrap();
+    let mut session = setting.runtime.session(&graph.model, "testing", Purpose::Work).unwrap();
     let sums = session.run_with(|n| match n {
         SAMPLES => Some(samples.value()),
         n if n == name => Some(teacher.value()),
@@ -164,7 +165,7 @@ fn mask_gradients_of_units_that_are_gone_are_those_of_the_loss_too() {
     let setting = Setting::of("tiny/torchscript-sdpa-17.onnx");
     let probes = setting.probes();
     let graph = probes.masks(CRITERION).unwrap();
-    let mut session = setting.runtime.session(&graph.model, "testing", true).unwrap_or_else(|e| panic!("{e}"));
+    let mut session = setting.runtime.session(&graph.model, "testing", Purpose::Work).unwrap_or_else(|e| panic!("{e}"));
     let (teacher, samples) = (setting.teacher(), numbers(&ArrayD::from_elem(IxDyn(&[]), 4.0)).unwrap());
     let name = teacher_input("logits");
     let widths: Vec<usize> = setting.discovery.sublayers.iter().map(|s| s.projection.width).collect();

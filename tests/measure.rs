@@ -12,7 +12,7 @@ use kprune_passes::probe::{COLUMNS, FEATURES, Probes, Sum, WEIGHT, stream_input}
 use ndarray::{Array2, ArrayD, IxDyn};
 use onnx_kprune::analysis::observe;
 use onnx_kprune::data::{Dataset, Sources};
-use onnx_kprune::runtime::{self, Held, Values, host, numbers, scalars};
+use onnx_kprune::runtime::{self, Held, Purpose, Values, host, numbers, scalars};
 use onnx_kprune::store::read_model;
 use onnx_kprune::walk::original_weight;
 use support::{cpu, fixtures, reviews};
@@ -48,7 +48,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
             whole.graph.add_output(sublayer.residual.output);
             whole.graph.add_output(sublayer.projection.features);
         }
-        let expected = cpu.session(&whole, "testing", true).unwrap().run(batch.feeds()).unwrap();
+        let expected = cpu.session(&whole, "testing", Purpose::Work).unwrap().run(batch.feeds()).unwrap();
         let name = |v| model.graph.name(v).to_string();
         let real: Vec<f64> = match expected_mask(batch.find("attention_mask")) {
             Some(mask) => mask,
@@ -73,7 +73,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
             let growing = equations.outputs.gram.sums.iter().chain([&equations.outputs.cross]);
             let one = |sum: &Sum| (sum.input.clone(), numbers(&ArrayD::ones(sum.shape.to_vec())).unwrap());
             let so_far: HashMap<String, Held> = growing.map(one).collect();
-            let sums = cpu.session(&equations.model, "testing", true).unwrap().run_with(|n| match n {
+            let sums = cpu.session(&equations.model, "testing", Purpose::Work).unwrap().run_with(|n| match n {
                 n if n == stream_input(0) => Some(teacher.value()),
                 n => so_far.get(n).map(Held::value).or_else(|| state.get(n)).or_else(|| batch.find(n)),
             });
@@ -100,7 +100,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
             assert!((energy.sum() - norm).abs() < 1e-4 * norm, "{fixture}, sublayer {t}: energy");
 
             let region = probes.region(t);
-            let mut session = cpu.session(&region.model, "testing", true).unwrap();
+            let mut session = cpu.session(&region.model, "testing", Purpose::Work).unwrap();
             let mut values: Values = session.run_with(|n| state.get(n).or_else(|| batch.find(n))).unwrap();
             let found = scalars(&values[&region.outputs.streams[0]]).unwrap();
             assert!(
@@ -117,7 +117,7 @@ fn sublayer_by_sublayer_gives_what_the_whole_model_gives() {
                     let stored = if projection.transposed { rows.t().to_owned() } else { rows };
                     numbers(&stored.into_dyn()).unwrap()
                 };
-                let mut session = cpu.session(&advance.model, "testing", true).unwrap();
+                let mut session = cpu.session(&advance.model, "testing", Purpose::Work).unwrap();
                 let mut run = |features: &Held, weight: Held| {
                     let values = session.run_with(|n| match n {
                         FEATURES => Some(features.value()),

@@ -168,7 +168,9 @@ fn graphs_on_the_way_can_be_looked_at() {
     prune_reviews(&folder.path().join("out.onnx"), &[&["-q"], arguments.as_slice()].concat());
     for stage in stages {
         let model = read_model(&file(stage)).unwrap();
-        cpu().session(&model, "testing", false).unwrap_or_else(|e| panic!("{stage}: {e}"));
+        cpu()
+            .session(&model, "testing", onnx_kprune::runtime::Purpose::Trial)
+            .unwrap_or_else(|e| panic!("{stage}: {e}"));
     }
     let model = reviews().join("model.onnx");
     let over = format!("read={}", model.display());

@@ -10,7 +10,7 @@ use kprune_passes::ir::{ElementType, Graph, Model, Operator, Tensor};
 use kprune_passes::observe::{Observation, Seen, Sizes};
 use kprune_passes::signature::declare;
 use ndarray::{Array1, Array2, ArrayD, IxDyn, array};
-use onnx_kprune::runtime::{host, numbers, scalars};
+use onnx_kprune::runtime::{Purpose, host, numbers, scalars};
 use support::cpu;
 
 /// So many samples, all the same but for their signs.
@@ -40,7 +40,8 @@ fn mean(kind: OutputKind, z: &[f64], tau: f64, real: Option<usize>) -> Array2<f6
     };
     let (logits, mask) = (repeated(&|i| z[i]), repeated(&|i| f64::from(i < real.unwrap_or(z.len()))));
     let draw = host(&Tensor::from_i64s(&[], &[424_242])).unwrap();
-    let mut session = runtime.session(&Model::new(graph, 17), "testing", false).unwrap_or_else(|e| panic!("{e}"));
+    let mut session =
+        runtime.session(&Model::new(graph, 17), "testing", Purpose::Trial).unwrap_or_else(|e| panic!("{e}"));
     let values = session.run_with(|n| match n {
         "z" => Some(logits.value()),
         "mask" => Some(mask.value()),

@@ -15,7 +15,7 @@ use kprune_passes::signature::declare;
 use ndarray::{Array2, ArrayD, Axis, Ix2, IxDyn};
 use onnx_kprune::analysis::observe;
 use onnx_kprune::data::{Batch, Dataset, Sources};
-use onnx_kprune::runtime::{Held, Runtime, Values, host, integers, numbers, scalars};
+use onnx_kprune::runtime::{Held, Purpose, Runtime, Values, host, integers, numbers, scalars};
 use onnx_kprune::store::read_model;
 use support::{cpu, fixtures, reviews};
 
@@ -50,7 +50,7 @@ impl Setting {
     }
 
     fn run(&self, model: &Model, given: &HashMap<String, Held>) -> Values {
-        let mut session = self.runtime.session(model, "testing", true).unwrap_or_else(|e| panic!("{e}"));
+        let mut session = self.runtime.session(model, "testing", Purpose::Work).unwrap_or_else(|e| panic!("{e}"));
         session.run_with(|n| given.get(n).map(Held::value).or_else(|| self.batch.find(n))).unwrap()
     }
 
@@ -147,7 +147,7 @@ impl Setting {
         let moved = model.graph.add_input(declare("test_moved", ElementType::F32, rank));
         model.graph.add_behind(made, Operator::new("Add"), moved, "moved");
         let logits = self.model.graph.name(self.probes().objective.outputs[0].value).to_string();
-        let mut session = self.runtime.session(&model, "testing", true).unwrap_or_else(|e| panic!("{e}"));
+        let mut session = self.runtime.session(&model, "testing", Purpose::Work).unwrap_or_else(|e| panic!("{e}"));
         let (samples, real) = (self.batch.samples, self.real());
         let length = real.len() / samples;
         let mut shape = if rank == 3 { vec![samples, length] } else { vec![samples * length] };

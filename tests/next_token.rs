@@ -7,7 +7,7 @@ use kprune_passes::calculus::next_token::{FIRST, IDS, MASK, OWN, compare};
 use kprune_passes::ir::{ElementType, Tensor};
 use ndarray::{Array3, ArrayD, s};
 use onnx_kprune::judge::metrics::{argmax, cosine, divergence};
-use onnx_kprune::runtime::{host, numbers, scalars};
+use onnx_kprune::runtime::{Purpose, host, numbers, scalars};
 use support::cpu;
 
 const SHAPE: (usize, usize, usize) = (2, 4, 5);
@@ -27,7 +27,7 @@ fn sums_are_those_of_the_formulas_without_padding() {
         let (model, sums) =
             compare([ElementType::F32; 2], ElementType::I64, marks_padding.map(|m| (ElementType::I64, m)));
         let runtime = cpu();
-        let mut session = runtime.session(&model, "testing", false).unwrap_or_else(|e| panic!("{e}"));
+        let mut session = runtime.session(&model, "testing", Purpose::Trial).unwrap_or_else(|e| panic!("{e}"));
         let feed = |array: &Array3<f64>| numbers(&array.clone().into_dyn()).unwrap();
         let (a, b) = (feed(&first), feed(&own));
         let integers = |values: Vec<i64>| host(&Tensor::from_i64s(&[2, 4], &values)).unwrap();

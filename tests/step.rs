@@ -13,7 +13,7 @@ use kprune_passes::simplify::fold::fold_constants;
 use ndarray::ArrayD;
 use onnx_kprune::analysis::observe;
 use onnx_kprune::data::{Dataset, Sources};
-use onnx_kprune::runtime::{Held, numbers, scalars};
+use onnx_kprune::runtime::{Held, Purpose, numbers, scalars};
 use onnx_kprune::store::read_model;
 use support::{cpu, fixtures, reviews};
 
@@ -45,7 +45,7 @@ fn gradients_of_weights_are_the_slopes_of_the_loss() {
 
     // The teacher is another model than the student; the samples are of different lengths.
     let batch = data.batches(4).unwrap().swap_remove(0);
-    let mut session = runtime.session(&teacher(&model, &objective, &streams), "testing", false).unwrap();
+    let mut session = runtime.session(&teacher(&model, &objective, &streams), "testing", Purpose::Trial).unwrap();
     let mut given: HashMap<String, Held> = HashMap::new();
     for (name, value) in session.run_with(|n| batch.find(n)).unwrap() {
         let value = scalars(&value).unwrap();
@@ -59,7 +59,7 @@ fn gradients_of_weights_are_the_slopes_of_the_loss() {
     let stored = |v| model.graph.constant(v).unwrap().to_f64().unwrap();
     given.extend(step.weights.iter().map(|w| (w.name.clone(), numbers(&stored(w.value)).unwrap())));
 
-    let mut session = runtime.session(&step.model, "testing", false).unwrap();
+    let mut session = runtime.session(&step.model, "testing", Purpose::Trial).unwrap();
     let mut run = |moved: Option<(&str, ArrayD<f64>)>| {
         let moved = moved.map(|(name, array)| (name, numbers(&array).unwrap()));
         let find = |n: &str| moved.iter().find(|(name, _)| *name == n).map(|(_, held)| held);

@@ -13,7 +13,7 @@ use super::changes::outputs_of;
 use super::observation::{Feeds, allowance};
 use crate::data::{Outputs, Sources, axes_of, fill, integers_like, positions_beside};
 use crate::error::Error;
-use crate::runtime::{Runtime, Session};
+use crate::runtime::{Purpose, Runtime, Session};
 
 /// Tokens of a trial.
 const TOKENS: usize = 8;
@@ -102,7 +102,7 @@ struct Trial<'a> {
 
 impl<'a> Trial<'a> {
     fn new(runtime: &'a Runtime, model: &'a Model, ids: ValueId) -> Result<Self, Error> {
-        Ok(Self { runtime, model, ids, session: runtime.session(model, TRYING, false)? })
+        Ok(Self { runtime, model, ids, session: runtime.session(model, TRYING, Purpose::Trial)? })
     }
 
     /// What it gives with so many tokens, the last of which is so many entries further in the table; `None` where the model

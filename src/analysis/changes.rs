@@ -9,7 +9,7 @@ use ndarray::ArrayD;
 use super::observation::{Feeds, observe};
 use crate::data::{Dataset, Outputs, as_declared};
 use crate::error::Error;
-use crate::runtime::{self, Runtime, Session};
+use crate::runtime::{self, Purpose, Runtime, Session};
 
 /// How much outputs may differ, relative to the largest: weights that are merged are rounded once more.
 const TOLERANCE: f64 = 1e-4;
@@ -74,7 +74,7 @@ pub(super) fn check(
 
 /// The floating-point outputs of a model, by name.
 fn outputs(runtime: &Runtime, model: &Model, feeds: &Feeds) -> Result<Outputs, Error> {
-    let mut session = runtime.session(model, "comparing the model before and after it was changed", false)?;
+    let mut session = runtime.session(model, "comparing the model before and after it was changed", Purpose::Trial)?;
     outputs_of(&mut session, model, feeds)
 }
 

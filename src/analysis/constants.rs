@@ -4,7 +4,7 @@ use kprune_passes::ir::Model;
 use kprune_passes::simplify::expressions::{expressions, replace};
 
 use crate::error::Error;
-use crate::runtime::{self, Runtime};
+use crate::runtime::{self, Purpose, Runtime};
 
 /// Computes the expressions of constants in a model, and puts what they give in their place.
 ///
@@ -19,7 +19,7 @@ pub(super) fn compute(runtime: &Runtime, model: &mut Model) -> Result<(), Error>
     part.graph.set_outputs(&found.iter().map(|e| e.value).collect::<Vec<_>>());
     part.graph.remove_dead();
     part.graph.remove_unread_inputs();
-    let mut session = runtime.session(&part, "computing expressions of constants", false)?;
+    let mut session = runtime.session(&part, "computing expressions of constants", Purpose::Trial)?;
     let values = session.run([])?;
     let mut computed = Vec::new();
     for expression in found {

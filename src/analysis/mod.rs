@@ -30,7 +30,7 @@ use crate::data::{Dataset, Sources};
 use crate::error::Error;
 use crate::options::Aim;
 use crate::report::DeclinedReport;
-use crate::runtime::{Runtime, Session};
+use crate::runtime::{Purpose, Runtime, Session};
 use crate::store;
 use observation::{count, feeds};
 pub(crate) use {changes::outputs_of, observation::Feeds};
@@ -227,7 +227,7 @@ impl Observed {
     }
 
     fn trial(&self, runtime: &Runtime) -> Result<Session, Error> {
-        runtime.session(&self.single, TRYING, false)
+        runtime.session(&self.single, TRYING, Purpose::Trial)
     }
 
     /// Tries on the model what its token mask means; returns the session of it, where one was needed.
@@ -371,7 +371,7 @@ fn gather(runtime: &Runtime, model: &Model, path: &Path, sources: &Sources) -> R
     if !data.is_made_up || sources.seq_len.is_some() {
         return Ok(data);
     }
-    let mut session = runtime.session(model, TRYING, false)?;
+    let mut session = runtime.session(model, TRYING, Purpose::Trial)?;
     for length in SHORTER {
         let runs = data.batches(2)?;
         if runs.first().is_some_and(|batch| session.run(batch.feeds()).is_ok()) {

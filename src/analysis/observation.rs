@@ -14,7 +14,7 @@ use ort::value::DynValue;
 use super::sizes::{self, MadeUp};
 use crate::data::Dataset;
 use crate::error::Error;
-use crate::runtime::{self, Runtime, Session};
+use crate::runtime::{self, Purpose, Runtime, Session};
 
 /// What a trial run may take, besides what goes with the model's size: what a file declares must not decide it.
 const TIME: Duration = Duration::from_secs(10);
@@ -140,9 +140,9 @@ struct Looker<'a> {
 impl<'a> Looker<'a> {
     fn new(runtime: &'a Runtime, model: &'a Model) -> Result<Self, Error> {
         let (every, _) = with_every_value(model);
-        let elements = runtime.session(&every, OBSERVING, false)?.elements();
+        let elements = runtime.session(&every, OBSERVING, Purpose::Trial)?.elements();
         let (observed, watched) = observed_model(model, |name| elements.get(name).copied());
-        let session = runtime.session(&observed, OBSERVING, false)?;
+        let session = runtime.session(&observed, OBSERVING, Purpose::Trial)?;
         let (time, memory) = allowance(model);
         Ok(Self {
             runtime,

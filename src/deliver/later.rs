@@ -10,7 +10,7 @@ use ndarray::{ArrayD, Axis};
 use super::verify::difference;
 use crate::data::{Batch, integers_like};
 use crate::error::Error;
-use crate::runtime::{self, Held, Runtime};
+use crate::runtime::{self, Held, Purpose, Runtime};
 
 /// What a run is fed, by name.
 type Feeds = BTreeMap<String, Held>;
@@ -44,7 +44,7 @@ fn last_token(runtime: &Runtime, model: &Model, batch: &Batch) -> Result<Option<
     let of_tokens = |held: &Held| held.value().dtype().tensor_shape().filter(|s| s.len() == 2).map(|s| s[1] as usize);
     let tokens = given.iter().filter_map(|(_, held)| of_tokens(held)).max().unwrap_or(0);
     let Some(last) = tokens.checked_sub(1).filter(|&last| last > 0 && !caches.is_empty()) else { return Ok(None) };
-    let mut session = runtime.session(model, "going on from caches", true)?;
+    let mut session = runtime.session(model, "going on from caches", Purpose::Work)?;
     let [mut first, mut second] = [Feeds::new(), Feeds::new()];
     for (input, held) in given {
         match of_tokens(&held) {

@@ -1,6 +1,6 @@
 //! The last check before a file is written: the pruned model against the masked original.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use kprune_passes::discover::{Discovery, Sublayer};
 use kprune_passes::ir::{ElementType, Model, Tensor, ValueId};
@@ -15,7 +15,7 @@ use ndarray::ArrayD;
 use super::later::differ_later;
 use crate::data::Batch;
 use crate::error::Error;
-use crate::runtime::{self, Held, Runtime, Session};
+use crate::runtime::{self, Held, Purpose, Runtime, Session};
 use crate::store::Staged;
 
 /// Batches that are compared, spread over the lengths of the calibration set.
@@ -82,20 +82,20 @@ pub fn verify(
     if is_same(masked, pruned) {
         return Ok(Verified { difference: Some(0.0), warning: None });
     }
-    let batches = spread(batches);
+    let batches = &spread(batches);
     let compared = Compared::of(masked, pruned, discovery);
     let [masked, pruned] = [&compared.masked, &compared.pruned];
     let is_single = !lower::changes_precision(masked);
     let mut difference = None;
     if !is_single {
-        let pair = [lower::in_single_precision(masked), lower::in_single_precision(pruned)];
-        let expected = outputs(runtime, runtime.session(&pair[0], MASKED, true)?, &pair[0], &batches)?;
-        let found = outputs(runtime, runtime.session(&pair[1], PRUNED, true)?, &pair[1], &batches)?;
-        difference =
-            compare_all(runtime, [&expected, &found], [&pair[0], &pair[1]], tolerance(&pair[0]), discovery, &batches)?;
+        let [masked, pruned] = [masked, pruned].map(lower::in_single_precision);
+        let pair = Pair { runtime, masked: &masked, pruned: &pruned, discovery, batches };
+        let expected = pair.expected(runtime.session(&masked, MASKED, Purpose::Work)?)?;
+        difference = pair.difference(expected, runtime.session(&pruned, PRUNED, Purpose::Work)?)?;
     }
-    let native = runtime.session(masked, MASKED, true);
-    let expected = match native.and_then(|session| outputs(runtime, session, masked, &batches)) {
+    let native = runtime.session(masked, MASKED, Purpose::Work);
+    let pair = Pair { runtime, masked, pruned, discovery, batches };
+    let expected = match native.and_then(|session| pair.expected(session)) {
         Ok(expected) => expected,
         Err(Error::Runtime { reason, .. }) if !is_single => {
             let warning =
@@ -107,11 +107,9 @@ pub fn verify(
     // External data are still under temporary names, where only the model that was read back finds them.
     let result = match staged.is_one_file() && compared.is_as_written {
         true => runtime.session_of_file(&staged.path(), PRUNED)?,
-        false => runtime.session(pruned, PRUNED, true)?,
+        false => runtime.session(pruned, PRUNED, Purpose::Work)?,
     };
-    let found = outputs(runtime, result, pruned, &batches)?;
-    let as_written =
-        compare_all(runtime, [&expected, &found], [masked, pruned], tolerance(masked), discovery, &batches)?;
+    let as_written = pair.difference(expected, result)?;
     let difference = if is_single { as_written } else { difference };
     let later = batches.first().map(|batch| differ_later(runtime, [masked, pruned], batch)).transpose()?.flatten();
     if let Some(later) = later.filter(|&later| later > tolerance(masked)) {
@@ -141,11 +139,11 @@ pub fn verify_trained(
     batches: &[Batch],
 ) -> Result<Option<f64>, Error> {
     let allowed = tolerance(written);
-    let (batches, written) = (spread(batches), lower::in_single_precision(written));
-    let expected = outputs(runtime, runtime.session(trained, TRAINED, true)?, trained, &batches)?;
+    let (batches, written) = (&spread(batches), lower::in_single_precision(written));
+    let pair = Pair { runtime, masked: trained, pruned: &written, discovery, batches };
+    let expected = pair.expected(runtime.session(trained, TRAINED, Purpose::Work)?)?;
     // Kernels for few bits round what they multiply with as well; without them, what the file says is run as it is.
-    let found = outputs(runtime, runtime.session(&written, PRUNED, false)?, &written, &batches)?;
-    compare_all(runtime, [&expected, &found], [trained, &written], allowed, discovery, &batches)
+    pair.difference_within(allowed, expected, runtime.session(&written, PRUNED, Purpose::Trial)?)
 }
 
 /// The two models, with something to compare.
@@ -204,43 +202,71 @@ fn is_same(masked: &Model, pruned: &Model) -> bool {
 /// Constants of so many bytes are compared where they lie.
 const LARGE: usize = 4096;
 
-/// What a model gives for every batch. Its session is gone afterwards, and the memory that it took.
-fn outputs(runtime: &Runtime, mut session: Session, model: &Model, batches: &[&Batch]) -> Result<Vec<Outputs>, Error> {
-    let run = |batch: &&Batch| {
-        runtime.check_cancelled()?;
-        let values = session.run(batch.feeds_for(model)?.iter().map(|(n, v)| (n.as_str(), v.value())))?;
-        values.into_iter().map(|(name, value)| Ok((name, runtime::own(value)?))).collect()
-    };
-    batches.iter().map(run).collect()
-}
-
 /// What a model gives, by name.
 type Outputs = HashMap<String, Held>;
 
-/// The largest difference of an output between two models, from what they gave for every batch; `None` where they
-/// gave nothing that can be compared.
-fn compare_all(
-    runtime: &Runtime,
-    [expected, found]: [&[Outputs]; 2],
-    [masked, pruned]: [&Model; 2],
-    allowed: f64,
-    discovery: &Discovery,
-    batches: &[&Batch],
-) -> Result<Option<f64>, Error> {
-    let mut worst: Option<f64> = None;
-    for ((expected, found), batch) in expected.iter().zip(found).zip(batches) {
-        for name in comparable(masked, pruned) {
-            let Some(difference) = compare(name, expected, found)? else { continue };
-            worst = Some(worst.unwrap_or(0.0).max(difference));
-            if difference > allowed {
-                let place = first_difference(runtime, pruned, masked, discovery, batch);
-                let place = place.unwrap_or_else(|e| format!("where it arises could not be found out ({e})"));
-                let reason = format!("output {name:?} differs by {difference:.2e} of its largest value; {place}");
-                return Err(Error::Verify { reason });
+/// Two models that are compared on batches.
+struct Pair<'a> {
+    runtime: &'a Runtime,
+    masked: &'a Model,
+    pruned: &'a Model,
+    discovery: &'a Discovery,
+    batches: &'a [&'a Batch],
+}
+
+impl Pair<'_> {
+    /// What the masked original gives for every batch. Its session is gone afterwards, and the memory that it took.
+    fn expected(&self, mut session: Session) -> Result<Vec<Outputs>, Error> {
+        self.batches.iter().map(|batch| self.outputs(&mut session, self.masked, batch)).collect()
+    }
+
+    /// The largest difference between what was expected and what the pruned model gives; `None` where they gave nothing that
+    /// can be compared.
+    fn difference(&self, expected: Vec<Outputs>, session: Session) -> Result<Option<f64>, Error> {
+        self.difference_within(tolerance(self.masked), expected, session)
+    }
+
+    fn difference_within(
+        &self,
+        allowed: f64,
+        expected: Vec<Outputs>,
+        mut session: Session,
+    ) -> Result<Option<f64>, Error> {
+        let mut worst: Option<f64> = None;
+        for (expected, batch) in expected.into_iter().zip(self.batches) {
+            let found = self.outputs(&mut session, self.pruned, batch)?;
+            for name in comparable(self.masked, self.pruned) {
+                let Some(difference) = compare(name, &expected, &found)? else { continue };
+                worst = Some(worst.unwrap_or(0.0).max(difference));
+                if difference > allowed {
+                    let place = first_difference(self.runtime, self.pruned, self.masked, self.discovery, batch);
+                    let place = place.unwrap_or_else(|e| format!("where it arises could not be found out ({e})"));
+                    let reason = format!("output {name:?} differs by {difference:.2e} of its largest value; {place}");
+                    return Err(Error::Verify { reason });
+                }
             }
         }
+        Ok(worst)
     }
-    Ok(worst)
+
+    /// What one of the two gives for a batch, of the outputs that are compared.
+    fn outputs(&self, session: &mut Session, model: &Model, batch: &Batch) -> Result<Outputs, Error> {
+        self.runtime.check_cancelled()?;
+        let names: HashSet<&str> = comparable(self.masked, self.pruned).collect();
+        outputs(session, model, batch, |name| names.contains(name))
+    }
+}
+
+/// What a model gives for a batch, of the outputs that are wanted.
+fn outputs(
+    session: &mut Session,
+    model: &Model,
+    batch: &Batch,
+    is_wanted: impl Fn(&str) -> bool,
+) -> Result<Outputs, Error> {
+    let values = session.run(batch.feeds_for(model)?.iter().map(|(n, v)| (n.as_str(), v.value())))?;
+    let wanted = values.into_iter().filter(|(name, _)| is_wanted(name));
+    wanted.map(|(name, value)| Ok((name, runtime::own(value)?))).collect()
 }
 
 /// The names of the outputs but for caches that have lost heads.
@@ -332,20 +358,20 @@ fn first_difference(
     };
     let known = |sublayer: &&Sublayer| is_known(sublayer);
     let stream = |model: &Model, sublayer: &Sublayer| model.graph.find(masked.graph.name(sublayer.residual.output));
-    let run = |model: &Model| -> Result<Vec<Outputs>, Error> {
+    let run = |model: &Model| -> Result<Outputs, Error> {
         let mut model = model.clone();
         for sublayer in discovery.sublayers.iter().filter(known) {
             if let Some(value) = stream(&model, sublayer).filter(|v| !model.graph.outputs().contains(v)) {
                 model.graph.add_output(value);
             }
         }
-        let session = runtime.session(&model, "looking for the first difference", true)?;
-        outputs(runtime, session, &model, &[batch])
+        let mut session = runtime.session(&model, "looking for the first difference", Purpose::Work)?;
+        outputs(&mut session, &model, batch, |_| true)
     };
     let (expected, found) = (run(masked)?, run(pruned)?);
     for (i, sublayer) in discovery.sublayers.iter().enumerate().filter(|(_, s)| is_known(s)) {
         let name = masked.graph.name(sublayer.residual.output);
-        if compare(name, &expected[0], &found[0])?.is_some_and(|d| d > tolerance(masked)) {
+        if compare(name, &expected, &found)?.is_some_and(|d| d > tolerance(masked)) {
             return Ok(format!("sublayer {} ({}) differs first", i + 1, sublayer.name));
         }
     }

@@ -22,7 +22,7 @@ use serde::Serialize;
 use crate::data::Batch;
 use crate::error::Error;
 use crate::options::Distil;
-use crate::runtime::Session;
+use crate::runtime::{Purpose, Session};
 use crate::walk::World;
 use guard::{Guard, Judged};
 use schedule::Schedule;
@@ -121,7 +121,7 @@ impl<'a> Distiller<'a> {
         // What makes scores of a vocabulary is trained too.
         let objective = probes.objective.clone().without_heads();
         let teacher = distil::teacher(probes.model, &objective, &streams);
-        let teacher = world.runtime.session(&teacher, "running the original", true)?;
+        let teacher = world.runtime.session(&teacher, "running the original", Purpose::Work)?;
         let tokens = Tokens::of(&probes.model.graph, world.batches, probes.token_mask)?;
         let mut this = Self { world, probes, objective, settings, teacher, streams, tokens, judges: Vec::new() };
         for batch in judges {

@@ -13,7 +13,7 @@ use super::adam::Adam;
 use super::{TAU, Values};
 use crate::data::Batch;
 use crate::error::{Error, not_finite};
-use crate::runtime::{self, Held, Runtime, Session};
+use crate::runtime::{self, Held, Purpose, Runtime, Session};
 
 /// A student in sessions, with weights of its own.
 pub(super) struct Learner {
@@ -66,8 +66,9 @@ impl Learner {
         if weights.is_empty() {
             return Err(impossible("the outputs depend on no weight that the file has as a constant".into()));
         }
-        let learning = runtime.session(&model, "distilling", true)?;
-        let judging = runtime.session(&distil::judge(student, &weights), "judging the distilled model", true)?;
+        let learning = runtime.session(&model, "distilling", Purpose::Work)?;
+        let judging =
+            runtime.session(&distil::judge(student, &weights), "judging the distilled model", Purpose::Work)?;
         let mut values = HashMap::new();
         for weight in &weights {
             let tensor = student.model.graph.constant(weight.value);

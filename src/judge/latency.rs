@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::data::{Dataset, as_declared, find};
 use crate::error::Error;
 use crate::machine::{Others, processor_time};
-use crate::runtime::{self, Held, Runtime, Session};
+use crate::runtime::{self, Held, Purpose, Runtime, Session};
 
 /// Runs before the clock counts.
 const WARM_UP: usize = 3;
@@ -178,7 +178,7 @@ pub fn compare(runtime: &Runtime, models: &[(&Model, &Setting)], budget: Duratio
     let feeds = models.iter().map(|(model, setting)| setting.feeds(model)).collect::<Result<Vec<_>, _>>()?;
     let mut contenders = Vec::new();
     for ((model, _), feeds) in models.iter().zip(&feeds) {
-        contenders.push(Contender { session: runtime.session(model, "timing a model", true)?, feeds });
+        contenders.push(Contender { session: runtime.session(model, "timing a model", Purpose::Timing)?, feeds });
     }
     let others = Others::watch();
     let rounds = in_turns(runtime, &mut contenders, budget)?;

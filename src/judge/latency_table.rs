@@ -17,7 +17,7 @@ use crate::analysis::{Analysis, View};
 use crate::data::{as_declared, find};
 use crate::error::Error;
 use crate::machine;
-use crate::runtime::{Held, Runtime};
+use crate::runtime::{Held, Purpose, Runtime};
 use crate::store;
 
 /// Shares of a sublayer's units at which it is timed.
@@ -219,7 +219,8 @@ fn sublayer_times(
     for &width in &widths {
         let plan = first_units(analysis, |i, s| if i == t { width } else { s.units.len() });
         let part = remove(&whole, found, seen, &plan).map_err(|e| Error::internal(e.to_string()))?;
-        contenders.push(Contender { session: runtime.session(&part, "timing a sublayer", true)?, feeds: &feeds });
+        contenders
+            .push(Contender { session: runtime.session(&part, "timing a sublayer", Purpose::Timing)?, feeds: &feeds });
     }
     let rounds = in_turns(runtime, &mut contenders, BUDGET)?;
     Ok(widths.into_iter().zip(rounds).map(|(n, own)| (n, quantile(&own.seconds, 0.5) * 1e3)).collect())
@@ -238,7 +239,7 @@ fn crossing_values(
     let made: Vec<ValueId> = crossing.iter().copied().filter(|&v| graph.producer(v).is_some()).collect();
     if !made.is_empty() {
         let upstream = extract(lowered, seen, &[], &made);
-        let mut session = runtime.session(&upstream, "running what is upstream of a sublayer", false)?;
+        let mut session = runtime.session(&upstream, "running what is upstream of a sublayer", Purpose::Trial)?;
         let values = session.run_with(|name| find(&feeds, name))?;
         feeds.extend(values.into_iter().map(|(name, value)| (name, value.into())));
     }
@@ -263,7 +264,7 @@ fn whole_times(
     let models = [model, &pruned];
     let feeds = models.iter().map(|model| as_declared(&feeds, model)).collect::<Result<Vec<_>, _>>()?;
     let contender =
-        |(model, feeds)| Ok(Contender { session: runtime.session(model, "timing the model", true)?, feeds });
+        |(model, feeds)| Ok(Contender { session: runtime.session(model, "timing the model", Purpose::Timing)?, feeds });
     let contenders = models.into_iter().zip(feeds.iter().map(Vec::as_slice)).map(contender);
     let mut contenders = contenders.collect::<Result<Vec<_>, Error>>()?;
     let rounds = in_turns(runtime, &mut contenders, 2 * BUDGET)?;

@@ -8,7 +8,7 @@ use ort::value::DynValue;
 use super::nearness::Near;
 use crate::data::Batch;
 use crate::error::Error;
-use crate::runtime::{self, Runtime, Session};
+use crate::runtime::{self, Purpose, Runtime, Session};
 use crate::walk::ODD_OUTPUT;
 
 /// Scores of so many tokens of a vocabulary are compared at once.
@@ -58,7 +58,7 @@ impl Comparer {
     ) -> Result<Self, Error> {
         let of_mask = mask.map(|(_, element, marks_padding)| (element, marks_padding));
         let (model, sums) = next_token::compare(elements, integer, of_mask);
-        let session = runtime.session(&model, "comparing predictions", true)?;
+        let session = runtime.session(&model, "comparing predictions", Purpose::Work)?;
         Ok(Self { session, sums, ids: ids.into(), mask: mask.map(|(name, ..)| name.to_string()) })
     }
 

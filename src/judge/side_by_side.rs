@@ -15,7 +15,7 @@ use super::outputs::{Output, outputs};
 use super::quality::{Changed, Judgement, Kind};
 use crate::data::{Batch, Dataset, Labels, find};
 use crate::error::Error;
-use crate::runtime::{self, Runtime, Session, Values};
+use crate::runtime::{self, Purpose, Runtime, Session, Values};
 
 /// Samples that are run together.
 const BATCH: usize = 64;
@@ -137,11 +137,11 @@ struct Judged<'a> {
 impl<'a> Judged<'a> {
     fn new(runtime: &Runtime, model: &'a Model) -> Result<Self, Error> {
         let doing = "evaluating a model";
-        let (model, session) = match runtime.session(model, doing, true) {
+        let (model, session) = match runtime.session(model, doing, Purpose::Work) {
             // Not every runtime has kernels for half or double precision.
             Err(Error::Runtime { .. }) if lower::changes_precision(model) => {
                 let single = lower::in_single_precision(model);
-                let session = runtime.session(&single, doing, true)?;
+                let session = runtime.session(&single, doing, Purpose::Work)?;
                 (Cow::Owned(single), session)
             }
             session => (Cow::Borrowed(model), session?),

@@ -5,17 +5,28 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kprune_passes::ir::{ElementType, Model};
+use kprune_passes::ir::{ElementType, Model, Tensor};
 use kprune_passes::onnx::{Detached, write_detached, write_fed};
 use ort::memory::MemoryInfo;
 use ort::session::SessionInputValue;
-use ort::session::builder::{BuilderResult, SessionBuilder};
+use ort::session::builder::SessionBuilder;
 use ort::value::{DynValue, Outlet};
 
 use super::interrupt::Interrupt;
 use super::tensors::element_of;
 use super::{Provider, Runtime, weights};
 use crate::error::Error;
+
+/// What a session is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A few runs: it is there at once, and nothing is optimised.
+    Trial,
+    /// Many runs. Large weights are read where they are.
+    Work,
+    /// Runs that are timed, as those of anybody who uses the model: whatever makes it fast.
+    Timing,
+}
 
 /// Constants from this many bytes on are handed to a session by reference.
 const BY_REFERENCE: usize = 4096;
@@ -49,17 +60,16 @@ struct Declared {
 type Write = fn(&Model, usize) -> Detached;
 
 impl Runtime {
-    /// Makes a session of `model`, optimised for many runs or made quickly for a few; `doing` says what for in
-    /// errors.
+    /// Makes a session of `model`; `doing` says what for in errors.
     ///
     /// # Errors
     /// Where ONNX Runtime refuses the graph.
-    pub fn session(&self, model: &Model, doing: &str, optimise: bool) -> Result<Session, Error> {
+    pub fn session(&self, model: &Model, doing: &str, purpose: Purpose) -> Result<Session, Error> {
         self.check_cancelled()?;
         let start = Instant::now();
-        let session = match (self.provider, optimise) {
-            (Provider::Cpu, false) => self.fed(model, doing),
-            _ => self.prepared(model, doing, optimise),
+        let session = match (self.provider, purpose) {
+            (Provider::Cpu, Purpose::Trial) => self.fed(model, doing),
+            _ => self.prepared(model, doing, purpose),
         };
         self.set_up.set(self.set_up.get() + start.elapsed());
         session
@@ -71,18 +81,19 @@ impl Runtime {
         let value = |tensor| self.weights.borrow_mut().value(tensor);
         let fed = written.constants.iter().map(|(name, tensor)| Ok((name.clone(), value(tensor)?)));
         let fed = fed.collect::<Result<_, Error>>()?;
-        let builder = self.builder(false).map_err(Error::runtime(doing))?;
+        let builder = self.builder(Purpose::Trial, 0).map_err(Error::runtime(doing))?;
         Ok(Session { fed, ..self.commit(builder, model, write_fed, &written, doing)? })
     }
 
     /// A session that has the constants in the form in which its operators read them.
-    fn prepared(&self, model: &Model, doing: &str, optimise: bool) -> Result<Session, Error> {
+    fn prepared(&self, model: &Model, doing: &str, purpose: Purpose) -> Result<Session, Error> {
         let written = write_detached(model, BY_REFERENCE);
-        let mut builder = self.builder(optimise).map_err(Error::runtime(doing))?;
+        let weight = written.constants.values().map(Tensor::count).sum();
+        let mut builder = self.builder(purpose, weight).map_err(Error::runtime(doing))?;
         let mut given = Vec::new();
         for (name, tensor) in &written.constants {
             let weight = self.weights.borrow_mut().value(tensor)?;
-            builder = self.with_weight(builder, name, &weight).map_err(|e| Error::runtime(doing)(e.into()))?;
+            builder = self.with_weight(builder, name, &weight).map_err(Error::runtime(doing))?;
             given.push(weight);
         }
         let device = self.device()?;
@@ -105,12 +116,17 @@ impl Runtime {
 
     /// Gives a constant to a session. While it is made, ONNX Runtime looks at a copy; on the host it lets go of that then, and
     /// operators that do not want another form of it read the constant itself.
-    fn with_weight(&self, builder: SessionBuilder, name: &str, weight: &weights::Held) -> BuilderResult {
+    fn with_weight(
+        &self,
+        builder: SessionBuilder,
+        name: &str,
+        weight: &weights::Held,
+    ) -> Result<SessionBuilder, ort::Error> {
         let builder = builder.with_external_initializer(name, weight.value.clone())?;
-        match self.provider {
-            Provider::Cpu => builder.with_initializer(name, weight.value.clone()),
-            Provider::Cuda(_) => Ok(builder),
-        }
+        Ok(match self.provider {
+            Provider::Cpu => builder.with_initializer(name, weight.value.clone())?,
+            Provider::Cuda(_) => builder,
+        })
     }
 
     /// Makes a session of a model file, as any user of the file would.
@@ -118,7 +134,7 @@ impl Runtime {
     /// # Errors
     /// Where ONNX Runtime refuses the file.
     pub fn session_of_file(&self, path: &Path, doing: &str) -> Result<Session, Error> {
-        let builder = self.builder(true);
+        let builder = self.builder(Purpose::Timing, 0);
         let inner = builder.and_then(|mut b| b.commit_from_file(path)).map_err(Error::runtime(doing))?;
         self.session_of(inner, doing)
     }
@@ -231,7 +247,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use kprune_passes::ir::{Graph, Operator, Tensor};
+    use kprune_passes::ir::{Graph, Operator};
     use kprune_passes::signature::{declare, declare_symbols};
     use ndarray::ArrayD;
 
@@ -262,8 +278,8 @@ mod tests {
     #[test]
     fn shapes_that_turn_out_to_be_others_than_declared_are_forgotten() {
         let runtime = Runtime::load(None, Choice::Cpu, 1, Default::default()).unwrap();
-        for optimise in [true, false] {
-            try_lengths(runtime.session(&sums_said_to_be_alike(), "testing", optimise).unwrap());
+        for purpose in [Purpose::Work, Purpose::Trial] {
+            try_lengths(runtime.session(&sums_said_to_be_alike(), "testing", purpose).unwrap());
         }
     }
 
@@ -294,9 +310,9 @@ mod tests {
         let product = graph.add(Operator::new("Mul"), &[picked, single], "product");
         graph.set_outputs(&[product, double]);
         let model = Model::new(graph, 17);
-        for optimise in [true, false] {
-            let mut session = runtime.session(&model, "testing", optimise).unwrap();
-            assert_eq!(session.fed.keys().collect::<Vec<_>>(), if optimise { vec![] } else { vec!["single"] });
+        for (purpose, fed) in [(Purpose::Trial, vec!["single"]), (Purpose::Work, vec![]), (Purpose::Timing, vec![])] {
+            let mut session = runtime.session(&model, "testing", purpose).unwrap();
+            assert_eq!(session.fed.keys().collect::<Vec<_>>(), fed);
             assert_eq!(session.elements()["product"], ElementType::F32);
             let held = numbers(&ArrayD::from_elem(vec![1], 5.0)).unwrap();
             let values = session.run_with(|_| Some(held.value())).unwrap();
@@ -314,7 +330,7 @@ mod tests {
         let twice = graph.add(Operator::new("Add"), &[x, x], "twice");
         let four_times = graph.add(Operator::new("Add"), &[twice, twice], "four_times");
         graph.set_outputs(&[twice, four_times]);
-        let mut session = runtime.session(&Model::new(graph, 17), "testing", true).unwrap();
+        let mut session = runtime.session(&Model::new(graph, 17), "testing", Purpose::Work).unwrap();
         session.device = Some(MemoryInfo::default());
         let mut earlier = Vec::new();
         for length in [3, 5, 2] {

@@ -10,7 +10,7 @@ use crate::analysis::{Feeds, Opened, made_up, outputs_of};
 use crate::data::{Outputs, integers_like, token_ids};
 use crate::error::Error;
 use crate::options::Options;
-use crate::runtime::Runtime;
+use crate::runtime::{Purpose, Runtime};
 
 /// How much outputs may differ, of the largest: products of other sizes add in another order.
 const TOLERANCE: f64 = 1e-4;
@@ -64,7 +64,7 @@ pub(super) fn same_outputs(
     let old: Feeds = old.collect::<Result<_, Error>>()?;
     let run = |model, feeds: &Feeds| -> Result<Outputs, Error> {
         outputs_of(
-            &mut runtime.session(model, "comparing the model before and after it was trimmed", false)?,
+            &mut runtime.session(model, "comparing the model before and after it was trimmed", Purpose::Trial)?,
             model,
             feeds,
         )

@@ -7,7 +7,7 @@ use ndarray::{Array1, ArrayD, IxDyn};
 
 use super::{Calibrated, MEASURE_WORK, MEASURING, host, vector};
 use crate::error::Error;
-use crate::runtime::Kept;
+use crate::runtime::{Kept, Purpose};
 
 impl Calibrated<'_> {
     /// A sum of nothing for every column of the sublayers of `sums`.
@@ -26,7 +26,7 @@ impl Calibrated<'_> {
         let leader = &self.students[self.leader];
         let graph = leader.probes.columns(t, criterion);
         let graph = graph.map_err(|e| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() })?;
-        let mut session = self.world.runtime.session(&graph.model, MEASURING, true)?;
+        let mut session = self.world.runtime.session(&graph.model, MEASURING, Purpose::Work)?;
         let (mut energies, mut gradients) = (self.no_sums(&graph.outputs), self.no_sums(&graph.outputs));
         for (i, batch) in self.world.batches.iter().enumerate() {
             self.world.runtime.check_cancelled()?;

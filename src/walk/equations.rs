@@ -12,7 +12,7 @@ use super::growing::Growing;
 use super::{Calibrated, Region, Student, named, vector};
 use crate::data::Batch;
 use crate::error::Error;
-use crate::runtime::{self, Held, Runtime, Session};
+use crate::runtime::{self, Held, Purpose, Runtime, Session};
 
 impl Calibrated<'_> {
     /// See [`Walk::equations`](kprune_passes::methods::Walk::equations). The columns of the units that stay are kept
@@ -68,7 +68,7 @@ impl Own {
         let sublayer = &probes.discovery.sublayers[t];
         let graph = probes.equations(t, keep);
         let graph = graph.map_err(|e| Error::Runtime { doing: "tuning".into(), reason: e.to_string() })?;
-        let session = runtime.session(&graph.model, "summing up features", true)?;
+        let session = runtime.session(&graph.model, "summing up features", Purpose::Work)?;
         let columns: Vec<i64> = sublayer.columns(keep).into_iter().map(|c| c as i64).collect();
         let growing = || Growing::new(graph.outputs.gram.sums.iter().chain([&graph.outputs.cross]));
         let sums = [growing()?, growing()?];

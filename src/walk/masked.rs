@@ -10,7 +10,7 @@ use ndarray::{Array1, ArrayD, IxDyn};
 
 use super::{Calibrated, MEASURING, host, vector};
 use crate::error::{Error, not_finite};
-use crate::runtime::{self, Held, Session};
+use crate::runtime::{self, Held, Purpose, Session};
 
 /// A session of it.
 pub(super) struct MaskedModel {
@@ -63,6 +63,9 @@ impl Calibrated<'_> {
     fn masked_model(&self, tau: f64) -> Result<MaskedModel, Error> {
         let graph = self.probes.masks(Criterion::Teacher { tau });
         let graph = graph.map_err(|e| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() })?;
-        Ok(MaskedModel { session: self.world.runtime.session(&graph.model, MEASURING, true)?, names: graph.outputs })
+        Ok(MaskedModel {
+            session: self.world.runtime.session(&graph.model, MEASURING, Purpose::Work)?,
+            names: graph.outputs,
+        })
     }
 }

@@ -31,7 +31,7 @@ use crate::data::{Batch, Labels};
 use crate::error::{Error, not_finite};
 use crate::progress::Progress;
 use crate::report::unit_name;
-use crate::runtime::{self, Cache, Held, Kept, Runtime, Session, Values};
+use crate::runtime::{self, Cache, Held, Kept, Purpose, Runtime, Session, Values};
 
 /// What is being done while columns are summed up.
 const MEASURING: &str = "measuring units";
@@ -302,7 +302,7 @@ impl Region {
     fn new(walk: &Calibrated, t: usize, model: Model, crossing: Vec<String>) -> Result<Self, Error> {
         let is_empty = model.graph.outputs().is_empty();
         let session =
-            (!is_empty).then(|| walk.world.runtime.session(&model, "running a sublayer", true)).transpose()?;
+            (!is_empty).then(|| walk.world.runtime.session(&model, "running a sublayer", Purpose::Work)).transpose()?;
         let next = walk.probes.crossings.at(t + 1).iter();
         let next = next.map(|&v| walk.probes.model.graph.name(v).to_string()).collect();
         Ok(Self { session, crossing, next })

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use super::growing::Growing;
 use super::{Calibrated, MEASURE_WORK, MEASURING, Region, named};
 use crate::error::Error;
-use crate::runtime::{Kept, host};
+use crate::runtime::{Kept, Purpose, host};
 
 /// Gram matrices of so many elements are formed in one pass; a sublayer's own, however wide it is.
 const AT_ONCE: usize = 16 << 20;
@@ -48,7 +48,7 @@ impl Calibrated<'_> {
     fn sum_sensitivity(&self, tau: f64, with_grams: bool) -> Result<[Vec<Array2<f64>>; 2], Error> {
         let graph = self.probes.sensitivity(tau, with_grams);
         let graph = graph.map_err(|e| Error::Runtime { doing: MEASURING.into(), reason: e.to_string() })?;
-        let mut session = self.world.runtime.session(&graph.model, MEASURING, true)?;
+        let mut session = self.world.runtime.session(&graph.model, MEASURING, Purpose::Work)?;
         let (count, outputs) = (self.probes.discovery.sublayers.len(), graph.outputs);
         let at = |grams: Vec<Option<Gram>>| grams.into_iter().enumerate().filter_map(|(t, gram)| Some((t, gram?)));
         let mut felt = Matrices::new(at(outputs.felt).collect())?;

@@ -10,7 +10,7 @@ use ndarray::Array1;
 use super::{Calibrated, MEASURING, vector};
 use crate::data::Batch;
 use crate::error::Error;
-use crate::runtime::{Runtime, Session, Values};
+use crate::runtime::{Purpose, Runtime, Session, Values};
 
 /// The original itself is timed on one in so many batches.
 const TIMED: usize = 8;
@@ -24,7 +24,7 @@ impl Calibrated<'_> {
     /// Where ONNX Runtime fails.
     pub fn meet_teacher(&mut self, original: &Model) -> Result<f64, Error> {
         let graph = self.probes.teacher();
-        let mut session = self.world.runtime.session(&graph.model, MEASURING, true)?;
+        let mut session = self.world.runtime.session(&graph.model, MEASURING, Purpose::Work)?;
         let mut yardstick = Yardstick::new(self.world.runtime, original)?;
         let mut energies = self.no_sums(&graph.outputs);
         for (i, batch) in self.world.batches.iter().enumerate() {
@@ -61,7 +61,7 @@ impl Calibrated<'_> {
         let Error::NotFinite { .. } = error else { return error };
         let graph = self.probes.teacher();
         let first = || {
-            let mut session = self.world.runtime.session(&graph.model, MEASURING, true)?;
+            let mut session = self.world.runtime.session(&graph.model, MEASURING, Purpose::Work)?;
             self.world.batches.iter().try_for_each(|batch| self.met(&mut session, &graph.outputs, batch).map(drop))
         };
         first().err().unwrap_or(error)
@@ -92,7 +92,7 @@ struct Yardstick {
 
 impl Yardstick {
     fn new(runtime: &Runtime, original: &Model) -> Result<Self, Error> {
-        Ok(Self { session: runtime.session(original, "running the original", true)?, seconds: 0.0, timed: 0 })
+        Ok(Self { session: runtime.session(original, "running the original", Purpose::Work)?, seconds: 0.0, timed: 0 })
     }
 
     /// Runs batch `i`, where it is one of those.

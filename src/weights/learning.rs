@@ -12,7 +12,7 @@ use ort::value::DynValue;
 use super::walk::Parts;
 use crate::data::Batch;
 use crate::error::{Error, not_finite};
-use crate::runtime::{self, Held, Runtime, Session, Values};
+use crate::runtime::{self, Held, Purpose, Runtime, Session, Values};
 use crate::walk::World;
 
 /// A block that is run without some of its weights.
@@ -41,7 +41,7 @@ struct Running {
 
 impl Running {
     fn new(runtime: &Runtime, graph: Graph<ReconstructionOutputs>) -> Result<Self, Error> {
-        Ok(Self { session: runtime.session(&graph.model, "learning a block", true)?, names: graph.outputs })
+        Ok(Self { session: runtime.session(&graph.model, "learning a block", Purpose::Work)?, names: graph.outputs })
     }
 }
 

@@ -13,7 +13,7 @@ use super::{stored, tensor};
 use crate::data::Batch;
 use crate::error::Error;
 use crate::options::Sparsity;
-use crate::runtime::{self, Cache, Held, Kept, Session};
+use crate::runtime::{self, Cache, Held, Kept, Purpose, Session};
 use crate::walk::{World, vector};
 
 /// Upstream of the block in hand: for every batch, the values that cross into it.
@@ -39,7 +39,7 @@ impl<'a> Walk<'a> {
     pub(super) fn features(&mut self, block: &Block, is_kept: bool, place: &str) -> Result<Vec<Vec<f64>>, Error> {
         self.world.progress.stage(&format!("{place}: measuring"));
         let Graph { model, outputs } = self.probes.features(block);
-        let mut session = self.world.runtime.session(&model, "measuring a block", true)?;
+        let mut session = self.world.runtime.session(&model, "measuring a block", Purpose::Work)?;
         let mut squares: Vec<Array1<f64>> = block.matrices.iter().map(|m| Array1::zeros(m.inputs)).collect();
         self.references.clear();
         for (state, batch) in self.states.iter().zip(self.world.batches) {
@@ -101,7 +101,7 @@ fn advance(world: &World, probes: &Probes, block: &Block, states: &mut [Kept], c
     let Graph { model, outputs } = probes.advance(block);
     let mut session = match outputs.is_empty() {
         true => None,
-        false => Some(world.runtime.session(&model, "running a block", true)?),
+        false => Some(world.runtime.session(&model, "running a block", Purpose::Work)?),
     };
     let next = probes.crossings.at(block.sublayers.end).iter();
     let next: Vec<&str> = next.map(|&v| probes.model.graph.name(v)).collect();

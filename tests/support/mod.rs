@@ -9,7 +9,7 @@ use std::sync::Arc;
 use kprune_passes::ir::{Graph, Model, ValueId};
 use kprune_passes::observe::{Observation, Seen, Sizes, with_every_value};
 use ndarray::ArrayD;
-use onnx_kprune::runtime::{self, Choice, Runtime, Values};
+use onnx_kprune::runtime::{self, Choice, Purpose, Runtime, Values};
 
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
@@ -65,7 +65,7 @@ pub fn cpu() -> Runtime {
 
 pub fn run(runtime: &Runtime, model: &Model, feeds: &[(&str, &ArrayD<f64>)]) -> Values {
     let held: Vec<_> = feeds.iter().map(|(name, array)| (*name, runtime::numbers(array).unwrap())).collect();
-    let mut session = runtime.session(model, "testing", false).unwrap_or_else(|e| panic!("{e}"));
+    let mut session = runtime.session(model, "testing", Purpose::Trial).unwrap_or_else(|e| panic!("{e}"));
     session.run(held.iter().map(|(name, held)| (*name, held.value()))).unwrap_or_else(|e| panic!("{e}"))
 }
 
