@@ -262,6 +262,19 @@ fn einsum_is_a_product_like_others() {
 }
 
 #[test]
+fn query_heads_that_share_all_keys_go_one_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = prune(&case("relu2_mq.onnx"), &folder.path().join("out.onnx"), &[]).unwrap();
+    let sublayers = report["sublayers"].as_array().unwrap();
+    let heads: Vec<_> = sublayers.iter().filter(|s| s["unit"] == "head").collect();
+    let units: u64 = heads.iter().map(|s| s["units"].as_u64().unwrap()).sum();
+    let kept: usize = heads.iter().map(|s| s["kept"].as_array().unwrap().len()).sum();
+    assert_eq!((heads.len(), units), (2, 10));
+    assert!((1..10).contains(&kept), "some go, and not all at once");
+    assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4);
+}
+
+#[test]
 fn older_operator_sets_are_upgraded_and_give_the_same() {
     let folder = tempfile::tempdir().unwrap();
     for set in [7, 9, 11, 12] {

@@ -2,6 +2,8 @@
 //! ONNX Runtime GenAI.
 
 use kprune_passes::discover::{Discovery, Kind};
+use kprune_passes::ir::Model;
+use kprune_passes::kv_cache;
 use kprune_passes::plan::Plan;
 use serde_json::{Map, Value, json};
 
@@ -27,8 +29,8 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// What `plan` leaves.
-    pub(super) fn of(found: &Discovery, plan: &Plan) -> Self {
+    /// What `plan` leaves of `model`.
+    pub(super) fn of(model: &Model, found: &Discovery, plan: &Plan) -> Self {
         let attentions = || plan.each(found).filter(|(s, _)| s.kind == Kind::Head);
         let heads = attentions()
             .map(|(s, d)| s.units.iter().zip(&d.keep).filter(|(_, keep)| **keep).map(|(unit, _)| unit.members).sum());
@@ -42,7 +44,7 @@ impl Sizes {
             gone: gone.collect(),
             width: uniform(&widths),
             neurons: plan.kept(found, Kind::Neuron),
-            has_caches: found.sublayers.iter().any(|sublayer| sublayer.has_cache),
+            has_caches: !kv_cache::caches(&model.graph).is_empty(),
         }
     }
 }
@@ -65,14 +67,17 @@ fn of_transformers(config: Value, sizes: &Sizes) -> Value {
     let layers = field(&config, &["num_hidden_layers", "n_layers", "n_layer", "num_layers"]);
     let layers = layers.and_then(|name| config.get(&name)?.as_u64());
     let is_layer = |kept: &[usize]| layers == Some(kept.len() as u64);
+    let groups = match shared_by_all(&config, sizes) {
+        Some(groups) => vec![groups as usize; sizes.groups.len()],
+        None => sizes.groups.clone(),
+    };
     let mut note = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "attention_heads": sizes.heads,
-        "key_value_heads": sizes.groups,
+        "key_value_heads": groups,
         "neurons": sizes.neurons
     });
-    let heads = field(&config, &["num_attention_heads", "n_heads", "n_head", "num_heads"]);
-    match (heads, uniform(&sizes.heads)) {
+    match (field(&config, HEADS), uniform(&sizes.heads)) {
         (Some(name), Some(all)) if is_layer(&sizes.heads) => count_heads(&mut config, &name, all, sizes, &mut note),
         (Some(_), _) if is_layer(&sizes.heads) => {
             let gone = sizes.gone.iter().enumerate().filter(|(_, gone)| !gone.is_empty());
@@ -89,13 +94,24 @@ fn of_transformers(config: Value, sizes: &Sizes) -> Value {
     Value::Object(config)
 }
 
+/// How many heads of keys and values there are, where query heads that share them go one by one and they stay.
+fn shared_by_all(config: &Map<String, Value>, sizes: &Sizes) -> Option<u64> {
+    let number = |names: &[&str]| field(config, names).and_then(|name| config.get(&name)?.as_u64());
+    let is_multi_query = config.get("multi_query").and_then(Value::as_bool) == Some(true);
+    let groups = if is_multi_query { Some(1) } else { number(GROUPS) };
+    groups.filter(|_| sizes.heads == sizes.groups).filter(|&groups| Some(groups) < number(HEADS))
+}
+
+const HEADS: &[&str] = &["num_attention_heads", "n_heads", "n_head", "num_heads"];
+const GROUPS: &[&str] = &["num_key_value_heads", "num_kv_heads"];
+
 /// Says how many heads every layer has, in the fields `heads` and its like.
 ///
 /// Runners such as optimum make caches whose heads are `hidden_size / num_attention_heads` wide, whatever `head_dim` says. For
 /// a model with caches that quotient stays as it was, and `note` tells what is true.
 fn count_heads(config: &mut Map<String, Value>, heads: &str, all: usize, sizes: &Sizes, note: &mut Value) {
     let number = |config: &Map<String, Value>, name: &str| config.get(name).and_then(Value::as_u64);
-    let groups = field(config, &["num_key_value_heads", "num_kv_heads"]);
+    let (groups, shared) = (field(config, GROUPS), shared_by_all(config, sizes));
     let before = number(config, heads);
     // Runners divide by it.
     if all == 0 || before == Some(all as u64) {
@@ -114,7 +130,7 @@ fn count_heads(config: &mut Map<String, Value>, heads: &str, all: usize, sizes: 
         }
         _ => drop(config.insert(heads.into(), all.into())),
     }
-    if let (Some(name), Some(all)) = (groups, uniform(&sizes.groups)) {
+    if let (Some(name), Some(all), None) = (groups, uniform(&sizes.groups), shared) {
         // It would follow from the number of heads otherwise, where the format has such a field.
         let width = sizes.width.filter(|_| name == "num_key_value_heads");
         config.extend(width.map(|width| ("head_dim".into(), width.into())));
@@ -127,7 +143,8 @@ fn of_genai(mut config: Value, sizes: &Sizes) -> Value {
     let Some(decoder) = config.pointer_mut("/model/decoder").and_then(Value::as_object_mut) else { return config };
     let is_layer = decoder.get("num_hidden_layers").and_then(Value::as_u64) == Some(sizes.heads.len() as u64);
     let numbers = [("num_attention_heads", &sizes.heads), ("num_key_value_heads", &sizes.groups)];
-    for (name, numbers) in numbers {
+    let written = if shared_by_all(decoder, sizes).is_some() { 1 } else { 2 };
+    for (name, numbers) in numbers.into_iter().take(written) {
         if let (Some(all), true) = (uniform(numbers), is_layer && decoder.contains_key(name)) {
             decoder.insert(name.into(), all.into());
         }
@@ -178,6 +195,24 @@ mod tests {
             let without = of_transformers(before.clone(), &kept(false));
             assert_eq!((number(&without, heads), number(&without, hidden)), (Some(4), Some(96)));
         }
+    }
+
+    #[test]
+    fn the_one_head_of_keys_that_all_queries_share_stays() {
+        let kept = Sizes { has_caches: true, ..sizes(&[4, 4], &[4, 4]) };
+        let named = json!({"num_hidden_layers": 2, "hidden_size": 96,
+            "num_attention_heads": 6, "num_key_value_heads": 1});
+        let said = json!({"n_layer": 2, "n_embd": 96, "n_head": 6, "multi_query": true});
+        let [named, said] = [named, said].map(|before| of_transformers(before, &kept));
+        assert_eq!(named["num_key_value_heads"], 1);
+        assert_eq!(said["n_embd"].as_u64().unwrap() / said["n_head"].as_u64().unwrap(), 16);
+        for after in [named, said] {
+            assert_eq!(after["onnx_kprune"]["key_value_heads"], json!([1, 1]));
+        }
+        let decoder = json!({"num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 1});
+        let after = of_genai(json!({"model": {"decoder": decoder}}), &kept);
+        assert_eq!(after["model"]["decoder"]["num_attention_heads"], 4);
+        assert_eq!(after["model"]["decoder"]["num_key_value_heads"], 1);
     }
 
     #[test]

@@ -189,7 +189,7 @@ impl StagedFolder {
     ) -> Result<Self, Error> {
         let folder = source.folder.as_deref().unwrap_or(folder_of(&source.model));
         let files = rest_of_folder(source, model);
-        let sizes = Sizes::of(found, plan);
+        let sizes = Sizes::of(model, found, plan);
         let mut configs = Vec::new();
         for (name, describe) in config::FILES {
             let path = folder.join(name);

@@ -113,6 +113,32 @@ fn query_heads_that_share_keys_go_with_their_group() {
 }
 
 #[test]
+fn query_heads_that_all_share_one_head_of_keys_and_values_go_one_by_one() {
+    let (mut g, split) = heads();
+    let x = g.graph.inputs()[0];
+    let turned = |perm: [i64; 4]| op("Transpose").with(attribute::ints("perm", &perm));
+    let queries = g.op(turned([0, 2, 1, 3]), &[split], &[B, n(3), S, n(4)]);
+    let apart = g.integers("apart", &[0, 0, 1, 4]);
+    let [keys, values] = ["keys", "values"].map(|name| {
+        let w = g.weight(name, &[8, 4]);
+        let y = g.on("MatMul", &[x, w]);
+        g.op(op("Reshape"), &[y, apart], &[B, S, n(1), n(4)])
+    });
+    let turned_keys = g.op(turned([0, 2, 3, 1]), &[keys], &[B, n(1), n(4), S]);
+    let scores = g.on("MatMul", &[queries, turned_keys]);
+    let turned_values = g.op(turned([0, 2, 1, 3]), &[values], &[B, n(1), S, n(4)]);
+    let context = g.on("MatMul", &[scores, turned_values]);
+    let back = g.op(turned([0, 2, 1, 3]), &[context], &[B, S, n(3), n(4)]);
+    let joined = g.integers("joined", &[0, 0, 12]);
+    let features = g.op(op("Reshape"), &[back, joined], &[B, S, n(12)]);
+    let p = g.trace();
+    let classes_of_features = classes(&p, features);
+    assert_eq!(distinct(classes_of_features.clone()), 3);
+    assert_eq!(classes_of_features[0], classes_of_features[3], "a head goes whole");
+    assert!(!is_frozen(&p, features) && is_frozen(&p, keys) && is_frozen(&p, values));
+}
+
+#[test]
 fn what_cannot_go_has_no_say_where_axes_are_folded() {
     let mut g = Sketch::default();
     let x = g.input("x", &[n(2), S]);

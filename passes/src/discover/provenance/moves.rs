@@ -31,25 +31,32 @@ fn reshape(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     if count(&shape) != count(&operand.shape) || count(&shape).is_none_or(|n| n > MOST_ELEMENTS) {
         return Err("moves more elements than can be followed".into());
     }
-    let moved: Planes = operand.planes.iter().map(|p| p.reshaped(&operand.shape, &shape)).collect();
+    let mut moved: Vec<&Plane> = operand.planes.iter().collect();
+    moved.sort_by_key(|plane| plane.axes());
     let channels = &mut scene.provenance.channels;
-    // Precedence of planes that collide on an axis of the new shape: 0 channels that can go, 1 elastic ones (copies
-    // without data of their own), 2 frozen ones. Of 1 and 2, those that collide with another are dropped: they say
+    // Precedence of planes that collide on an axis of the new shape: 0 channels that can go, the outer first, 1 elastic ones
+    // (copies without data of their own), 2 frozen ones. Of 1 and 2, those that collide with another are dropped: they say
     // nothing that the others do not say of the same elements.
     let rank = |p: &Plane| match p.0.iter() {
         mut all if all.clone().all(|&c| channels.frozen(c).is_some()) => all.next().map_or(0, |_| 2),
         mut all => all.all(|&c| channels.is_elastic(c)) as u8,
     };
-    let mut ranked: Vec<(u8, Plane)> = moved.into_iter().map(|p| (rank(&p), p)).collect();
+    let reshaped = |p: &Plane| (rank(p), p.reshaped(&operand.shape, &shape));
+    let mut ranked: Vec<(u8, Plane)> = moved.into_iter().map(reshaped).collect();
     ranked.sort_by_key(|(rank, _)| *rank);
     let mut left = Planes::new();
+    let mut repeated = Planes::new();
     for (rank, plane) in ranked {
         let collides = |p: &Plane| p.axes().iter().any(|&a| plane.varies(a));
-        if rank == 0 || !left.iter().any(collides) {
-            left.push(plane);
+        match (rank, left.iter().any(collides)) {
+            (_, false) => left.push(plane),
+            // As the values of one head, of which each query head makes another mean.
+            (0, true) => repeated.push(plane),
+            _ => {}
         }
     }
-    Ok(vec![plane::merge(left, channels)])
+    repeated.iter().for_each(|plane| scene.freeze(plane, "repeats it along another axis that is cut"));
+    Ok(vec![left])
 }
 
 /// Channels are written out for every element where axes are folded.
