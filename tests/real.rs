@@ -287,6 +287,27 @@ fn older_operator_sets_are_upgraded_and_give_the_same() {
 }
 
 #[test]
+fn files_of_old_pytorch_are_pruned_as_those_of_today() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| fixtures().join("old_pytorch").join(format!("{name}.onnx"));
+    for (name, sublayers) in [
+        ("bert.pt1.4.0.op9", 4),
+        ("distilbert.pt1.4.0.op10", 4),
+        ("gpt2.pt1.4.0.op10", 4),
+        ("gpt2.pt1.13.1.op13", 4),
+        ("albert.pt1.13.1.op11", 2),
+    ] {
+        let report = prune(&file(name), &folder.path().join("out.onnx"), &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let found = report["sublayers"].as_array().unwrap();
+        let heads = found.iter().filter(|s| s["unit"] == "head" && s["units"] == 5).count();
+        assert_eq!((found.len(), heads), (sublayers, sublayers / 2), "{name}");
+        assert!(report["verify"]["difference"].as_f64().unwrap() < 1e-4, "{name}");
+    }
+    let refused = prune(&file("roberta.pt1.4.0.op10"), &folder.path().join("out.onnx"), &[]).unwrap_err();
+    assert!(refused.contains("ATen") && refused.contains("opset_version"), "{refused}");
+}
+
+#[test]
 fn neurons_go_through_a_convolution_of_every_channel_for_itself() {
     let folder = tempfile::tempdir().unwrap();
     let report = prune(&case("mixffn.onnx"), &folder.path().join("out.onnx"), &[]).unwrap();

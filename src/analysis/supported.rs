@@ -62,6 +62,13 @@ pub(super) fn check(model: &Model, path: &Path) -> Result<(), Error> {
 pub(super) fn check_domains(model: &Model, path: &Path) -> Result<(), Error> {
     let graph = &model.graph;
     let nodes = graph.sorted();
+    if let Some(&node) = nodes.iter().find(|&&n| graph.operator(n).is("ATen")) {
+        return Err(Error::Unsupported {
+            path: path.to_path_buf(),
+            reason: format!("{} stands for what PyTorch could not export, and no runtime knows it", graph.label(node)),
+            help: "export the model for a later operator set (opset_version), or with a later PyTorch".into(),
+        });
+    }
     let custom = nodes.iter().map(|&n| graph.operator(n)).filter(|o| !DOMAINS.iter().any(|d| is_of(&o.domain, d)));
     let mut types: Vec<String> = custom.map(|o| format!("{}:{}", o.domain, o.op_type)).collect();
     types.sort_unstable();
