@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn larger_numbers_stay_where_they_are_and_integers_too() {
+    fn trials_are_fed_the_larger_numbers_and_others_have_them() {
         let runtime = Runtime::load(None, Choice::Cpu, 1, Default::default()).unwrap();
         let mut graph = Graph::new();
         let x = graph.add_input(declare("x", ElementType::F32, 1));

@@ -46,7 +46,7 @@ fn reshape(scene: &mut Scene) -> Result<Vec<Planes>, Decline> {
     ranked.sort_by_key(|(rank, _)| *rank);
     let mut left = Planes::new();
     let mut repeated = Planes::new();
-    for (rank, plane) in ranked {
+    for (rank, plane) in ranked.into_iter().filter(|(_, plane)| !plane.is_uniform()) {
         let collides = |p: &Plane| p.axes().iter().any(|&a| plane.varies(a));
         match (rank, left.iter().any(collides)) {
             (_, false) => left.push(plane),
