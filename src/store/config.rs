@@ -59,13 +59,17 @@ fn field(config: &Map<String, Value>, names: &[&str]) -> Option<String> {
     names.iter().find(|n| config.get(**n).is_some_and(Value::is_u64)).map(|n| n.to_string())
 }
 
+/// That number.
+fn number(config: &Map<String, Value>, names: &[&str]) -> Option<u64> {
+    config.get(&field(config, names)?)?.as_u64()
+}
+
 /// Where all layers keep as many heads or neurons, the usual fields say so. Heads that differ by layer are listed
 /// in `pruned_heads`, which is what the format has for them; for neurons it has nothing, so that a note of ours
 /// holds the number of each layer.
 fn of_transformers(config: Value, sizes: &Sizes) -> Value {
     let Value::Object(mut config) = config else { return config };
-    let layers = field(&config, &["num_hidden_layers", "n_layers", "n_layer", "num_layers"]);
-    let layers = layers.and_then(|name| config.get(&name)?.as_u64());
+    let layers = number(&config, &["num_hidden_layers", "n_layers", "n_layer", "num_layers"]);
     let is_layer = |kept: &[usize]| layers == Some(kept.len() as u64);
     let groups = match shared_by_all(&config, sizes) {
         Some(groups) => vec![groups as usize; sizes.groups.len()],
@@ -96,10 +100,9 @@ fn of_transformers(config: Value, sizes: &Sizes) -> Value {
 
 /// How many heads of keys and values there are, where query heads that share them go one by one and they stay.
 fn shared_by_all(config: &Map<String, Value>, sizes: &Sizes) -> Option<u64> {
-    let number = |names: &[&str]| field(config, names).and_then(|name| config.get(&name)?.as_u64());
     let is_multi_query = config.get("multi_query").and_then(Value::as_bool) == Some(true);
-    let groups = if is_multi_query { Some(1) } else { number(GROUPS) };
-    groups.filter(|_| sizes.heads == sizes.groups).filter(|&groups| Some(groups) < number(HEADS))
+    let groups = if is_multi_query { Some(1) } else { number(config, GROUPS) };
+    groups.filter(|_| sizes.heads == sizes.groups).filter(|&groups| Some(groups) < number(config, HEADS))
 }
 
 const HEADS: &[&str] = &["num_attention_heads", "n_heads", "n_head", "num_heads"];
@@ -110,16 +113,15 @@ const GROUPS: &[&str] = &["num_key_value_heads", "num_kv_heads"];
 /// Runners such as optimum make caches whose heads are `hidden_size / num_attention_heads` wide, whatever `head_dim` says. For
 /// a model with caches that quotient stays as it was, and `note` tells what is true.
 fn count_heads(config: &mut Map<String, Value>, heads: &str, all: usize, sizes: &Sizes, note: &mut Value) {
-    let number = |config: &Map<String, Value>, name: &str| config.get(name).and_then(Value::as_u64);
     let (groups, shared) = (field(config, GROUPS), shared_by_all(config, sizes));
-    let before = number(config, heads);
+    let before = number(config, &[heads]);
     // Runners divide by it.
     if all == 0 || before == Some(all as u64) {
         return;
     }
-    let are_shared = groups.as_ref().is_some_and(|name| number(config, name) < before);
+    let are_shared = groups.as_ref().is_some_and(|name| number(config, &[name]) < before);
     let hidden = field(config, &["hidden_size", "n_embd", "d_model"]).filter(|_| sizes.has_caches);
-    let follows = |name: &String| number(config, name) == before.zip(sizes.width).map(|(n, width)| n * width as u64);
+    let follows = |name: &String| number(config, &[name]) == before.zip(sizes.width).map(|(n, width)| n * width as u64);
     match (hidden.filter(follows), sizes.width) {
         (Some(_), _) if are_shared => {}
         (Some(name), Some(width)) => {
@@ -141,7 +143,7 @@ fn count_heads(config: &mut Map<String, Value>, heads: &str, all: usize, sizes: 
 /// The decoder's numbers of heads, where all layers keep as many: it has one number for all.
 fn of_genai(mut config: Value, sizes: &Sizes) -> Value {
     let Some(decoder) = config.pointer_mut("/model/decoder").and_then(Value::as_object_mut) else { return config };
-    let is_layer = decoder.get("num_hidden_layers").and_then(Value::as_u64) == Some(sizes.heads.len() as u64);
+    let is_layer = number(decoder, &["num_hidden_layers"]) == Some(sizes.heads.len() as u64);
     let numbers = [("num_attention_heads", &sizes.heads), ("num_key_value_heads", &sizes.groups)];
     let written = if shared_by_all(decoder, sizes).is_some() { 1 } else { 2 };
     for (name, numbers) in numbers.into_iter().take(written) {
