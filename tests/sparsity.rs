@@ -47,25 +47,40 @@ fn zeros(matrices: &[ndarray::Array2<f64>]) -> f64 {
 }
 
 #[test]
-fn as_many_weights_are_zero_as_were_asked_for_and_the_others_stay_as_they_were() {
+fn as_many_weights_are_zero_as_were_asked_for_and_the_others_stay_as_they_were_or_have_a_scale() {
     let folder = tempfile::tempdir().unwrap();
     let original = read_model(&fixtures().join("reviews/model.onnx")).unwrap();
+    let learned = ["--method", "besa", "--steps", "8"];
+    let published = [&learned[..], &["--keep-values"]].concat();
     for share in ["0.5", "0.7", "0.8"] {
-        for method in ["besa", "wanda", "magnitude"] {
-            let more = ["--samples", "96", "--sparsity", share, "--method", method, "--steps", "8"];
-            let more = if method == "besa" { &more[..] } else { &more[..6] };
-            let (report, model) = sparse(folder.path(), "out.onnx", more);
+        for method in [&learned[..], &published, &["--method", "wanda"], &["--method", "magnitude"]] {
+            let more = [&["--samples", "96", "--sparsity", share], method].concat();
+            let (report, model) = sparse(folder.path(), "out.onnx", &more);
             let found = matrices(&report, &model);
             let reported = report["sparsification"]["sparsity"].as_f64().unwrap();
             let wanted: f64 = share.parse().unwrap();
-            assert!((zeros(&found) - wanted).abs() < 0.005, "{method} {share}: {}", zeros(&found));
+            assert!((zeros(&found) - wanted).abs() < 0.005, "{method:?} {share}: {}", zeros(&found));
             assert!((zeros(&found) - reported).abs() < 1e-9);
-            let dense = matrices(&report, &original);
-            for (sparse, dense) in found.iter().zip(&dense) {
-                assert!(sparse.iter().zip(dense).all(|(s, d)| *s == 0.0 || s == d), "weights never change");
+            let scales = scales(&found, &matrices(&report, &original));
+            let is_one = |scales: &Vec<f64>| scales.iter().all(|&scale| scale == 1.0);
+            assert_eq!(scales.iter().all(is_one), method != learned, "{method:?}");
+            for of_group in scales {
+                let [least, most] = [f64::min, f64::max].map(|of| of_group.iter().copied().reduce(of).unwrap_or(1.0));
+                assert!(most - least < 1e-4 * most && least > 0.1, "32 weights of a row share a scale: {of_group:?}");
             }
         }
     }
+}
+
+/// What the weights that stay were multiplied with, by the 32 of a row that share a scale.
+fn scales(found: &[ndarray::Array2<f64>], dense: &[ndarray::Array2<f64>]) -> Vec<Vec<f64>> {
+    let of_row = |(sparse, dense): (ndarray::ArrayView1<f64>, ndarray::ArrayView1<f64>)| {
+        let pairs: Vec<(f64, f64)> = sparse.iter().copied().zip(dense.iter().copied()).collect();
+        let of_group = |group: &[(f64, f64)]| group.iter().filter(|(s, _)| *s != 0.0).map(|(s, d)| s / d).collect();
+        pairs.chunks(32).map(of_group).collect::<Vec<Vec<f64>>>()
+    };
+    let rows = found.iter().zip(dense).flat_map(|(sparse, dense)| sparse.columns().into_iter().zip(dense.columns()));
+    rows.flat_map(of_row).collect()
 }
 
 #[test]
@@ -76,6 +91,8 @@ fn what_is_learned_is_nearer_to_the_original_than_the_same_share_of_every_row() 
         [&["--method", "besa"][..], &["--method", "wanda"], &["--method", "magnitude"]].map(of);
     let [b, w, m] = [&besa, &wanda, &magnitude].map(divergence);
     assert!(b < w && w < m, "besa {b}, wanda {w}, magnitude {m}");
+    let published = divergence(&of(&["--keep-values"]));
+    assert!(b < published && published < w, "besa {b}, as published {published}, wanda {w}");
     for block in besa["sparsification"]["blocks"].as_array().unwrap() {
         let [before, after] = ["error_uniform", "error"].map(|key| block[key].as_f64().unwrap());
         assert!(after < before, "{block}");
@@ -83,6 +100,11 @@ fn what_is_learned_is_nearer_to_the_original_than_the_same_share_of_every_row() 
         assert!(matrix[0].as_f64() < matrix[1].as_f64(), "rows differ");
     }
     let matrix = of(&["--rates", "matrix"]);
+    assert!(divergence(&matrix) < w, "by matrix {}, wanda {w}", divergence(&matrix));
+    let [besa, wanda] = ["besa", "wanda"].map(|method| {
+        divergence(&judged(folder.path(), &["--method", method, "--sparsity", "0.5", "--pattern", "2:4"]))
+    });
+    assert!(besa < wanda, "2:4: besa {besa}, wanda {wanda}");
     let rows = &matrix["sparsification"]["blocks"][0]["matrices"][0]["of_rows"];
     assert!(rows[1].as_f64().unwrap() - rows[0].as_f64().unwrap() < 0.05, "one rate for all, but for rounding");
 }

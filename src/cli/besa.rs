@@ -41,6 +41,11 @@ pub struct BesaArgs {
     #[arg(long, value_name = "WHAT", value_enum, default_value = "row")]
     pub rates: Rates,
 
+    /// Let weights that stay keep their values, as published; otherwise every 32 of a row are multiplied with a number that is
+    /// learned, which makes up for a part of what zeros take away
+    #[arg(long, requires = "sparsity")]
+    pub keep_values: bool,
+
     /// From how many mini-batches every block learns
     #[arg(long, value_name = "N", default_value_t = Settings::default().steps, value_parser = positive)]
     pub steps: usize,
@@ -62,7 +67,7 @@ impl BesaArgs {
             Rates::Row => Grain::Row,
             Rates::Matrix => Grain::Matrix,
         };
-        Settings { grain, steps: self.steps }
+        Settings { grain, scales: !self.keep_values, steps: self.steps }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Distillation of pruned students: their weights learn from the teacher, on the calibration set and copies of it with
 //! tokens replaced, for a few passes of Adam. What is held out decides when to stop, and whether to keep it.
 
-mod adam;
 mod guard;
 mod schedule;
 mod student;

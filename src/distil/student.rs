@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use kprune_passes::calculus::loss::{SAMPLES, teacher_input};
 use kprune_passes::calculus::objective::Objective;
+use kprune_passes::distil::Adam;
 use kprune_passes::distil::{self, SHARE, Step, Weight, stream_input};
 use kprune_passes::ir::{Graph, ValueId};
 use ndarray::{ArrayD, IxDyn, arr0};
 use ort::value::DynValue;
 
-use super::adam::Adam;
 use super::{TAU, Values};
 use crate::data::Batch;
 use crate::error::{Error, not_finite};

@@ -1,12 +1,14 @@
 //! A block in sessions, as it is learned.
 
+use std::collections::HashMap;
+
 use kprune_passes::discover::blocks::Block;
 use kprune_passes::ir::{ElementType, Tensor};
 use kprune_passes::methods::Failure;
-use kprune_passes::methods::besa::{Reconstruction, Step, candidate_counts};
+use kprune_passes::methods::besa::{Choice, Reconstruction, Share, Step, candidate_counts};
 use kprune_passes::probe::{Graph, Probes, REFERENCE, ReconstructionOutputs, TOKENS};
-use kprune_passes::sparsity::{Order, Pattern};
-use ndarray::{Array1, Array2, Ix2, arr0};
+use kprune_passes::sparsity::Order;
+use ndarray::{Array2, Ix2, arr0};
 use ort::value::DynValue;
 
 use super::walk::Parts;
@@ -45,23 +47,26 @@ impl Running {
     }
 }
 
+/// What is to be learned of a block.
+pub(super) struct Task<'a> {
+    pub(super) block: &'a Block,
+    /// In which order the weights of every row go.
+    pub(super) orders: Vec<Order>,
+    pub(super) share: Share,
+    pub(super) place: &'a str,
+}
+
 impl<'a> Learning<'a> {
-    pub(super) fn new(
-        world: World<'a>,
-        probes: &Probes,
-        parts: Parts<'a>,
-        block: &Block,
-        orders: &[Order],
-        pattern: Pattern,
-        place: &'a str,
-    ) -> Result<Self, Error> {
-        let candidates = |inputs: usize| candidate_counts(pattern, inputs);
+    pub(super) fn new(world: World<'a>, probes: &Probes, parts: Parts<'a>, task: &Task<'a>) -> Result<Self, Error> {
+        let &Task { block, ref orders, ref share, place } = task;
+        let groups: Vec<usize> = share.shapes.iter().map(|shape| shape.group).collect();
+        let candidates = |inputs: usize| candidate_counts(share.pattern, inputs);
         let impossible = |e: kprune_passes::calculus::differentiate::DifferentiateError| {
             let help = "--method wanda needs no gradients";
             Error::Usage(format!("--method besa: {place} cannot be learned, since {e}; {help}"))
         };
-        let learning = probes.reconstruction(block, orders, Some(&candidates)).map_err(impossible)?;
-        let judging = probes.reconstruction(block, orders, None).map_err(impossible)?;
+        let learning = probes.reconstruction(block, orders, &groups, Some(&candidates)).map_err(impossible)?;
+        let judging = probes.reconstruction(block, orders, &groups, None).map_err(impossible)?;
         let (learning, judging) = (Running::new(world.runtime, learning)?, Running::new(world.runtime, judging)?);
         let mut mini_batches: Vec<Vec<usize>> = Vec::new();
         let mut last = None;
@@ -82,8 +87,8 @@ impl<'a> Learning<'a> {
         Ok(Self { world, parts, place, learning, judging, mini_batches, judges, tokens, shapes, steps: 0 })
     }
 
-    /// What a batch gives, where the loss is a mean over so many tokens.
-    fn run(&mut self, i: usize, is_learning: bool, counts: &[Held], tokens: f64) -> Result<(Values, f64), Error> {
+    /// What a batch gives with these weights, where the loss is a mean over so many tokens.
+    fn run(&mut self, i: usize, is_learning: bool, chosen: &Given, tokens: f64) -> Result<(Values, f64), Error> {
         self.world.runtime.check_cancelled()?;
         let batch = &self.world.batches[i];
         let (state, reference) = (self.parts.states[i].load()?, self.parts.references[i].load()?);
@@ -93,11 +98,9 @@ impl<'a> Learning<'a> {
             match name {
                 REFERENCE => reference.values().next().map(Held::value),
                 TOKENS => Some(tokens.value()),
-                _ => names
-                    .counts
-                    .iter()
-                    .position(|n| n == name)
-                    .map(|place| counts[place].value())
+                _ => chosen
+                    .get(name)
+                    .map(Held::value)
                     .or_else(|| state.get(name).map(Held::value).or_else(|| batch.find(name))),
             }
         };
@@ -120,16 +123,20 @@ impl Reconstruction for Learning<'_> {
         self.mini_batches.len()
     }
 
-    fn step(&mut self, mini_batch: usize, counts: &[Array1<usize>]) -> Result<Step, Failure> {
+    fn step(&mut self, mini_batch: usize, choice: &Choice) -> Result<Step, Failure> {
         self.steps += 1;
         self.world.progress.stage(&format!("{}: learning, step {}", self.place, self.steps));
-        let (counts, batches) = (held(counts)?, self.mini_batches[mini_batch].clone());
+        let (chosen, batches) = (given(&self.learning.names, choice)?, self.mini_batches[mini_batch].clone());
         let total = self.total(&batches);
-        let mut step = Step { loss: 0.0, sums: self.shapes.iter().map(|&shape| Array2::zeros(shape)).collect() };
+        let sums = self.shapes.iter().map(|&shape| Array2::zeros(shape)).collect();
+        let of_scales = choice.scales.iter().map(|scales| Array2::zeros(scales.raw_dim())).collect();
+        let mut step = Step { loss: 0.0, sums, of_scales };
         for i in batches {
-            let (values, loss) = self.run(i, true, &counts, total)?;
+            let (values, loss) = self.run(i, true, &chosen, total)?;
             step.loss += loss;
-            for (sum, name) in step.sums.iter_mut().zip(&self.learning.names.sums) {
+            let ReconstructionOutputs { sums, of_scales, .. } = &self.learning.names;
+            let of_scales = step.of_scales.iter_mut().zip(of_scales);
+            for (sum, name) in step.sums.iter_mut().zip(sums).chain(of_scales) {
                 let Some(found) = name.as_ref().and_then(|name| values.get(name)) else { continue };
                 if let Some(odd) = runtime::odd(found)? {
                     let place = format!("{}, {}", self.place, self.world.batches[i].describe());
@@ -142,12 +149,12 @@ impl Reconstruction for Learning<'_> {
         Ok(step)
     }
 
-    fn judge(&mut self, counts: &[Array1<usize>]) -> Result<f64, Failure> {
-        let (counts, judges) = (held(counts)?, self.judges.clone());
+    fn judge(&mut self, choice: &Choice) -> Result<f64, Failure> {
+        let (chosen, judges) = (given(&self.judging.names, choice)?, self.judges.clone());
         let total = self.total(&judges);
         let mut sum = 0.0;
         for i in judges {
-            sum += self.run(i, false, &counts, total)?.1;
+            sum += self.run(i, false, &chosen, total)?.1;
         }
         Ok(sum)
     }
@@ -165,12 +172,19 @@ fn rows(parts: &Parts, i: usize, batch: &Batch, follows_mask: bool) -> Result<f6
     Ok(shape.iter().rev().skip(1).map(|&length| length as f64).product())
 }
 
-/// Counts as ONNX Runtime takes them.
-fn held(counts: &[Array1<usize>]) -> Result<Vec<Held>, Error> {
-    let held = |counts: &Array1<usize>| {
+/// What a graph takes besides what crosses into the block.
+type Given = HashMap<String, Held>;
+
+/// A choice as a graph takes it.
+fn given(names: &ReconstructionOutputs, choice: &Choice) -> Result<Given, Error> {
+    let mut given = Given::new();
+    for (name, counts) in names.counts.iter().zip(&choice.counts) {
         let bytes: Vec<u8> = counts.iter().flat_map(|&count| (count as i32).to_le_bytes()).collect();
         let tensor = Tensor::from_raw("", ElementType::I32, counts.shape(), bytes.into());
-        runtime::host(&tensor.map_err(|e| Error::internal(e.to_string()))?)
-    };
-    counts.iter().map(held).collect()
+        given.insert(name.clone(), runtime::host(&tensor.map_err(|e| Error::internal(e.to_string()))?)?);
+    }
+    for (name, scales) in names.scales.iter().zip(&choice.scales) {
+        given.insert(name.clone(), runtime::numbers(&scales.mapv(f64::from).into_dyn())?);
+    }
+    Ok(given)
 }

@@ -126,29 +126,36 @@ impl Settling<'_> {
             false => None,
         };
         let squares = |i: usize| squares.as_ref().map(|squares| squares[i].as_slice());
-        let on_grid = |(i, dense): (usize, &Array2<f32>)| bits.map(|b| Quantised::of(dense.view(), b, squares(i)));
-        let mut quantised: Vec<Option<Quantised>> = dense.iter().enumerate().map(on_grid).collect();
-        let rounded = |(dense, quantised): (&Array2<f32>, &Option<Quantised>)| match quantised {
-            Some(quantised) => quantised.numbers(),
+        let on_grid = |bits: Bits| -> Vec<Quantised> {
+            dense.iter().enumerate().map(|(i, dense)| Quantised::of(dense.view(), bits, squares(i))).collect()
+        };
+        let mut grids: Option<Vec<Quantised>> = bits.map(on_grid);
+        let mut numbers = match &grids {
+            Some(grids) => grids.iter().map(Quantised::numbers).collect(),
             None => dense.clone(),
         };
-        let mut numbers: Vec<Array2<f32>> = dense.iter().zip(&quantised).map(rounded).collect();
-        for (numbers, dense) in numbers.iter().zip(&dense) {
-            self.moved += (numbers - dense).iter().map(|x| f64::from(x * x)).sum::<f64>();
-            self.all += dense.iter().map(|x| f64::from(x * x)).sum::<f64>();
-        }
+        self.count_moved(&numbers, &dense);
         if let Some(sparsity) = sparsity.filter(|_| !block.matrices.is_empty()) {
-            // What is learned is learned of weights on their grid.
-            self.walk.replace(block, &numbers)?;
-            let chosen = sparse::choose(&mut self.walk, block, &numbers, &squares, sparsity, place)?;
-            chosen.apply(&mut numbers, &mut quantised);
+            let walk = &mut self.walk;
+            let chosen = sparse::choose(walk, block, &numbers, bits, &squares, sparsity, place)?;
+            chosen.apply(&mut numbers, grids.as_deref_mut());
             self.sparse.push(chosen.report(self.pupil, block, sparsity));
         }
         self.walk.replace(block, &numbers)?;
-        for ((matrix, numbers), quantised) in block.matrices.iter().zip(numbers).zip(quantised) {
-            self.matrices.push(SettledMatrix { matrix: matrix.clone(), numbers: stored(matrix, &numbers), quantised });
+        let mut grids = grids.into_iter().flatten();
+        for (matrix, numbers) in block.matrices.iter().zip(numbers) {
+            let (matrix, numbers) = (matrix.clone(), stored(matrix, &numbers));
+            self.matrices.push(SettledMatrix { matrix, numbers, quantised: grids.next() });
         }
         Ok(())
+    }
+
+    /// Adds up how far putting weights on a grid moved them.
+    fn count_moved(&mut self, numbers: &[Array2<f32>], dense: &[Array2<f32>]) {
+        for (numbers, dense) in numbers.iter().zip(dense) {
+            self.moved += (numbers - dense).iter().map(|x| f64::from(x * x)).sum::<f64>();
+            self.all += dense.iter().map(|x| f64::from(x * x)).sum::<f64>();
+        }
     }
 
     /// Goes through the block with its weights as they are now, where that is of use.

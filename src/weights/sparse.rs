@@ -3,13 +3,14 @@
 use std::fmt;
 
 use kprune_passes::discover::blocks::{Block, Matrix};
-use kprune_passes::methods::besa::{self, Learnt, Shape};
-use kprune_passes::quantise::Quantised;
+use kprune_passes::methods::besa::{Choice, Learnt, Shape, Share};
+use kprune_passes::quantise::{Bits, Quantised};
 use kprune_passes::sparsity::{Order, Pattern, importance};
 use ndarray::{Array1, Array2};
 use serde::Serialize;
 
 use super::SettledMatrix;
+use super::learning::Task;
 use super::walk::Walk;
 use crate::distil::Pupil;
 use crate::error::Error;
@@ -110,53 +111,72 @@ impl Sparsified {
     }
 }
 
-/// Which weights of a block go.
+/// What becomes of the weights of a block.
 pub(super) struct Chosen {
     orders: Vec<Order>,
     learnt: Learnt,
 }
 
-/// Chooses which weights of a block go, of matrices that are `dense` now, [outputs, inputs]; what those are multiplied with is
-/// known from `squares`, where it counts.
+/// Chooses which weights of a block go, of matrices with these `numbers`, [outputs, inputs], of so many bits where they are on
+/// grids; what they are multiplied with is known from `squares`, where it counts. Scales of those that stay are learned too.
 ///
 /// # Errors
 /// Where the block cannot be learned.
 pub(super) fn choose<'s>(
     walk: &mut Walk,
     block: &Block,
-    dense: &[Array2<f32>],
+    numbers: &[Array2<f32>],
+    bits: Option<Bits>,
     squares: &dyn Fn(usize) -> Option<&'s [f64]>,
     settings: &Sparsity,
     place: &str,
 ) -> Result<Chosen, Error> {
-    let (share, pattern) = (settings.share, settings.pattern);
-    let shapes: Vec<Shape> = block.matrices.iter().map(|m| Shape { rows: m.outputs, inputs: m.inputs }).collect();
-    let order = |(i, weight): (usize, &Array2<f32>)| {
+    let shape = |m: &Matrix| Shape { rows: m.outputs, inputs: m.inputs, group: group(bits, m.inputs) };
+    let shapes = block.matrices.iter().map(shape).collect();
+    let share = Share { shapes, share: settings.share, pattern: settings.pattern };
+    let order = |(i, numbers): (usize, &Array2<f32>)| {
         let squares = squares(i).filter(|_| settings.measures());
-        Order::of(importance(weight.view(), squares).view(), pattern)
+        Order::of(importance(numbers.view(), squares).view(), settings.pattern)
     };
-    let orders: Vec<Order> = dense.iter().enumerate().map(order).collect();
+    let orders: Vec<Order> = numbers.iter().enumerate().map(order).collect();
+    let task = Task { block, orders, share, place };
     let learnt = match &settings.method {
-        WeightMethod::Besa(besa) => walk.learn(block, &orders, &shapes, settings, besa, place)?,
-        _ => Learnt { counts: besa::uniform(&shapes, share, pattern), before: f64::NAN, after: f64::NAN },
+        WeightMethod::Besa(besa) => {
+            // What is learned is learned of weights on their grid.
+            walk.replace(block, numbers)?;
+            walk.learn(&task, besa)?
+        }
+        _ => Learnt { choice: task.share.start(), before: f64::NAN, after: f64::NAN },
     };
-    Ok(Chosen { orders, learnt })
+    Ok(Chosen { orders: task.orders, learnt })
+}
+
+/// Weights of a row that share a scale: those that do in the file, and of matrices on no grid as many as of int4.
+fn group(bits: Option<Bits>, inputs: usize) -> usize {
+    bits.unwrap_or(Bits::Int4).group(inputs)
 }
 
 impl Chosen {
-    /// Makes those weights zero.
-    pub(super) fn apply(&self, numbers: &mut [Array2<f32>], quantised: &mut [Option<Quantised>]) {
-        for (i, (order, counts)) in self.orders.iter().zip(&self.learnt.counts).enumerate() {
-            clear(&mut numbers[i], order, counts);
-            if let Some(quantised) = &mut quantised[i] {
-                clear(&mut quantised.codes, order, counts);
+    /// Makes of matrices with these `numbers`, [outputs, inputs], and of their grids, where they are on any, what was chosen.
+    pub(super) fn apply(&self, numbers: &mut [Array2<f32>], mut grids: Option<&mut [Quantised]>) {
+        let Choice { counts, scales } = &self.learnt.choice;
+        for (i, numbers) in numbers.iter_mut().enumerate() {
+            let (order, counts, scales) = (&self.orders[i], &counts[i], &scales[i]);
+            if let Some(grid) = grids.as_deref_mut().map(|grids| &mut grids[i]) {
+                grid.scales *= scales;
+                clear(&mut grid.codes, order, counts);
+                *numbers = grid.numbers();
+                continue;
             }
+            let group = group(None, numbers.ncols());
+            numbers.indexed_iter_mut().for_each(|((row, input), w)| *w *= scales[[row, input / group]]);
+            clear(numbers, order, counts);
         }
     }
 
     /// What was done, in the names of the file.
     pub(super) fn report(&self, pupil: &Pupil, block: &Block, settings: &Sparsity) -> SparseBlock {
-        let Learnt { counts, before, after } = &self.learnt;
+        let Learnt { choice: Choice { counts, .. }, before, after } = &self.learnt;
         let matrix = |(matrix, counts): (&Matrix, &Array1<usize>)| {
             let share = |count: usize| count as f64 / matrix.inputs as f64;
             let extreme = |count: Option<&usize>| share(count.copied().unwrap_or(0));

@@ -3,16 +3,14 @@
 use std::collections::HashMap;
 
 use kprune_passes::discover::blocks::Block;
-use kprune_passes::methods::besa::{self, Learnt, Reconstruction, Shape};
+use kprune_passes::methods::besa::{self, Learnt};
 use kprune_passes::probe::{Graph, Probes};
-use kprune_passes::sparsity::Order;
 use ndarray::{Array1, Array2};
 
-use super::learning::Learning;
+use super::learning::{Learning, Task};
 use super::{stored, tensor};
 use crate::data::Batch;
 use crate::error::Error;
-use crate::options::Sparsity;
 use crate::runtime::{self, Cache, Held, Kept, Purpose, Session};
 use crate::walk::{World, vector};
 
@@ -53,20 +51,11 @@ impl<'a> Walk<'a> {
         Ok(squares.into_iter().map(|sum| sum.to_vec()).collect())
     }
 
-    /// Learns how many weights of every row go.
-    pub(super) fn learn(
-        &mut self,
-        block: &Block,
-        orders: &[Order],
-        shapes: &[Shape],
-        settings: &Sparsity,
-        besa: &besa::Settings,
-        place: &str,
-    ) -> Result<Learnt, Error> {
+    /// Learns how many weights of every row go, and what the others are multiplied with.
+    pub(super) fn learn(&mut self, task: &Task, besa: &besa::Settings) -> Result<Learnt, Error> {
         let parts = Parts { states: &self.states, references: &self.references };
-        let mut learning = Learning::new(self.world, &self.probes, parts, block, orders, settings.pattern, place)?;
-        let block: &mut dyn Reconstruction = &mut learning;
-        let learnt = besa::learn(block, shapes, settings.share, settings.pattern, besa, self.world.seed)?;
+        let mut learning = Learning::new(self.world, &self.probes, parts, task)?;
+        let learnt = besa::learn(&mut learning, &task.share, besa, self.world.seed)?;
         self.world.clock.stage("learn");
         Ok(learnt)
     }

@@ -4,10 +4,12 @@
 //! mean over the places where the stream is looked at of ||R_S - R_T||^2 / ||R_T - mean R_T||^2 over real tokens. Students'
 //! weights are inputs of its graph, and their gradients are outputs: who runs it moves them.
 
+mod adam;
 mod graphs;
 mod stream;
 mod weights;
 
+pub use adam::Adam;
 pub use graphs::{Step, Weight, judge, step, teacher};
 pub use stream::{SHARE, stream_input, streams};
 pub use weights::{trainable, write};

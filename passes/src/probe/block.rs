@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ndarray::{Array2, ArrayD};
 
+use super::student::{Student, integers, stored};
 use super::{Graph, Probes, only_real};
 use crate::calculus::differentiate::{DifferentiateError, differentiate};
 use crate::calculus::emit::Emit;
@@ -37,8 +38,13 @@ pub struct ReconstructionOutputs {
     /// For every matrix the sums of gradient times weight over the weights of a row that go at every candidate:
     /// [outputs, candidates]; `None` where the block does not depend on it.
     pub sums: Vec<Option<String>>,
+    /// For every matrix the gradient with respect to the logarithms of its scales: [outputs, groups]; `None` where the
+    /// block does not depend on it.
+    pub of_scales: Vec<Option<String>>,
     /// The inputs that take how many weights of every row go, in i32: `[outputs]`.
     pub counts: Vec<String>,
+    /// The inputs that take the scales of every matrix, in f32: [outputs, groups].
+    pub scales: Vec<String>,
 }
 
 impl Probes<'_> {
@@ -75,10 +81,11 @@ impl Probes<'_> {
         Graph { model: part, outputs }
     }
 
-    /// The block with so many weights of every row gone, in their `orders`; with its gradients where `candidates` says how
-    /// many weights of a row so wide go at every candidate.
+    /// The block with so many weights of every row gone, in their `orders`, and scales on what stays, one for so many weights of
+    /// a row as `groups` says for every matrix; with its gradients where `candidates` says how many weights of a row so wide go
+    /// at every candidate.
     ///
-    /// Inputs: what crosses into the block, [`REFERENCE`], [`TOKENS`], and the counts of every matrix.
+    /// Inputs: what crosses into the block, [`REFERENCE`], [`TOKENS`], and the counts and scales of every matrix.
     ///
     /// # Errors
     /// Where an operator within the block cannot be differentiated.
@@ -86,6 +93,7 @@ impl Probes<'_> {
         &self,
         block: &Block,
         orders: &[Order],
+        groups: &[usize],
         candidates: Option<&dyn Fn(usize) -> Vec<usize>>,
     ) -> Result<Graph<ReconstructionOutputs>, DifferentiateError> {
         let mut part = extract(&self.student, &self.seen, self.crossings.at(block.sublayers.start), &[block.stream]);
@@ -96,25 +104,31 @@ impl Probes<'_> {
             None => vec![None; weights.len()],
         };
         let mut emit = Emit::new(&mut part.graph, self.opset(), "besa");
-        let (mut counts, mut sums) = (Vec::new(), Vec::new());
+        let (mut counts, mut scales) = (Vec::new(), Vec::new());
+        let (mut sums, mut of_scales) = (Vec::new(), Vec::new());
         let mut taken = HashMap::new();
-        for ((matrix, order), gradient) in block.matrices.iter().zip(orders).zip(gradients) {
-            let (dense, count) = masked(&mut emit, matrix, order);
-            counts.push(count);
+        for (((matrix, order), &group), gradient) in block.matrices.iter().zip(orders).zip(groups).zip(gradients) {
+            let student = Student::new(&mut emit, matrix, order, group);
+            counts.push(student.count);
+            scales.push(student.scales);
             let sum = gradient.zip(candidates).map(|(gradient, candidates)| {
                 let key = (matrix.inputs, matrix.inputs_axis);
                 let taken = *taken.entry(key).or_insert_with(|| taken_by(&mut emit, key, &candidates(matrix.inputs)));
-                summed(&mut emit, matrix, order, [gradient, dense], taken)
+                summed(&mut emit, matrix, order, [gradient, student.numbers], taken)
             });
             sums.push(sum);
+            of_scales.push(gradient.map(|gradient| student.slope(&mut emit, matrix, gradient)));
         }
         let name = |v: ValueId| part.graph.name(v).to_string();
         let outputs = ReconstructionOutputs {
             loss: name(loss),
             sums: sums.iter().map(|sum| sum.map(name)).collect(),
-            counts: counts.iter().map(|&count| name(count)).collect(),
+            of_scales: of_scales.iter().map(|slope| slope.map(name)).collect(),
+            counts: counts.into_iter().map(name).collect(),
+            scales: scales.into_iter().map(name).collect(),
         };
-        let ends: Vec<ValueId> = std::iter::once(loss).chain(sums.into_iter().flatten()).collect();
+        let ends = std::iter::once(loss).chain(sums.into_iter().chain(of_scales).flatten());
+        let ends: Vec<ValueId> = ends.collect();
         finish(&mut part, &ends);
         if candidates.is_some() {
             shapes::declare(&mut part, &self.seen);
@@ -160,23 +174,6 @@ impl Probes<'_> {
 /// What the size of a token's stream is taken to be at least.
 const LEAST: f64 = 1e-12;
 
-/// Lets the graph read a matrix without the weights that go. Returns the whole matrix, and the input that takes how many go.
-fn masked(emit: &mut Emit, matrix: &Matrix, order: &Order) -> (ValueId, ValueId) {
-    let name = emit.graph.name(matrix.weight).to_string();
-    let tensor = emit.graph.constant(matrix.weight).cloned();
-    let dense = tensor.map(|tensor| emit.graph.add_constant("besa_dense", tensor));
-    let places = emit.graph.add_constant("besa_places", integers(&stored(matrix, &order.places)));
-    let count = emit.graph.add_input(signature::declare(&format!("kprune_count_{name}"), ElementType::I32, 1));
-    let axis = 1 - matrix.inputs_axis;
-    let along = emit.unsqueeze(count, &[1 - axis as i64]);
-    let stays = emit.op("GreaterOrEqual", &[places, along]);
-    let stays = emit.cast(stays, ElementType::F32);
-    let dense = dense.unwrap_or(matrix.weight);
-    let sparse = emit.op("Mul", &[dense, stays]);
-    emit.graph.replace_reads(matrix.weight, sparse);
-    (dense, count)
-}
-
 /// The sums of gradient times weight over the weights of a row that go at every candidate: [outputs, candidates].
 fn summed(emit: &mut Emit, matrix: &Matrix, order: &Order, [gradient, dense]: [ValueId; 2], taken: ValueId) -> ValueId {
     let inputs = emit.graph.add_constant("besa_inputs", integers(&stored(matrix, &order.inputs)));
@@ -199,17 +196,4 @@ fn taken_by(emit: &mut Emit, (inputs, inputs_axis): (usize, usize), counts: &[us
     let taken = if inputs_axis == 0 { taken.reversed_axes() } else { taken };
     let taken: ArrayD<f64> = taken.as_standard_layout().into_owned().into_dyn();
     emit.array(ElementType::F32, &taken)
-}
-
-/// [outputs, inputs] as the matrix is stored.
-fn stored(matrix: &Matrix, by_rows: &Array2<i32>) -> Array2<i32> {
-    match matrix.inputs_axis {
-        0 => by_rows.t().as_standard_layout().into_owned(),
-        _ => by_rows.clone(),
-    }
-}
-
-fn integers(array: &Array2<i32>) -> Tensor {
-    let bytes: Vec<u8> = array.iter().flat_map(|i| i.to_le_bytes()).collect();
-    Tensor::from_raw("", ElementType::I32, array.shape(), bytes.into()).expect("four bytes for every number")
 }

@@ -24,6 +24,7 @@ mod columns;
 mod equations;
 mod moments;
 mod step;
+mod student;
 pub mod suffix;
 mod sums;
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2, Axis};
 use serde::Serialize;
 
 /// How many bits a weight has.
@@ -35,7 +35,7 @@ impl Bits {
 
     /// Shares of the largest weight that a scale may reach to: with many steps there is nothing to gain from cutting
     /// large weights off.
-    fn clips(self) -> &'static [f32] {
+    fn reaches(self) -> &'static [f32] {
         match self {
             Self::Int8 => &[1.0],
             Self::Int4 => &[1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6],
@@ -83,22 +83,16 @@ impl Quantised {
     /// The nearest that there is to `weight`, [outputs, inputs]: of every group, the scale with the least error, where that
     /// of a weight counts as often as `squares`, the squares of what it is multiplied with, summed up over tokens.
     pub fn of(weight: ArrayView2<f32>, bits: Bits, squares: Option<&[f64]>) -> Self {
-        let (rows, inputs) = weight.dim();
-        let group = bits.group(inputs);
-        let mut codes = Array2::zeros((rows, inputs));
-        let mut scales = Array2::ones((rows, inputs.div_ceil(group)));
-        for (output, row) in weight.axis_iter(Axis(0)).enumerate() {
-            for (place, own) in row.axis_chunks_iter(Axis(0), group).enumerate() {
-                let own = own.to_vec();
+        let group = bits.group(weight.ncols());
+        let mut scales = Array2::ones((weight.nrows(), weight.ncols().div_ceil(group)));
+        for (row, mut scales) in weight.rows().into_iter().zip(scales.rows_mut()) {
+            for (place, (own, scale)) in row.axis_chunks_iter(Axis(0), group).zip(&mut scales).enumerate() {
                 let start = place * group;
-                let counts = squares.map(|squares| &squares[start..start + own.len()]);
-                let scale = best_scale(&own, bits, counts);
-                scales[[output, place]] = scale;
-                let to = codes.slice_mut(s![output, start..start + own.len()]);
-                to.into_iter().zip(&own).for_each(|(code, &w)| *code = rounded(w, scale, bits));
+                *scale = best_scale(&own.to_vec(), bits, squares.map(|squares| &squares[start..start + own.len()]));
             }
         }
-        Self { codes, scales, bits }
+        let code = |(i, j)| rounded(weight[[i, j]], scales[[i, j / group]], bits);
+        Self { codes: Array2::from_shape_fn(weight.raw_dim(), code), scales, bits }
     }
 
     /// The numbers that runtimes make of it: [outputs, inputs].
@@ -125,11 +119,11 @@ fn best_scale(own: &[f32], bits: Bits, counts: Option<&[f64]>) -> f32 {
         });
         each.sum()
     };
-    let scales = bits.clips().iter().map(|clip| clip * whole);
-    match bits.clips().len() {
-        1 => whole,
-        _ => scales.map(|s| (s, error(s))).min_by(|a, b| a.1.total_cmp(&b.1)).map_or(whole, |(scale, _)| scale),
+    if bits.reaches().len() == 1 {
+        return whole;
     }
+    let scales = bits.reaches().iter().map(|reach| reach * whole);
+    scales.map(|s| (s, error(s))).min_by(|a, b| a.1.total_cmp(&b.1)).map_or(whole, |(scale, _)| scale)
 }
 
 fn rounded(weight: f32, scale: f32, bits: Bits) -> i8 {

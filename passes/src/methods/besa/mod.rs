@@ -4,16 +4,20 @@
 //! The *order* in which a row's weights go is that of their importance ([`sparsity`](crate::sparsity)). A *rate* is the
 //! mean of candidates whose probabilities are learned ([`Rates`]); every weight has a probability to stay by them, and
 //! gradients pass through the hard mask as if it were that ([`Rates::gradient`]). A block is *learned* ([`learn`]) against
-//! what its dense weights give, with a penalty that keeps the share of the whole block where it was asked to be.
+//! what its dense weights give, with a penalty that keeps the share of the whole block where it was asked to be; with it,
+//! what the weights that stay are multiplied with.
 
+mod allocation;
 mod learn;
 mod prodigy;
 mod rates;
+mod scales;
 mod settings;
 mod steps;
 mod structured;
 
-pub use learn::{Counts, Learnt, Reconstruction, Shape, Step, learn, uniform};
+pub use allocation::{Counts, Shape, Share};
+pub use learn::{Choice, Learnt, Reconstruction, Step, learn};
 pub use rates::{Rates, candidate_counts};
 pub use settings::{Grain, Settings};
 pub use structured::Besa;

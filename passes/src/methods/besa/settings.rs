@@ -18,12 +18,14 @@ pub enum Grain {
 pub struct Settings {
     /// What has a rate of its own.
     pub grain: Grain,
+    /// Whether what stays is multiplied with scales that are learned too; as published, it is not.
+    pub scales: bool,
     /// How many mini-batches every block learns from, one after another.
     pub steps: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { grain: Grain::default(), steps: 64 }
+        Self { grain: Grain::default(), scales: true, steps: 64 }
     }
 }

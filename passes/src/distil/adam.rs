@@ -1,7 +1,7 @@
 //! Adam (Kingma and Ba 2015, algorithm 1), with gradients clipped by their norm.
 
 /// The moments of all weights.
-pub(super) struct Adam {
+pub struct Adam {
     moments: Vec<[Vec<f32>; 2]>,
     steps: i32,
 }
@@ -15,18 +15,18 @@ const LONGEST: f64 = 1.0;
 
 impl Adam {
     /// For weights of these sizes.
-    pub(super) fn new(sizes: impl IntoIterator<Item = usize>) -> Self {
+    pub fn new(sizes: impl IntoIterator<Item = usize>) -> Self {
         Self { moments: sizes.into_iter().map(|n| [vec![0.0; n], vec![0.0; n]]).collect(), steps: 0 }
     }
 
     /// Starts a step: what gradients of this norm are multiplied by.
-    pub(super) fn start(&mut self, norm: f64) -> f32 {
+    pub fn start(&mut self, norm: f64) -> f32 {
         self.steps += 1;
         (LONGEST / norm.max(LONGEST)) as f32
     }
 
     /// Moves weight `i` against its gradient times `scale`.
-    pub(super) fn step(&mut self, i: usize, weight: &mut [f32], gradient: &[f32], scale: f32, rate: f32) {
+    pub fn step(&mut self, i: usize, weight: &mut [f32], gradient: &[f32], scale: f32, rate: f32) {
         let [first, second] = &mut self.moments[i];
         let [b1, b2] = BETAS;
         let [c1, c2] = BETAS.map(|b| 1.0 - b.powi(self.steps));
