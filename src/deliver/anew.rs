@@ -1,6 +1,6 @@
 //! Models that were made, written anew with other weights; and the same models as they are run to find those.
 
-use kprune_passes::distil::{trainable, write};
+use kprune_passes::distil::{copy, trainable, write};
 use kprune_passes::ir::{Graph, Model, Tensor, ValueId};
 use kprune_passes::methods::Outcome;
 use kprune_passes::probe::Probes;
@@ -73,11 +73,11 @@ pub(super) fn trained(student: &mut Model, written: &Model, values: Values) -> R
         let missing = || Error::internal(format!("{name} is in no file"));
         let place = model.graph.find(&name).ok_or_else(missing)?;
         write(&mut model.graph, place, &numbers.mapv(f64::from)).map_err(internal)?;
-        let stored = model.graph.constant(place).ok_or_else(missing)?.to_f64().map_err(internal)?;
-        if let Some(odd) = stored.iter().find(|x| !x.is_finite()) {
+        let stored = model.graph.constant(place).ok_or_else(missing)?;
+        if let Some(odd) = stored.to_f64().map_err(internal)?.iter().find(|x| !x.is_finite()) {
             return Err(crate::error::not_finite(name, "a weight after distillation", *odd));
         }
-        write(&mut student.graph, value, &stored).map_err(internal)?;
+        copy(&mut student.graph, value, stored).map_err(internal)?;
     }
     Ok(model)
 }

@@ -160,7 +160,12 @@ impl Settling<'_> {
 
     /// Goes through the block with its weights as they are now, where that is of use.
     fn advance(&mut self, block: &Block, is_last: bool) -> Result<(), Error> {
-        if self.wanted.measures() { self.walk.advance(block, is_last) } else { Ok(()) }
+        if self.wanted.measures() {
+            self.walk.advance(block, is_last)?;
+        }
+        // It is not run again: of large models every copy counts.
+        self.walk.forget(block, &self.pupil.model.graph);
+        Ok(())
     }
 
     fn finish(self) -> Settled {

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use kprune_passes::discover::blocks::Block;
+use kprune_passes::ir::Graph;
 use kprune_passes::methods::besa::{self, Learnt};
-use kprune_passes::probe::{Graph, Probes};
+use kprune_passes::probe::{self, Probes};
 use ndarray::{Array1, Array2};
 
 use super::learning::{Learning, Task};
@@ -36,7 +37,7 @@ impl<'a> Walk<'a> {
     /// gives is kept where it is to be learned from.
     pub(super) fn features(&mut self, block: &Block, is_kept: bool, place: &str) -> Result<Vec<Vec<f64>>, Error> {
         self.world.progress.stage(&format!("{place}: measuring"));
-        let Graph { model, outputs } = self.probes.features(block);
+        let probe::Graph { model, outputs } = self.probes.features(block);
         let mut session = self.world.runtime.session(&model, "measuring a block", Purpose::Work)?;
         let mut squares: Vec<Array1<f64>> = block.matrices.iter().map(|m| Array1::zeros(m.inputs)).collect();
         self.references.clear();
@@ -68,6 +69,14 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// Lets go of the numbers of a block's matrices, for those of the model that it came from.
+    pub(super) fn forget(&mut self, block: &Block, origin: &Graph) {
+        for matrix in &block.matrices {
+            let own = origin.constant(matrix.weight).cloned();
+            own.into_iter().for_each(|own| self.probes.replace(matrix, own));
+        }
+    }
+
     /// Goes through the block, with its matrices as they are now.
     pub(super) fn advance(&mut self, block: &Block, is_last: bool) -> Result<(), Error> {
         if !is_last {
@@ -87,7 +96,7 @@ pub(super) struct Parts<'a> {
 
 /// Moves what crosses into a block on to what crosses into the next.
 fn advance(world: &World, probes: &Probes, block: &Block, states: &mut [Kept], cache: &Cache) -> Result<(), Error> {
-    let Graph { model, outputs } = probes.advance(block);
+    let probe::Graph { model, outputs } = probes.advance(block);
     let mut session = match outputs.is_empty() {
         true => None,
         false => Some(world.runtime.session(&model, "running a block", Purpose::Work)?),

@@ -12,7 +12,7 @@ mod weights;
 pub use adam::Adam;
 pub use graphs::{Step, Weight, judge, step, teacher};
 pub use stream::{SHARE, stream_input, streams};
-pub use weights::{trainable, write};
+pub use weights::{copy, trainable, write};
 
 use crate::calculus::TokenMask;
 use crate::calculus::objective::Objective;

@@ -59,6 +59,20 @@ pub fn write(graph: &mut Graph, value: ValueId, numbers: &ArrayD<f64>) -> Result
     Ok(())
 }
 
+/// Puts the numbers of another constant in the place of a constant's, as its element type rounds them; where that is the
+/// same, both share them.
+///
+/// # Errors
+/// As [`write`].
+pub fn copy(graph: &mut Graph, value: ValueId, from: &Tensor) -> Result<(), TensorError> {
+    if graph.constant(value).ok_or(TensorError::Missing)?.element() != from.element() {
+        return write(graph, value, &from.to_f64()?);
+    }
+    let name = graph.name(value).to_string();
+    graph.set_constant(value, from.clone().named(&name));
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
