@@ -63,7 +63,7 @@ pub fn write(graph: &mut Graph, value: ValueId, numbers: &ArrayD<f64>) -> Result
 /// same, both share them.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn copy(graph: &mut Graph, value: ValueId, from: &Tensor) -> Result<(), TensorError> {
     if graph.constant(value).ok_or(TensorError::Missing)?.element() != from.element() {
         return write(graph, value, &from.to_f64()?);
