@@ -102,7 +102,7 @@ impl<'a> Allocation<'a> {
         let at = |shape: &Shape| Rates::at(aim.share, shape.rows, grain, aim.pattern);
         aim.leaves_a_choice().then(|| {
             let rates: Vec<Rates> = aim.shapes.iter().map(at).collect();
-            let prodigy = Prodigy::new(rates.iter().map(|r| &r.logits), FIRST);
+            let prodigy = Prodigy::new(rates.iter().map(|r| &r.logits));
             Self { aim, rates, prodigy }
         })
     }
@@ -141,9 +141,6 @@ impl<'a> Allocation<'a> {
         self.prodigy.step(&mut logits, &gradients);
     }
 }
-
-/// How far logits move, to begin with: by some tenths in the end.
-pub(super) const FIRST: f64 = 1e-2;
 
 #[cfg(test)]
 mod tests {

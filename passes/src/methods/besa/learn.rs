@@ -17,6 +17,14 @@ pub struct Choice {
     pub scales: Vec<Array2<f32>>,
 }
 
+impl Choice {
+    /// The same with what is learned of it.
+    fn with(&self, counts: Option<Counts>, scales: Option<&Scales>) -> Self {
+        let counts = counts.unwrap_or_else(|| self.counts.clone());
+        Self { counts, scales: scales.map_or_else(|| self.scales.clone(), Scales::now) }
+    }
+}
+
 /// A block, as it is learned: with other weights, how far is what it gives from what it gave?
 pub trait Reconstruction {
     /// How many mini-batches there are to learn from.
@@ -74,20 +82,12 @@ pub fn learn(block: &mut dyn Reconstruction, share: &Share, settings: &Settings,
     }
     let mut turns = Turns::new((0..block.mini_batches()).collect(), seed);
     for i in 0..settings.steps {
-        let step = block.step(
-            turns.next(),
-            &Choice {
-                counts: allocation.as_ref().map_or_else(|| start.counts.clone(), Allocation::counts),
-                scales: scales.as_ref().map_or_else(|| start.scales.clone(), Scales::now),
-            },
-        )?;
+        let choice = start.with(allocation.as_ref().map(Allocation::counts), scales.as_ref());
+        let step = block.step(turns.next(), &choice)?;
         allocation.iter_mut().for_each(|allocation| allocation.step(&step.sums));
         scales.iter_mut().for_each(|scales| scales.step(&step.of_scales, i as f64 / settings.steps as f64));
         if is_checked(i, settings.steps) {
-            let choice = Choice {
-                counts: allocation.as_ref().map_or_else(|| start.counts.clone(), Allocation::settled),
-                scales: scales.as_ref().map_or_else(|| start.scales.clone(), Scales::now),
-            };
+            let choice = start.with(allocation.as_ref().map(Allocation::settled), scales.as_ref());
             let after = block.judge(&choice)?;
             if after < best.after {
                 best = Learnt { choice, before, after };

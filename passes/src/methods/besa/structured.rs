@@ -7,7 +7,6 @@
 
 use ndarray::{Array1, Array2};
 
-use super::allocation::FIRST;
 use super::prodigy::Prodigy;
 use super::rates::{Rates, candidate_counts, tilt_to};
 use super::settings::{Grain, Settings};
@@ -58,7 +57,7 @@ impl Besa {
         let masks = Masks { task, orders: &self.orders };
         let mut rates: Vec<Rates> =
             task.sublayers.iter().map(|_| Rates::at(share, 1, Grain::Matrix, Pattern::Unstructured)).collect();
-        let mut prodigy = Prodigy::new(rates.iter().map(|r| &r.logits), FIRST);
+        let mut prodigy = Prodigy::new(rates.iter().map(|r| &r.logits));
         let (judges, learned): (Vec<usize>, Vec<usize>) =
             (0..walk.mini_batches()).partition(|i| i % JUDGES == JUDGES - 1);
         let judges = if judges.is_empty() { learned.clone() } else { judges };
