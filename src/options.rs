@@ -89,9 +89,9 @@ pub enum Distil {
     /// It is not.
     #[default]
     Off,
-    /// It is, and what is best on the way stays, be it worse than what was there before.
+    /// It is, and what was learnt stays, be it worse than what was there before.
     On,
-    /// It is, and stays only where it is better on held-out samples.
+    /// It is, and what was learnt stays unless samples that are set aside tell that it is worse.
     Auto,
     /// The same at the cost of so many passes of the original over the calibration set.
     Equivalents(f64),
@@ -269,7 +269,7 @@ impl Default for RuntimeOptions {
 }
 
 /// What a distillation costs, in passes of the original over the calibration set.
-const EQUIVALENTS: f64 = 5.5;
+const EQUIVALENTS: f64 = 10.0;
 
 impl Distil {
     /// What it costs, in passes of the original over the calibration set.
@@ -281,7 +281,7 @@ impl Distil {
         }
     }
 
-    /// Whether it stays only where it is better.
+    /// Whether samples may tell that it is not to stay.
     pub fn is_guarded(self) -> bool {
         self != Self::On
     }

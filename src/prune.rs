@@ -96,7 +96,7 @@ pub(crate) fn prune(
         chooser.time_original()?;
     }
     let (mut probes, forward) = chooser.finish();
-    maker.distil(&mut products, &mut probes)?;
+    maker.distil(&mut products, &mut probes, &cache)?;
     clock.stage("distil");
     maker.settle(&mut products, &probes, &cache, &budget)?;
     products.forget_projections();
@@ -184,7 +184,7 @@ fn judges(loaded: &mut Loaded, options: &Options) -> Result<Option<Dataset>, Err
         let reason = "--distil: samples are set aside to judge by, and there is only one";
         return Err(Error::Usage(format!("{reason}; give more with --calibration, or leave the option away")));
     }
-    let aside = (samples / JUDGES).clamp(1, MOST_SET_ASIDE);
+    let aside = (samples / JUDGES).clamp(FEWEST, MOST_SET_ASIDE).min(samples / 2);
     set_aside(loaded, aside, options.data.calibration.seed).map(Some)
 }
 
@@ -195,8 +195,12 @@ fn set_aside(loaded: &mut Loaded, samples: usize, seed: u64) -> Result<Dataset, 
     Ok(aside)
 }
 
-/// One of so many samples judges a distillation.
-const JUDGES: usize = 10;
+/// One of so many samples judges a distillation: what is set aside costs more than they tell, for all that is to be seen is
+/// whether it went astray.
+const JUDGES: usize = 32;
+
+/// No fewer do, unless that is half of them.
+const FEWEST: usize = 4;
 
 /// So many of them are judged together, few where there are few: the spread between batches tells how sure a judgement is.
 fn judged(samples: usize) -> usize {

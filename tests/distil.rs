@@ -44,15 +44,12 @@ fn a_student_comes_nearer_to_its_teacher_and_keeps_its_units() {
 }
 
 #[test]
-fn what_would_be_no_better_is_not_kept() {
+fn who_is_as_good_as_its_teacher_stays_so() {
     let folder = tempfile::tempdir().unwrap();
-    let (plain, guarded) = (folder.path().join("plain.onnx"), folder.path().join("guarded.onnx"));
-    // Nothing can be learnt from a student that is as good as its teacher.
-    let arguments = ["--method", "obs", "--compression", "0.05", "-q"];
-    prune_reviews(&plain, &arguments);
-    let report = prune_reviews(&guarded, &[&arguments[..], &["--distil", "0.01"]].concat());
+    let arguments = ["--method", "obs", "--compression", "0.05", "-q", "--distil", "auto"];
+    let report = prune_reviews(&folder.path().join("distilled.onnx"), &arguments);
     let done = &report["distillation"];
-    assert!(gain(done) <= 1.0, "{done}");
+    assert!(gain(done) < 1.02 && divergence(&report) < 1e-4, "{done} and {}", divergence(&report));
 }
 
 #[test]

@@ -131,7 +131,7 @@ pub struct PruneArgs {
     #[allow(missing_docs)] // A line here would become the help of the command.
     pub sparsity: SparsityArgs,
 
-    /// Let what stays learn from the original afterwards: off, on, auto (only where it is better on held-out samples), or
+    /// Let what stays learn from the original afterwards: off, on, auto (unless it turns out worse on samples set aside), or
     /// auto at the cost of so many passes of the original over the calibration set
     #[arg(long, value_name = "WHEN", default_value = "off", value_parser = distil, help_heading = "Method")]
     pub distil: Distil,

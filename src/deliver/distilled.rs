@@ -8,6 +8,7 @@ use super::make::{Maker, Products};
 use crate::distil::Distiller;
 use crate::error::Error;
 use crate::options::Distil;
+use crate::runtime::Cache;
 
 impl Maker<'_> {
     /// Distils the models that were made, where that is wanted and something was removed.
@@ -15,14 +16,14 @@ impl Maker<'_> {
     /// # Errors
     /// Where a model cannot be differentiated, a number is not finite, or the new file does not agree with what was
     /// trained.
-    pub(crate) fn distil(&self, products: &mut Products, probes: &mut Probes) -> Result<(), Error> {
+    pub(crate) fn distil(&self, products: &mut Products, probes: &mut Probes, cache: &Cache) -> Result<(), Error> {
         let is_wanted = |outcome: &Outcome| outcome.plan.decisions.iter().any(|d| d.keep.iter().any(|keep| !keep));
         if self.options.distil == Distil::Off || !products.models.iter().any(|p| is_wanted(&p.outcome)) {
             return Ok(());
         }
         // Where it fails, so does every student's step.
         let _ = probes.reach_outputs();
-        let mut distiller = Distiller::new(self.world, probes, self.options.distil, &self.judges)?;
+        let mut distiller = Distiller::new(self.world, probes, self.options.distil, &self.judges, cache.clone())?;
         for product in products.models.iter_mut().filter(|p| is_wanted(&p.outcome)) {
             let Some(made) = &mut product.made else { continue };
             let mut pupil = self.pupil(&product.outcome, probes, &made.model)?;

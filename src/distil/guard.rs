@@ -1,8 +1,6 @@
-//! The guard: what was best on samples that nothing learnt from, where it is better than what was there before.
+//! The guard: what was learnt stays unless samples that nothing learnt from tell that it is worse.
 
-use super::student::Learner;
-use super::{Distillation, Tried, Values};
-use crate::error::Error;
+use super::{Distillation, Tried};
 
 /// The loss of some samples, a mean over them.
 #[derive(Clone, Copy)]
@@ -11,38 +9,33 @@ pub(super) struct Judged {
     pub(super) loss: f64,
 }
 
-/// The best weights so far.
+/// What was tried so far.
 pub(super) struct Guard {
     before: Vec<Judged>,
-    /// Whether they must be better than what was there before.
-    is_guarded: bool,
+    /// Whether weights that are worse are refused.
+    is_strict: bool,
     tried: Vec<Tried>,
-    best: Option<(usize, Values)>,
+    kept: Option<usize>,
 }
 
 impl Guard {
     /// With the losses before any step.
-    pub(super) fn new(before: Vec<Judged>, is_guarded: bool) -> Self {
-        Self { before, is_guarded, tried: Vec::new(), best: None }
+    pub(super) fn new(before: Vec<Judged>, is_strict: bool) -> Self {
+        Self { before, is_strict, tried: Vec::new(), kept: None }
     }
 
-    /// Looks at the weights of the learner, and keeps them where they are the best so far.
-    pub(super) fn see(&mut self, steps: usize, way: f64, after: Vec<Judged>, learner: &Learner) -> Result<(), Error> {
-        let loss = mean(&after);
-        let is_least = self.best.as_ref().is_none_or(|(place, _)| loss < self.tried[*place].loss);
-        if is_least && (!self.is_guarded || is_better(&self.before, &after)) {
-            self.best = Some((self.tried.len(), learner.weights()?));
-        }
-        self.tried.push(Tried { steps, way, loss });
-        Ok(())
+    /// Whether weights are taken: those that are no worse than the weights before any step.
+    pub(super) fn takes(&mut self, steps: usize, way: f64, after: &[Judged]) -> bool {
+        let is_taken = !self.is_strict || !is_worse(&self.before, after);
+        self.kept = is_taken.then_some(self.tried.len());
+        self.tried.push(Tried { steps, way, loss: mean(after) });
+        is_taken
     }
 
-    /// What was done, and the weights to take.
-    pub(super) fn finish(self) -> (Distillation, Option<Values>) {
+    /// What was done.
+    pub(super) fn finish(self) -> Distillation {
         let samples = self.before.iter().map(|j| j.samples).sum();
-        let kept = self.best.as_ref().map(|(place, _)| *place);
-        let done = Distillation { samples, before: mean(&self.before), tried: self.tried, kept, difference: None };
-        (done, self.best.map(|(_, weights)| weights))
+        Distillation { samples, before: mean(&self.before), tried: self.tried, kept: self.kept, difference: None }
     }
 }
 
@@ -51,16 +44,16 @@ fn mean(judged: &[Judged]) -> f64 {
     judged.iter().map(|j| j.loss * j.samples as f64).sum::<f64>() / samples as f64
 }
 
-/// Whether the loss fell by more than one standard error of its fall, over the same batches before and after; one batch
-/// tells nothing of that.
-fn is_better(before: &[Judged], after: &[Judged]) -> bool {
-    let falls: Vec<Judged> =
-        before.iter().zip(after).map(|(b, a)| Judged { samples: b.samples, loss: b.loss - a.loss }).collect();
-    let (fall, count) = (mean(&falls), falls.len() as f64);
-    let samples: usize = falls.iter().map(|j| j.samples).sum();
-    let squares = falls.iter().map(|j| (j.samples as f64 * (j.loss - fall)).powi(2)).sum::<f64>();
-    let error = (squares * count / (count - 1.0)).sqrt() / samples as f64;
-    count > 1.0 && fall > error
+/// Whether the loss rose by more than one standard error of its rise, over the same batches before and after; of one batch,
+/// which tells nothing of that, whether it rose at all.
+fn is_worse(before: &[Judged], after: &[Judged]) -> bool {
+    let rises: Vec<Judged> =
+        before.iter().zip(after).map(|(b, a)| Judged { samples: b.samples, loss: a.loss - b.loss }).collect();
+    let (rise, count) = (mean(&rises), rises.len() as f64);
+    let samples: usize = rises.iter().map(|j| j.samples).sum();
+    let squares = rises.iter().map(|j| (j.samples as f64 * (j.loss - rise)).powi(2)).sum::<f64>();
+    let error = if count > 1.0 { (squares * count / (count - 1.0)).sqrt() / samples as f64 } else { 0.0 };
+    rise > error
 }
 
 #[cfg(test)]
@@ -72,13 +65,22 @@ mod tests {
     }
 
     #[test]
-    fn a_fall_on_every_batch_is_one_and_a_fall_on_few_is_noise() {
+    fn a_rise_on_every_batch_is_one_and_a_rise_on_few_is_noise() {
         let before = judged(&[1.0, 2.0, 3.0, 4.0]);
-        assert!(is_better(&before, &judged(&[0.9, 1.9, 2.8, 3.8])));
-        assert!(!is_better(&before, &judged(&[1.1, 2.1, 3.1, 2.0])), "by 0.42 in the mean, and 0.52 is its error");
-        assert!(!is_better(&before, &before), "the same is no better");
-        assert!(!is_better(&before, &judged(&[1.1, 2.1, 3.1, 4.1])));
-        assert!(!is_better(&before[..1], &judged(&[0.5])), "one batch may be luck");
+        assert!(is_worse(&before, &judged(&[1.1, 2.1, 3.2, 4.2])));
+        assert!(!is_worse(&before, &judged(&[0.9, 1.9, 2.9, 5.0])), "by 0.18 in the mean, and 0.28 is its error");
+        assert!(!is_worse(&before, &before), "the same is no worse");
+        assert!(is_worse(&before[..1], &judged(&[1.01])) && !is_worse(&before[..1], &judged(&[0.99])));
+    }
+
+    #[test]
+    fn what_is_worse_is_taken_only_where_nobody_minds() {
+        let (before, after) = (judged(&[1.0, 2.0]), judged(&[2.0, 3.0]));
+        let mut strict = Guard::new(before.clone(), true);
+        assert!(!strict.takes(9, 1.0, &after) && strict.takes(9, 0.5, &before));
+        let done = strict.finish();
+        assert_eq!((done.kept, done.tried.len(), done.before, done.samples), (Some(1), 2, 1.5, 8));
+        assert!(Guard::new(before, false).takes(9, 1.0, &after));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Distillation of pruned students: their weights learn from the teacher, on the calibration set and copies of it with
-//! tokens replaced, for a few passes of Adam. What is held out decides when to stop, and whether to keep it.
+//! tokens replaced, for a few passes of Adam. What is held out decides whether that stays.
 
 mod guard;
+mod lessons;
 mod schedule;
 mod student;
 mod tokens;
@@ -9,33 +10,28 @@ mod tokens;
 use std::fmt;
 
 use kprune_passes::calculus::objective::Objective;
-use kprune_passes::distil::{self, Student, streams};
+use kprune_passes::distil::{Student, streams};
 use kprune_passes::ir::{Model, ValueId};
 use kprune_passes::observe::Observation;
 use kprune_passes::probe::Probes;
 use ndarray::ArrayD;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use crate::data::Batch;
 use crate::error::Error;
 use crate::options::Distil;
-use crate::runtime::{Purpose, Session};
+use crate::runtime::Cache;
 use crate::walk::World;
 use guard::{Guard, Judged};
+use lessons::Lessons;
 use schedule::Schedule;
-use student::{Learner, Lesson, as_inputs};
-use tokens::Tokens;
+use student::{Learner, Lesson};
 
 /// Weights by the constants that they are.
 pub(crate) type Values = Vec<(ValueId, ArrayD<f32>)>;
 
-/// How much distributions are softened.
-const TAU: f64 = 2.0;
-
-/// Of so many lessons, one is of the samples as they are, and the others of copies with tokens replaced.
-const COPIES: usize = 3;
+/// How much distributions are softened: as little as where they are judged.
+const TAU: f64 = 1.0;
 
 /// What a distillation did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -46,7 +42,8 @@ pub struct Distillation {
     pub before: f64,
     /// What was tried, in this order.
     pub tried: Vec<Tried>,
-    /// Which of them was taken: the best, where it is better by more than one standard error; `None` where the weights stay as they were.
+    /// Which of them was taken: the first that is not worse by more than one standard error; `None` where the weights stay
+    /// as they were.
     pub kept: Option<usize>,
     /// The largest difference of an output between the file and what was trained, relative to its largest value.
     pub difference: Option<f64>,
@@ -57,9 +54,7 @@ impl fmt::Display for Distillation {
         let (before, samples) = (self.before, self.samples);
         match self.kept.and_then(|place| self.tried.get(place)) {
             Some(Tried { loss, .. }) => write!(f, "loss {before:.5} -> {loss:.5} on {samples} samples set aside"),
-            None => {
-                write!(f, "no better on {samples} samples set aside (loss {before:.5}), so weights stay as they were")
-            }
+            None => write!(f, "worse than a loss of {before:.5} on {samples} samples set aside, so weights stay"),
         }
     }
 }
@@ -87,9 +82,14 @@ pub struct Tried {
     pub loss: f64,
 }
 
-/// How far to go towards where the last step led: noise of few steps grows with the square of the way, and what was learnt
-/// with the way.
-const WAYS: [f64; 2] = [0.5, 0.25];
+/// Samples that judge, copies among them, are about so many where so many can be had.
+const ENOUGH: usize = 256;
+
+/// No sample judges with more copies than this: they are too much alike.
+const MOST_COPIES: usize = 3;
+
+/// The least of the way that is tried: noise of few steps grows with the square of the way, and what was learnt with the way.
+const NEAREST: f64 = 0.5;
 
 /// A teacher and its lessons.
 pub(crate) struct Distiller<'a> {
@@ -98,15 +98,14 @@ pub(crate) struct Distiller<'a> {
     /// What the loss compares, with whole scores of the teacher.
     objective: Objective,
     settings: Distil,
-    teacher: Session,
     streams: Vec<ValueId>,
-    tokens: Option<Tokens>,
-    /// Batches that nothing learns from, with the teacher's outputs.
-    judges: Vec<Lesson<'a>>,
+    lessons: Lessons<'a>,
+    /// Batches that nothing learns from and copies of them, with the teacher's outputs.
+    judges: Vec<Vec<Lesson<'a>>>,
 }
 
 impl<'a> Distiller<'a> {
-    /// For students of the probes' model.
+    /// For students of the probes' model; what the teacher gives is kept in the `cache`.
     ///
     /// # Errors
     /// Where the teacher does not run.
@@ -115,22 +114,23 @@ impl<'a> Distiller<'a> {
         probes: &'a Probes<'a>,
         settings: Distil,
         judges: &'a [Batch],
+        cache: Cache,
     ) -> Result<Self, Error> {
         let streams = streams(probes.discovery);
         // What makes scores of a vocabulary is trained too.
         let objective = probes.objective.clone().without_heads();
-        let teacher = distil::teacher(probes.model, &objective, &streams);
-        let teacher = world.runtime.session(&teacher, "running the original", Purpose::Work)?;
-        let tokens = Tokens::of(&probes.model.graph, world.batches, probes.token_mask)?;
-        let mut this = Self { world, probes, objective, settings, teacher, streams, tokens, judges: Vec::new() };
-        for batch in judges {
-            let lesson = this.lesson(batch, None)?.without_streams(&probes.model.graph, &this.objective)?;
-            this.judges.push(lesson);
-        }
-        Ok(this)
+        let mut lessons = Lessons::new(world, probes, &objective, &streams, cache)?;
+        let samples: usize = judges.iter().map(|b| b.samples).sum();
+        let copies = (ENOUGH / samples.max(1)).min(MOST_COPIES);
+        let mut judge = |batch| -> Result<Vec<Lesson<'a>>, Error> {
+            let lessons = lessons.of_others(batch, copies)?;
+            lessons.into_iter().map(|l| l.without_streams(&probes.model.graph, &objective)).collect()
+        };
+        let judges = judges.iter().map(&mut judge).collect::<Result<_, Error>>()?;
+        Ok(Self { world, probes, objective, settings, streams, lessons, judges })
     }
 
-    /// Lets a pupil learn. Returns what was done, and the weights where they are better than they were.
+    /// Lets a pupil learn. Returns what was done, and the weights where they are no worse than they were.
     ///
     /// # Errors
     /// Where it cannot be differentiated, or a number is not finite.
@@ -139,26 +139,30 @@ impl<'a> Distiller<'a> {
         let mut learner = Learner::new(runtime, &self.student(pupil), &pupil.weights)?;
         let mut mini_batches: Vec<usize> = batches.iter().map(|b| b.mini_batch).collect();
         mini_batches.dedup();
-        let schedule = Schedule::new(self.settings.equivalents(), pupil.kept, &mini_batches, seed);
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let different = self.lessons.of_a_sample();
+        let schedule = Schedule::new(self.settings.equivalents(), pupil.kept, different, &mini_batches, seed);
         let start = learner.weights()?;
         let mut guard = Guard::new(self.judged(&mut learner)?, self.settings.is_guarded());
+        let mut highest = None;
         for (i, &mini_batch) in schedule.steps.iter().enumerate() {
             runtime.check_cancelled()?;
             progress.stage(&format!("distilling: step {} of {}", i + 1, schedule.steps.len()));
-            let parts = batches.iter().filter(|b| b.mini_batch == mini_batch);
-            let copies = (i % COPIES != 0).then_some(&mut random);
-            learner.learn(&self.lessons(parts, copies)?, schedule.rate(i))?;
-            if schedule.is_checked(i) {
-                guard.see(i + 1, 1.0, self.judged(&mut learner)?, &learner)?;
+            let lessons = self.lessons.of(mini_batch, i % 2 == 1)?;
+            let highest = match highest {
+                Some(rate) => rate,
+                None => *highest.insert(schedule.highest(learner.apart(&lessons)?)),
+            };
+            learner.learn(&lessons, schedule.rate(i, highest))?;
+        }
+        let mut way = 1.0;
+        while !guard.takes(schedule.steps.len(), way, &self.judged(&mut learner)?) {
+            if way <= NEAREST {
+                return Ok((guard.finish(), None));
             }
+            learner.go_half_way_to(&start)?;
+            way /= 2.0;
         }
-        let end = learner.weights()?;
-        for way in WAYS {
-            learner.go_between([&start, &end], way)?;
-            guard.see(schedule.steps.len(), way, self.judged(&mut learner)?, &learner)?;
-        }
-        Ok(guard.finish())
+        Ok((guard.finish(), Some(learner.weights()?)))
     }
 
     /// What a pupil is compared by.
@@ -169,26 +173,11 @@ impl<'a> Distiller<'a> {
 
     /// The losses of the batches that judge.
     fn judged(&self, learner: &mut Learner) -> Result<Vec<Judged>, Error> {
-        let judged = |lesson: &Lesson| Ok(Judged { samples: lesson.batch.samples, loss: learner.judged(lesson)? });
-        self.judges.iter().map(judged).collect()
-    }
-
-    fn lessons(
-        &mut self,
-        parts: impl Iterator<Item = &'a Batch>,
-        mut random: Option<&mut ChaCha8Rng>,
-    ) -> Result<Vec<Lesson<'a>>, Error> {
-        parts.map(|batch| self.lesson(batch, random.as_deref_mut())).collect()
-    }
-
-    /// A batch with what the teacher gives for it; of a copy where there is a source of random numbers.
-    fn lesson(&mut self, batch: &'a Batch, random: Option<&mut ChaCha8Rng>) -> Result<Lesson<'a>, Error> {
-        let instead = match (&self.tokens, random) {
-            (Some(tokens), Some(random)) => tokens.replaced(batch, random)?,
-            _ => None,
+        let mut judged = |lessons: &Vec<Lesson>| {
+            let losses: Vec<f64> = lessons.iter().map(|l| learner.judged(l)).collect::<Result<_, Error>>()?;
+            let samples = lessons.first().map_or(0, |l| l.batch.samples);
+            Ok(Judged { samples, loss: losses.iter().sum::<f64>() / losses.len() as f64 })
         };
-        let given = |name: &str| instead.as_ref().filter(|(n, _)| n == name).map(|(_, held)| held.value());
-        let values = self.teacher.run_with(|name| given(name).or_else(|| batch.find(name)))?;
-        Ok(Lesson { batch, teacher: as_inputs(values), instead })
+        self.judges.iter().map(&mut judged).collect()
     }
 }

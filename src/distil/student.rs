@@ -20,6 +20,7 @@ pub(super) struct Learner {
     learning: Session,
     judging: Session,
     loss: String,
+    apart: String,
     weights: Vec<Weight>,
     values: HashMap<String, DynValue>,
     adam: Adam,
@@ -62,7 +63,7 @@ impl Learner {
     pub(super) fn new(runtime: &Runtime, student: &distil::Student, weights: &[ValueId]) -> Result<Self, Error> {
         let impossible = |why: String| Error::Usage(format!("--distil: {why}"));
         let step = distil::step(student, TAU, weights).map_err(|e| impossible(e.to_string()))?;
-        let Step { model, loss, weights } = step;
+        let Step { model, loss, apart, weights } = step;
         if weights.is_empty() {
             return Err(impossible("the outputs depend on no weight that the file has as a constant".into()));
         }
@@ -77,67 +78,91 @@ impl Learner {
         }
         let sizes = weights.iter().map(|w| student.model.graph.constant(w.value).map_or(0, |t| t.count()));
         let adam = Adam::new(sizes);
-        Ok(Self { learning, judging, loss, weights, values, adam })
+        Ok(Self { learning, judging, loss, apart, weights, values, adam })
     }
 
     /// Moves the weights by the lessons of one mini-batch, at this rate.
     pub(super) fn learn(&mut self, lessons: &[Lesson], rate: f32) -> Result<(), Error> {
-        let samples = lessons.iter().map(|l| l.batch.samples).sum();
-        let mut sums: Vec<Vec<f32>> = Vec::new();
+        let mut gradients = Vec::new();
         for lesson in lessons {
-            let found = run(&mut self.learning, &self.values, lesson, samples)?;
-            if let Some(odd) = found.get(&self.loss).map(runtime::odd).transpose()?.flatten() {
-                return Err(not_finite(
-                    lesson.batch.describe(),
-                    "the loss of the student that is distilled",
-                    odd.value,
-                ));
-            }
-            self.add(&mut sums, &found)?;
+            let found = self.run(lesson, lessons)?;
+            gradients = self.sum(gradients, found)?;
         }
-        let norm = sums.iter().flatten().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-        if !norm.is_finite() {
+        let mut squares = 0.0;
+        for gradient in &gradients {
+            squares += runtime::numbers_of(gradient)?.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
+        }
+        if !squares.is_finite() {
             let place = lessons.iter().map(|l| l.batch.describe()).collect::<Vec<_>>().join(", ");
-            return Err(not_finite(place, "the gradient of the student that is distilled", norm));
+            return Err(not_finite(place, "the gradient of the student that is distilled", squares));
         }
-        let scale = self.adam.start(norm);
-        for (i, (weight, gradient)) in self.weights.iter().zip(&sums).enumerate() {
+        let scale = self.adam.start(squares.sqrt());
+        for (i, (weight, gradient)) in self.weights.iter().zip(&gradients).enumerate() {
             if let Some(value) = self.values.get_mut(&weight.name) {
-                self.adam.step(i, runtime::numbers_of_mut(value)?, gradient, scale, rate);
+                self.adam.step(i, runtime::numbers_of_mut(value)?, runtime::numbers_of(gradient)?, scale, rate);
             }
         }
         Ok(())
     }
 
-    /// Puts the weights at a point between two others.
-    pub(super) fn go_between(&mut self, [start, end]: [&Values; 2], way: f64) -> Result<(), Error> {
-        for (weight, ((_, start), (_, end))) in self.weights.iter().zip(start.iter().zip(end)) {
+    /// How far the streams are from the teacher's, relative to their size, in the lessons of one mini-batch.
+    pub(super) fn apart(&mut self, lessons: &[Lesson]) -> Result<f64, Error> {
+        let of = |lesson| {
+            let found = self.run(lesson, lessons)?;
+            let apart = found.get(&self.apart).ok_or_else(|| Error::internal("a step gave no loss of the streams"))?;
+            Ok(runtime::scalars(apart)?.sum())
+        };
+        lessons.iter().map(of).sum()
+    }
+
+    /// What a step gives for one of the lessons of a mini-batch.
+    fn run(&mut self, lesson: &Lesson, all: &[Lesson]) -> Result<runtime::Values, Error> {
+        let samples = all.iter().map(|l| l.batch.samples).sum();
+        let found = run(&mut self.learning, &self.values, lesson, samples)?;
+        match found.get(&self.loss).map(runtime::odd).transpose()?.flatten() {
+            Some(odd) => {
+                Err(not_finite(lesson.batch.describe(), "the loss of the student that is distilled", odd.value))
+            }
+            None => Ok(found),
+        }
+    }
+
+    /// Moves the weights half of the way to where they started.
+    pub(super) fn go_half_way_to(&mut self, start: &Values) -> Result<(), Error> {
+        for (weight, (_, start)) in self.weights.iter().zip(start) {
             let value = self.values.get_mut(&weight.name).ok_or_else(|| Error::internal("a weight has no value"))?;
-            let numbers = runtime::numbers_of_mut(value)?.iter_mut().zip(start.iter().zip(end));
-            numbers.for_each(|(w, (a, b))| *w = a + way as f32 * (b - a));
+            runtime::numbers_of_mut(value)?.iter_mut().zip(start).for_each(|(w, s)| *w = (*w + s) / 2.0);
         }
         Ok(())
     }
 
-    /// Adds the gradients that a run gave.
-    fn add(&self, sums: &mut Vec<Vec<f32>>, found: &runtime::Values) -> Result<(), Error> {
-        let is_first = sums.is_empty();
+    /// The gradients so far and those that a run gave, in the order of the weights.
+    fn sum(&self, mut gradients: Vec<DynValue>, mut found: runtime::Values) -> Result<Vec<DynValue>, Error> {
+        let is_first = gradients.is_empty();
         for (i, weight) in self.weights.iter().enumerate() {
             let missing = || Error::internal(format!("a step gave no gradient of {}", weight.name));
-            let gradient = runtime::numbers_of(found.get(&weight.gradient).ok_or_else(missing)?)?;
+            let gradient = found.remove(&weight.gradient).ok_or_else(missing)?;
             match is_first {
-                true => sums.push(gradient.to_vec()),
-                false => sums[i].iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g),
+                true => gradients.push(gradient),
+                false => {
+                    let sums = runtime::numbers_of_mut(&mut gradients[i])?;
+                    sums.iter_mut().zip(runtime::numbers_of(&gradient)?).for_each(|(sum, g)| *sum += g);
+                }
             }
         }
-        Ok(())
+        Ok(gradients)
     }
 
     /// The loss of a lesson's outputs, a mean over its samples.
     pub(super) fn judged(&mut self, lesson: &Lesson) -> Result<f64, Error> {
         let found = run(&mut self.judging, &self.values, lesson, lesson.batch.samples)?;
         let loss = found.values().next().ok_or_else(|| Error::internal("a judge gave nothing"))?;
-        Ok(runtime::scalars(loss)?.sum())
+        match runtime::odd(loss)? {
+            Some(odd) => {
+                Err(not_finite(lesson.batch.describe(), "the loss of the student that is distilled", odd.value))
+            }
+            None => Ok(runtime::scalars(loss)?.sum()),
+        }
     }
 
     /// The weights as they are now.
@@ -171,10 +196,7 @@ fn run(
 }
 
 /// What the teacher gives, by the names of the inputs of the student's graphs.
-pub(super) fn as_inputs(values: runtime::Values) -> HashMap<String, Held> {
-    let of = |(name, value): (String, DynValue)| {
-        let held = Held::from(value);
-        [(teacher_input(&name), held.clone()), (stream_input(&name), held)]
-    };
+pub(super) fn as_inputs(values: HashMap<String, Held>) -> HashMap<String, Held> {
+    let of = |(name, held): (String, Held)| [(teacher_input(&name), held.clone()), (stream_input(&name), held)];
     values.into_iter().flat_map(of).collect()
 }

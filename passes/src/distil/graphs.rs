@@ -17,6 +17,9 @@ pub struct Step {
     pub model: Model,
     /// The name of the loss, a scalar.
     pub loss: String,
+    /// The name of the part of it that is of the streams: relative errors, whatever the outputs are. The whole where there
+    /// is no stream.
+    pub apart: String,
     /// The weights.
     pub weights: Vec<Weight>,
 }
@@ -65,22 +68,22 @@ pub fn step(student: &Student, tau: f64, weights: &[ValueId]) -> Result<Step, Di
 fn step_of(student: &Student, tau: f64, weights: &[ValueId]) -> Result<Step, DifferentiateError> {
     let mut model = student.model.clone();
     let opset = opset(&model);
-    let (loss, seeds) = losses(student, &mut model, tau);
+    let ([loss, apart], seeds) = losses(student, &mut model, tau);
     let gradients = differentiate(&mut model.graph, student.seen, opset, &seeds, weights)?;
     let reached: Vec<(ValueId, ValueId)> =
         weights.iter().zip(gradients).filter_map(|(&weight, gradient)| Some((weight, gradient?))).collect();
-    let ends: Vec<ValueId> = std::iter::once(loss).chain(reached.iter().map(|r| r.1)).collect();
+    let ends: Vec<ValueId> = [loss, apart].into_iter().chain(reached.iter().map(|r| r.1)).collect();
     let name = |v: ValueId| model.graph.name(v).to_string();
     let named = |&(value, gradient): &(ValueId, ValueId)| Weight { value, name: name(value), gradient: name(gradient) };
-    let (loss, weights): (String, Vec<Weight>) = (name(loss), reached.iter().map(named).collect());
+    let ([loss, apart], weights): (_, Vec<Weight>) = ([loss, apart].map(name), reached.iter().map(named).collect());
     take(&mut model, &weights);
     finish(&mut model, &ends);
     shapes::declare(&mut model, student.seen);
-    Ok(Step { model, loss, weights })
+    Ok(Step { model, loss, apart, weights })
 }
 
-/// The loss of the outputs and of the stream, and its gradients.
-fn losses(student: &Student, model: &mut Model, tau: f64) -> (ValueId, Vec<Seed>) {
+/// The loss of the outputs and of the stream, that of the stream alone, and the gradients of both.
+fn losses(student: &Student, model: &mut Model, tau: f64) -> ([ValueId; 2], Vec<Seed>) {
     let opset = opset(model);
     let mut emit = Emit::new(&mut model.graph, opset, "distil");
     let criterion = Criterion::Teacher { tau };
@@ -88,8 +91,11 @@ fn losses(student: &Student, model: &mut Model, tau: f64) -> (ValueId, Vec<Seed>
     let (stream, more) = stream::append(&mut emit, student);
     let mut seeds = outputs.seeds;
     seeds.extend(more);
-    let whole = stream.map_or(outputs.value, |stream| emit.op("Add", &[outputs.value, stream]));
-    (whole, seeds)
+    let losses = match stream {
+        Some(stream) => [emit.op("Add", &[outputs.value, stream]), stream],
+        None => [outputs.value; 2],
+    };
+    (losses, seeds)
 }
 
 /// How far the student's outputs are from the teacher's, as they are: a graph with the loss as its only output, whose
