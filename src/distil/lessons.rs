@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::runtime::{Cache, Held, Kept, Purpose, Session, Values};
 use crate::walk::World;
 
-/// A teacher, asked once for each lesson.
+/// A teacher, asked once for each lesson as long as there is memory to keep what it gives.
 pub(super) struct Lessons<'a> {
     batches: &'a [Batch],
     teacher: Session,
@@ -72,18 +72,22 @@ impl<'a> Lessons<'a> {
     }
 
     fn lesson(&mut self, i: usize, batch: &'a Batch, copy: usize) -> Result<Lesson<'a>, Error> {
-        if self.given[i][copy].is_none() {
-            let instead = match (&self.tokens, copy) {
-                (Some(tokens), 1) => tokens.replaced(batch, &mut self.random(i))?,
-                _ => None,
-            };
-            let values = self.ask(batch, instead.as_ref())?;
-            self.given[i][copy] = Some(Given { instead, values: self.cache.keep(values)? });
+        if let Some(Given { instead, values }) = &self.given[i][copy] {
+            return Ok(Lesson { batch, instead: instead.clone(), teacher: as_inputs(values.load()?) });
         }
-        let Some(Given { instead, values }) = &self.given[i][copy] else {
-            return Err(Error::internal("a lesson was not kept"));
+        let instead = match (&self.tokens, copy) {
+            (Some(tokens), 1) => tokens.replaced(batch, &mut self.random(i))?,
+            _ => None,
         };
-        Ok(Lesson { batch, instead: instead.clone(), teacher: as_inputs(values.load()?) })
+        let values = self.ask(batch, instead.as_ref())?;
+        // Scores of a vocabulary may be larger than everything else: what would go to a disk is asked for again.
+        if !self.cache.has_room_for(&values) {
+            return Ok(Lesson { batch, instead, teacher: as_inputs(held(values)) });
+        }
+        let values = self.cache.keep(values)?;
+        let teacher = as_inputs(values.load()?);
+        self.given[i][copy] = Some(Given { instead: instead.clone(), values });
+        Ok(Lesson { batch, instead, teacher })
     }
 
     /// Of samples that are no part of the calibration set: as they are, and so many copies where there are any.
@@ -99,9 +103,8 @@ impl<'a> Lessons<'a> {
                 (Some(tokens), _) => tokens.replaced(batch, &mut random)?,
                 (None, _) => break,
             };
-            let values: HashMap<String, Held> =
-                self.ask(batch, instead.as_ref())?.into_iter().map(|(name, value)| (name, Held::from(value))).collect();
-            lessons.push(Lesson { batch, instead, teacher: as_inputs(values) });
+            let teacher = as_inputs(held(self.ask(batch, instead.as_ref())?));
+            lessons.push(Lesson { batch, instead, teacher });
         }
         Ok(lessons)
     }
@@ -119,4 +122,8 @@ impl<'a> Lessons<'a> {
         random.set_stream(batch as u64 + 1);
         random
     }
+}
+
+fn held(values: Values) -> HashMap<String, Held> {
+    values.into_iter().map(|(name, value)| (name, Held::from(value))).collect()
 }

@@ -70,10 +70,15 @@ impl Cache {
         Ok(())
     }
 
+    /// Whether values would be kept in memory.
+    pub fn has_room_for(&self, values: &Values) -> bool {
+        self.0.has_room_for(values.values().map(tensors::size).sum())
+    }
+
     fn entry(&self, value: DynValue) -> Result<Entry, Error> {
         let store = &self.0;
         let bytes = tensors::size(&value);
-        let fits = store.used.get() + bytes <= store.limit;
+        let fits = store.has_room_for(bytes);
         let place = match tensors::element(&value).filter(|&e| !fits && bytes > 0 && e != ElementType::String) {
             Some(element) => store.spill(&value, element)?,
             None => Place::Memory(tensors::own(value)?),
@@ -91,6 +96,10 @@ impl Cache {
 }
 
 impl Store {
+    fn has_room_for(&self, bytes: u64) -> bool {
+        self.used.get() + bytes <= self.limit
+    }
+
     fn spill(&self, value: &DynValue, element: ElementType) -> Result<Place, Error> {
         let (dims, bytes) = tensors::content(value)?;
         let mut spill = self.spill.borrow_mut();
