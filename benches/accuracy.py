@@ -119,7 +119,7 @@ def page(arguments):
                  f"|---|{'---|' * (len(sweep.split(',')) + 2)}"]
         for method, runs in rows.items():
             cells = [cell(runs, i) for i in range(len(sweep.split(",")))]
-            text.append(f"| {method} | {' | '.join(cells)} | {len(runs)} | {mean([r['cost'] for r in runs]):.1f} |")
+            text.append(f"| {method} | {' | '.join(cells)} | {len(runs)} | {statistics.median(r['cost'] for r in runs):.1f} |")
         text.append("")
     arguments.page.write_text("\n".join(text))
     figure(arguments.figure, lines)
@@ -128,9 +128,18 @@ def page(arguments):
 BEGIN = "<!-- What follows is made by benches/accuracy.py. -->"
 
 
+def spread(heights, apart=12):
+    """The same, so far apart that labels can be read."""
+    placed, least = {}, -math.inf
+    for method, height in sorted(heights.items(), key=lambda item: item[1]):
+        placed[method] = least = max(height, least + apart)
+    return placed
+
+
 def figure(path, lines):
     """KL against compression, on a logarithmic scale, one line a method; one panel for every set with labels."""
     panels = [(place, rows) for place, rows in tables(lines).items() if not place[1] and len(rows) > 1]
+    colours = dict(zip(dict.fromkeys(method for _, rows in panels for method in rows), COLOURS))
     width, height, across = 420, 300, 2
     whole = f'{width * min(across, len(panels))} {(height + 40) * math.ceil(len(panels) / across)}'
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole}" role="img" '
@@ -149,10 +158,11 @@ def figure(path, lines):
         parts += [f'<text x="{x(s):.0f}" y="{height - 4}" text-anchor="middle">{s:g}</text>' for s in shares]
         ticks = [10 ** (low + i / 2) for i in range(int((high - low) * 2) + 1)]
         parts += [f'<text x="{x(shares[0]) - 14:.0f}" y="{y(v) + 4:.0f}" text-anchor="end">{v:.2g}</text>' for v in ticks]
-        for (method, values), colour in zip(points.items(), COLOURS):
+        heights = spread({method: y(values[-1]) for method, values in points.items()})
+        for method, values in points.items():
             line = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(shares, values))
-            parts += [f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>',
-                      f'<text x="{x(shares[-1]) + 6:.0f}" y="{y(values[-1]) + 4:.0f}" fill="{colour}">{method}</text>']
+            parts += [f'<polyline points="{line}" fill="none" stroke="{colours[method]}" stroke-width="2"/>',
+                      f'<text x="{x(shares[-1]) + 6:.0f}" y="{heights[method] + 4:.0f}" fill="{colours[method]}">{method}</text>']
         parts.append(f'<text x="170" y="{height + 16}" text-anchor="middle">FLOPs removed</text></g>')
     path.write_text("\n".join(parts + ["</svg>", ""]))
 
