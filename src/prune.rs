@@ -184,7 +184,8 @@ fn judges(loaded: &mut Loaded, options: &Options) -> Result<Option<Dataset>, Err
         let reason = "--distil: samples are set aside to judge by, and there is only one";
         return Err(Error::Usage(format!("{reason}; give more with --calibration, or leave the option away")));
     }
-    let aside = (samples / JUDGES).clamp(FEWEST, MOST_SET_ASIDE).min(samples / 2);
+    let few = (samples / JUDGES).clamp(FEWEST, MOST_SET_ASIDE).min(samples / 2);
+    let aside = few.next_multiple_of(loaded.calibration.fixed_batch().unwrap_or(1)).min(samples - 1);
     set_aside(loaded, aside, options.data.calibration.seed).map(Some)
 }
 

@@ -55,9 +55,17 @@ fn who_is_as_good_as_its_teacher_stays_so() {
 #[test]
 fn every_kind_of_model_can_be_distilled() {
     let folder = tempfile::tempdir().unwrap();
-    // Half precision, shared weights, images, two inputs of tokens, sound, spans, external data.
-    let names =
-        ["bert.ts17.f16", "albert.ts17", "vit.dy20", "t5.ts17", "wav2vec2.ts17", "bert-qa.ts17", "bert.ts17.external"];
+    // Half precision, shared weights, images, two inputs of tokens, sound, spans, external data, batches of one size.
+    let names = [
+        "bert.ts17.f16",
+        "albert.ts17",
+        "vit.dy20",
+        "t5.ts17",
+        "wav2vec2.ts17",
+        "bert-qa.ts17",
+        "bert.ts17.external",
+        "bert.ts17.fixed",
+    ];
     for name in names {
         let (model, output) = (fixtures().join(format!("zoo/{name}.onnx")), folder.path().join(format!("{name}.onnx")));
         let report = output.with_extension("json");
