@@ -119,12 +119,8 @@ impl Learner {
     fn run(&mut self, lesson: &Lesson, all: &[Lesson]) -> Result<runtime::Values, Error> {
         let samples = all.iter().map(|l| l.batch.samples).sum();
         let found = run(&mut self.learning, &self.values, lesson, samples)?;
-        match found.get(&self.loss).map(runtime::odd).transpose()?.flatten() {
-            Some(odd) => {
-                Err(not_finite(lesson.batch.describe(), "the loss of the student that is distilled", odd.value))
-            }
-            None => Ok(found),
-        }
+        found.get(&self.loss).map_or(Ok(()), |loss| check(loss, lesson))?;
+        Ok(found)
     }
 
     /// Moves the weights half of the way to where they started.
@@ -157,12 +153,8 @@ impl Learner {
     pub(super) fn judged(&mut self, lesson: &Lesson) -> Result<f64, Error> {
         let found = run(&mut self.judging, &self.values, lesson, lesson.batch.samples)?;
         let loss = found.values().next().ok_or_else(|| Error::internal("a judge gave nothing"))?;
-        match runtime::odd(loss)? {
-            Some(odd) => {
-                Err(not_finite(lesson.batch.describe(), "the loss of the student that is distilled", odd.value))
-            }
-            None => Ok(runtime::scalars(loss)?.sum()),
-        }
+        check(loss, lesson)?;
+        Ok(runtime::scalars(loss)?.sum())
     }
 
     /// The weights as they are now.
@@ -193,6 +185,12 @@ fn run(
         SHARE => Some(share.value()),
         _ => weights.get(name).or_else(|| lesson.find(name)),
     })
+}
+
+/// A loss that is not finite is an error.
+fn check(loss: &DynValue, lesson: &Lesson) -> Result<(), Error> {
+    let refuse = |value| not_finite(lesson.batch.describe(), "the loss of the student that is distilled", value);
+    runtime::odd(loss)?.map_or(Ok(()), |odd| Err(refuse(odd.value)))
 }
 
 /// What the teacher gives, by the names of the inputs of the student's graphs.
